@@ -1,0 +1,181 @@
+"""Every error that Springtide raises, under one root.
+
+    SpringtideError
+    ├── ConfigurationError            the application or its topology cannot run as written
+    │   ├── TopologyError             springtide.toml: all faults at once, with lines
+    │   ├── StageNotBuilt             the topology asks for parts that do not exist yet
+    │   ├── ModuleError               a module's declaration breaks its boundary
+    │   └── MigrationError            migrations on disk and in the database disagree
+    ├── RunnerError                   a local process could not be started, adopted or stopped
+    ├── DeadlineExceeded              the request's time is used up
+    ├── Unavailable                   try again later; carries retry_after
+    │   ├── PoolTimeout               no connection within acquire_timeout
+    │   ├── PoolSaturated             too many callers wait for a connection already
+    │   ├── PoolClosed                the pool is stopping or was never started
+    │   └── DatabaseUnavailable       no connection to the server can be made or kept
+    ├── DatabaseError                 the database answered, and the answer is a problem
+    │   ├── RoleChanged               the server stopped being a primary (SQLSTATE 25006)
+    │   ├── CommitUnknown             COMMIT was sent, its outcome is not known
+    │   ├── AlreadyReserved           a value that must be unique belongs to somebody else
+    │   ├── WrongShard                one transaction touched keys of two shards
+    │   └── IdSpaceExhausted          a bucket has used every id below 2**53
+    ├── InvalidToken                  a signed token is malformed, expired or not ours
+    └── InvalidCursor                 a pagination cursor was not made by this query
+
+Each message is one sentence from the caller's side; data are attributes; causes are chained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "AlreadyReserved",
+    "CommitUnknown",
+    "ConfigurationError",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "DeadlineExceeded",
+    "IdSpaceExhausted",
+    "InvalidCursor",
+    "InvalidToken",
+    "MigrationError",
+    "ModuleError",
+    "PoolClosed",
+    "PoolSaturated",
+    "PoolTimeout",
+    "RoleChanged",
+    "RunnerError",
+    "SpringtideError",
+    "StageNotBuilt",
+    "TopologyError",
+    "TopologyFault",
+    "Unavailable",
+    "WrongShard",
+]
+
+
+class SpringtideError(Exception):
+    """The root of the tree; never raised itself."""
+
+
+class ConfigurationError(SpringtideError):
+    """The application or its topology cannot run as written."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyFault:
+    """One fault: `line` 1-based or None when the key is absent, `key` dotted, `rule` what must hold."""
+
+    line: int | None
+    key: str
+    value: object
+    rule: str
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line is not None else ""
+        got = "" if self.value is None else f", got {self.value!r}"
+        return f"{where}{self.key}: {self.rule}{got}"
+
+
+class TopologyError(ConfigurationError):
+    """springtide.toml breaks its rules; `faults` lists every one, in file order."""
+
+    def __init__(self, source: str, faults: Sequence[TopologyFault]) -> None:
+        self.source = source
+        self.faults = tuple(faults)
+        lines = "\n".join(f"  {fault}" for fault in self.faults)
+        noun = "fault" if len(self.faults) == 1 else "faults"
+        super().__init__(f"{source}: {len(self.faults)} {noun}\n{lines}")
+
+
+class StageNotBuilt(ConfigurationError):
+    """The topology needs `missing` parts, which this version of Springtide does not have."""
+
+    def __init__(self, stage: int | None, missing: Sequence[str]) -> None:
+        self.stage = stage
+        self.missing = tuple(missing)
+        subject = f"stage {stage}" if stage is not None else "this topology"
+        super().__init__(f"{subject} needs {', '.join(self.missing)}, which this version does not have yet")
+
+
+class ModuleError(ConfigurationError):
+    """A module's declaration breaks its boundary."""
+
+
+class MigrationError(ConfigurationError):
+    """Migrations on disk and in the database disagree, or one of them failed."""
+
+
+class RunnerError(SpringtideError):
+    """A local process could not be started, adopted or stopped."""
+
+
+class DeadlineExceeded(SpringtideError):
+    """The request's time is used up; `during` says what it was spent on last."""
+
+    def __init__(self, during: str) -> None:
+        self.during = during
+        super().__init__(f"the deadline passed while {during}")
+
+
+class Unavailable(SpringtideError):
+    """A dependency cannot take this request now; `retry_after` in seconds is a hint, None means unknown."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class PoolTimeout(Unavailable):
+    """No connection became free within the acquire time-out."""
+
+
+class PoolSaturated(Unavailable):
+    """The queue for connections is full; the caller was turned away at once."""
+
+
+class PoolClosed(Unavailable):
+    """The pool is stopping or was never started."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """No connection to the server can be made or kept; nothing was committed by this call."""
+
+
+class DatabaseError(SpringtideError):
+    """The database answered, and the answer is a problem."""
+
+
+class RoleChanged(DatabaseError):
+    """The server stopped being a primary; every connection to it is being retired."""
+
+
+class CommitUnknown(DatabaseError):
+    """COMMIT was sent and its outcome is not known: do not retry blindly, look at the data."""
+
+
+class AlreadyReserved(DatabaseError):
+    """`value` of `kind` belongs to somebody else."""
+
+    def __init__(self, kind: str, value: str) -> None:
+        self.kind = kind
+        self.value = value
+        super().__init__(f"{kind} {value!r} is already taken")
+
+
+class WrongShard(DatabaseError):
+    """One transaction touched keys that live on two shards."""
+
+
+class IdSpaceExhausted(DatabaseError):
+    """A bucket has used every id below 2**53."""
+
+
+class InvalidToken(SpringtideError):
+    """A signed token is malformed, expired, or was not signed by us for this use."""
+
+
+class InvalidCursor(SpringtideError):
+    """A pagination cursor was not made by this query."""

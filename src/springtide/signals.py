@@ -1,0 +1,139 @@
+"""What layers say about themselves: frozen facts with fixed fields, handed to a sink.
+
+A layer emits and forgets: `Sink.emit` is synchronous, quick and never raises. Metrics, logs and the doctor
+are sinks; a layer does not know which are listening. Durations are float seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from springtide.context import Ledger, Trace
+
+__all__ = [
+    "ConnectionClosed",
+    "ConnectionOpened",
+    "FanOut",
+    "NullSink",
+    "PoolWaited",
+    "RequestFinished",
+    "ServiceChanged",
+    "Signal",
+    "Sink",
+    "StatementFinished",
+    "TaskFailed",
+]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceChanged:
+    """A service reached `state`: starting, running, stopping, stopped or failed."""
+
+    service: str
+    state: str
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """A supervised task raised; it is started again after `retry_in` seconds, None means never."""
+
+    task: str
+    error: str
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWaited:
+    """A caller had to queue for a connection. `outcome`: acquired, timeout, saturated or cancelled."""
+
+    cluster: str
+    priority: str
+    seconds: float
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened:
+    cluster: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """`reason`: aged, idle, generation, broken, cancelled or shutdown."""
+
+    cluster: str
+    reason: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatementFinished:
+    """One statement ended. `statement` is its fingerprint, `error` a SQLSTATE or exception name."""
+
+    cluster: str
+    statement: str
+    seconds: float
+    rows: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """One HTTP request was answered, or its client left (`status` 499). `route` is the template."""
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+    request_id: str
+    ledger: Ledger
+    trace: Trace | None
+    error: str | None
+
+
+Signal = (
+    ServiceChanged
+    | TaskFailed
+    | PoolWaited
+    | ConnectionOpened
+    | ConnectionClosed
+    | StatementFinished
+    | RequestFinished
+)
+
+
+class Sink(Protocol):
+    def emit(self, signal: Signal) -> None:
+        """Take note of `signal`; must return within microseconds and must not raise."""
+
+
+class NullSink:
+    """Hears nothing; the default of every layer used alone."""
+
+    __slots__ = ()
+
+    def emit(self, signal: Signal) -> None:
+        return None
+
+
+class FanOut:
+    """Hands every signal to several sinks; one that raises is logged and does not stop the others."""
+
+    __slots__ = ("_sinks",)
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def emit(self, signal: Signal) -> None:
+        for sink in self._sinks:
+            try:
+                sink.emit(signal)
+            except Exception:  # a faulty observer must not fail the observed
+                _log.exception("sink %r failed on %s", sink, type(signal).__name__)
