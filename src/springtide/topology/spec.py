@@ -1,0 +1,250 @@
+"""The typed form of springtide.toml: what the whole platform is made of.
+
+    Topology
+    ├── objectives, servers, workers, pool, telemetry     one table each, always there
+    ├── nodes      one process with an address: given (url) or supervised (the runner starts it)
+    ├── clusters   one PostgreSQL server group: a primary and its replicas
+    └── databases  which clusters hold the buckets of a module's tables
+
+Every structure is frozen. Values only: nothing here reads files, connects or starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
+from urllib.parse import urlsplit, urlunsplit
+
+from springtide.errors import ConfigurationError
+from springtide.topology.keys import Key, above, at_least, between, cidr, each, matching, one_of
+
+__all__ = [
+    "Cluster",
+    "DatabaseSpec",
+    "Node",
+    "Objectives",
+    "PoolSpec",
+    "ServerSpec",
+    "TelemetrySpec",
+    "Topology",
+    "WorkerSpec",
+]
+
+NAME = matching(r"[A-Za-z][A-Za-z0-9-]{0,62}", "must be letters, digits and -, starting with a letter")
+ENTRY = matching(
+    r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", 'must look like "module:attr"'
+)
+PORT = between(1, 65535)
+
+Cpu = Annotated[float | None, Key(says="CPU limit; absent = none", unit="cores", rule=above(0))]
+MemoryBytes = Annotated[
+    int | None, Key(says="memory limit; absent = none", unit="bytes", rule=at_least(16 * 1024 * 1024))
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objectives:
+    """What the platform must reach; the doctor and the planner measure against it."""
+
+    peak_rps: Annotated[float, Key(says="busiest expected load", unit="requests/s", rule=above(0))] = 50.0
+    concurrent_users: Annotated[int, Key(says="people active at once", unit="users", rule=at_least(1))] = 100
+    read_ratio: Annotated[float, Key(says="share of requests that only read", rule=between(0, 1))] = 0.9
+    p95: Annotated[float, Key(says="95th percentile of API answers", unit="s", rule=above(0))] = 0.2
+    page: Annotated[float, Key(says="time until a page is complete", unit="s", rule=above(0))] = 2.0
+    availability: Annotated[float, Key(says="share of requests answered well", rule=between(0, 1))] = 0.9999
+    growth: Annotated[float, Key(says="growth of load; 0.1 is 10 %", unit="per month", rule=at_least(-1))] = (
+        0.0
+    )
+    headroom: Annotated[float, Key(says="designed for peak_rps times this", rule=at_least(1))] = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """The app servers: `count` processes behind one public address."""
+
+    count: Annotated[int, Key(says="app server processes", unit="processes", rule=between(1, 1000))] = 1
+    host: Annotated[
+        str, Key(says="address of the public socket", rule=matching(r"\S+", "must not be empty"))
+    ] = "127.0.0.1"
+    port: Annotated[int, Key(says="port of the public socket; 0 = a free one", rule=between(0, 65535))] = 8000
+    request_timeout: Annotated[float, Key(says="deadline of one request", unit="s", rule=above(0))] = 30.0
+    body_bytes: Annotated[int, Key(says="largest request body", unit="bytes", rule=at_least(1))] = 1_048_576
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Key(
+            says="web origins that browsers may call from",
+            rule=each(matching(r"\*|https?://[^/\s]+", 'must look like "https://host" or be "*"')),
+        ),
+    ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...], Key(says="proxies whose X-Forwarded-* headers count", rule=each(cidr()))
+    ] = ("127.0.0.1/32", "::1/128")
+    cpu: Cpu = None
+    memory_bytes: MemoryBytes = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """The worker processes that do what no request waits for; 0 = none."""
+
+    count: Annotated[int, Key(says="worker processes", unit="processes", rule=between(0, 1000))] = 1
+    cpu: Cpu = None
+    memory_bytes: MemoryBytes = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """The connection pool that each app server and worker keeps per cluster."""
+
+    size: Annotated[
+        int, Key(says="connections per process and cluster", unit="connections", rule=at_least(1))
+    ] = 20
+    reserved: Annotated[
+        int, Key(says="of these, kept for critical work; < size", unit="connections", rule=at_least(0))
+    ] = 2
+    max_waiting: Annotated[int, Key(says="callers that may wait", unit="callers", rule=at_least(0))] = 1000
+    acquire_timeout: Annotated[float, Key(says="longest wait for a connection", unit="s", rule=above(0))] = (
+        2.0
+    )
+    idle: Annotated[float, Key(says="an unused connection is closed after", unit="s", rule=above(0))] = 30.0
+    max_age: Annotated[float, Key(says="a connection is replaced after", unit="s", rule=above(0))] = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySpec:
+    """Logs and traces; metrics are always on."""
+
+    slow_request: Annotated[
+        float, Key(says="a request slower than this is logged", unit="s", rule=above(0))
+    ] = 1.0
+    log_level: Annotated[
+        str, Key(says="least important level logged", rule=one_of(("debug", "info", "warning", "error")))
+    ] = "info"
+    log_format: Annotated[str, Key(says="form of a log line", rule=one_of(("json", "text")))] = "json"
+    trace_sample: Annotated[float, Key(says="share of requests traced", rule=between(0, 1))] = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One process with an address: given (`url`) or supervised (`port`, or a free one)."""
+
+    name: str
+    kind: Annotated[str, Key(says="what runs there")] = "postgres"
+    url: Annotated[str | None, Key(says="where a given node is; absent = supervised")] = None
+    port: Annotated[int | None, Key(says="port of a supervised node; absent = a free one", rule=PORT)] = None
+    cpu: Cpu = None
+    memory_bytes: MemoryBytes = None
+    max_connections: Annotated[
+        int, Key(says="what the server accepts (kind postgres)", unit="connections", rule=between(10, 10_000))
+    ] = 200
+
+    @property
+    def given(self) -> bool:
+        """True when somebody else runs it and `url` says where."""
+        return self.url is not None
+
+    @property
+    def supervised(self) -> bool:
+        """True when the runner starts it on this machine."""
+        return self.url is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """One PostgreSQL server group: the node of its primary and those of its replicas."""
+
+    name: str
+    primary: Annotated[str, Key(says="node of the primary", rule=NAME)]
+    replicas: Annotated[tuple[str, ...], Key(says="nodes of the replicas", rule=each(NAME))] = ()
+    dbname: Annotated[
+        str | None,
+        Key(
+            says="PostgreSQL database; absent = the given url's own, or the cluster's name",
+            rule=matching(r"[A-Za-z_][A-Za-z0-9_-]{0,62}", "must be letters, digits, _ and -, at most 63"),
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSpec:
+    """One module's tables (or "default": every module not listed) and the clusters that hold their buckets."""
+
+    name: str
+    shards: Annotated[
+        tuple[str, ...], Key(says="clusters, in the order of even bucket ranges", rule=each(NAME))
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """The whole platform, validated; made by `load`, `loads` or a stage's function."""
+
+    name: Annotated[str, Key(says="name of the platform", rule=NAME)]
+    app: Annotated[str, Key(says="the ASGI application", rule=ENTRY)]
+    stage: Annotated[int | None, Key(says="preset to start from", rule=between(1, 7))] = None
+    path: Annotated[str, Key(says="import path, relative to the file")] = "."
+    modules: Annotated[str | None, Key(says="list of modules, or a function giving it", rule=ENTRY)] = None
+    seed: Annotated[str | None, Key(says="entry of `springtide seed`", rule=ENTRY)] = None
+    journeys: Annotated[str | None, Key(says="entry of `springtide load`", rule=ENTRY)] = None
+    objectives: Objectives = field(default_factory=Objectives)
+    servers: ServerSpec = field(default_factory=ServerSpec)
+    workers: WorkerSpec = field(default_factory=WorkerSpec)
+    pool: PoolSpec = field(default_factory=PoolSpec)
+    telemetry: TelemetrySpec = field(default_factory=TelemetrySpec)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    clusters: Mapping[str, Cluster] = field(default_factory=dict)
+    databases: Mapping[str, DatabaseSpec] = field(default_factory=dict)
+    source: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for table in ("nodes", "clusters", "databases"):
+            object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
+
+    @property
+    def import_path(self) -> Path:
+        """`path`, made absolute from the folder of the file (or from the working folder without a file)."""
+        folder = self.source.parent if self.source is not None else Path()
+        return (folder / self.path).resolve()
+
+    def database(self, module: str) -> DatabaseSpec:
+        """The database of `module`; modules that the file does not list share "default".
+
+        Raises ConfigurationError when neither is there.
+        """
+        found = self.databases.get(module) or self.databases.get("default")
+        if found is None:
+            raise ConfigurationError(
+                f"module {module!r} has no database: add [databases.default] or [databases.{module}]"
+            )
+        return found
+
+    def with_addresses(self, addresses: Mapping[str, str]) -> Topology:
+        """The same topology with the urls of started nodes filled in; names that are not nodes are an error."""
+        unknown = sorted(set(addresses) - set(self.nodes))
+        if unknown:
+            raise ConfigurationError(
+                f"addresses were given for nodes that the topology lacks: {', '.join(unknown)}"
+            )
+        nodes = {name: replace(node, url=addresses.get(name, node.url)) for name, node in self.nodes.items()}
+        return replace(self, nodes=nodes)
+
+    def cluster_url(self, cluster: str) -> str:
+        """Where the primary of `cluster` answers, its PostgreSQL database included.
+
+        Raises ConfigurationError when the cluster is unknown or its node has no address yet.
+        """
+        found = self.clusters.get(cluster)
+        if found is None:
+            known = ", ".join(self.clusters) or "none"
+            raise ConfigurationError(f"there is no cluster {cluster!r} (known: {known})")
+        node = self.nodes[found.primary]
+        if node.url is None:
+            raise ConfigurationError(
+                f"node {node.name!r} has no address: start it with `springtide up` or give its url"
+            )
+        parts = urlsplit(node.url)
+        dbname = found.dbname or parts.path.strip("/") or found.name
+        return urlunsplit(parts._replace(path=f"/{dbname}"))
