@@ -13,7 +13,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## set up, start the platform, seed it, drive traffic, show what happens (DEMO_SECONDS=n ends it)
-	@$(VENV)/bin/springtide demo
+	@$(VENV)/bin/springtide demo $(if $(DEMO_PORT),--port $(DEMO_PORT))
 
 up: $(VENV)/.run ## set up and start the platform of springtide.toml in the foreground
 	@$(VENV)/bin/springtide up
