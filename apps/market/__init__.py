@@ -1,0 +1,1 @@
+"""market: a marketplace with a community, the reference application of Springtide."""

@@ -1,0 +1,1 @@
+"""Articles, comments, favourites, tags and feeds. Other modules import `market.content.api` and nothing else."""

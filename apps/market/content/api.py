@@ -1,0 +1,125 @@
+"""What the content module offers to the rest of the application, and the only part of it that may be imported.
+
+People are ids here: their names and pictures belong to the users module, and whoever shows an article asks for
+them there, all of a page in one call.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+__all__ = [
+    "Article",
+    "ArticleChanges",
+    "ArticlePage",
+    "ArticleQuery",
+    "ArticleSummary",
+    "Comment",
+    "Content",
+    "NewArticle",
+]
+
+
+class ArticleSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """An article in a list: without its body. `favorited` is the viewer's, False for an anonymous one."""
+
+    id: int
+    author_id: int
+    slug: str
+    title: str
+    description: str
+    tags: list[str]
+    favorites: int
+    favorited: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+class Article(ArticleSummary, frozen=True, kw_only=True):
+    body: str
+
+
+class ArticlePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Part of a list, newest first; `count` is the length of the whole list."""
+
+    articles: list[ArticleSummary]
+    count: int
+
+
+class ArticleQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Which articles: every filter that is set must hold. `limit` is 1 to 100, `offset` 0 or more."""
+
+    tag: str | None = None
+    author_id: int | None = None
+    favorited_by: int | None = None
+    limit: int = 20
+    offset: int = 0
+
+
+class NewArticle(msgspec.Struct, frozen=True, kw_only=True):
+    title: str
+    description: str
+    body: str
+    tags: list[str] = []
+
+
+class ArticleChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """UNSET leaves a field as it is; `tags` replaces all of them."""
+
+    title: str | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    body: str | UnsetType = UNSET
+    tags: list[str] | UnsetType = UNSET
+
+
+class Comment(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    article_id: int
+    author_id: int
+    body: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class Content(Protocol):
+    """Errors are those of `market.faults`; each method names the ones it raises."""
+
+    async def create(self, author: int, new: NewArticle) -> Article:
+        """Raises Invalid, Taken("title") when the author has an article of that title."""
+
+    async def article(self, slug: str, viewer: int | None) -> Article:
+        """By its slug or one it had before. Raises NotFound."""
+
+    async def update(self, slug: str, author: int, changes: ArticleChanges) -> Article:
+        """Raises Invalid, NotFound, Forbidden. A changed title gives a new slug; the old one still leads here."""
+
+    async def delete(self, slug: str, author: int) -> None:
+        """With its comments, favourites, tags and slugs. Raises NotFound, Forbidden."""
+
+    async def articles(self, query: ArticleQuery, viewer: int | None) -> ArticlePage:
+        """Newest first. Raises Invalid for an offset deeper than lists can be read."""
+
+    async def feed(self, authors: list[int], viewer: int, limit: int, offset: int) -> ArticlePage:
+        """The newest articles of `authors`. Raises Invalid as `articles` does."""
+
+    async def favorite(self, slug: str, user: int) -> Article:
+        """Idempotent. Raises NotFound."""
+
+    async def unfavorite(self, slug: str, user: int) -> Article:
+        """Idempotent. Raises NotFound."""
+
+    async def comment(self, slug: str, author: int, body: str) -> Comment:
+        """Raises Invalid, NotFound."""
+
+    async def comments(self, slug: str) -> list[Comment]:
+        """Newest first, at most 1,000. Raises NotFound."""
+
+    async def delete_comment(self, slug: str, id: int, author: int) -> None:
+        """Raises NotFound for the article or the comment, Forbidden when somebody else wrote it."""
+
+    async def tags(self) -> list[str]:
+        """The most used first, at most 100."""

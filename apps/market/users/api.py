@@ -1,0 +1,82 @@
+"""What the users module offers to the rest of the application, and the only part of it that may be imported.
+
+Profiles are public; accounts carry the e-mail address and are for their owner. Usernames and addresses are
+compared without regard to case and shown as they were written.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+__all__ = ["Account", "AccountChanges", "NewAccount", "Profile", "Users"]
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """A person as seen by themselves."""
+
+    id: int
+    username: str
+    email: str
+    bio: str | None
+    image: str | None
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """A person as seen by others; `following` is the viewer's, False for an anonymous one."""
+
+    id: int
+    username: str
+    bio: str | None
+    image: str | None
+    following: bool
+
+
+class NewAccount(msgspec.Struct, frozen=True, kw_only=True):
+    username: str
+    email: str
+    password: str
+
+
+class AccountChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """UNSET leaves a field as it is; None clears bio and image."""
+
+    username: str | UnsetType = UNSET
+    email: str | UnsetType = UNSET
+    password: str | UnsetType = UNSET
+    bio: str | None | UnsetType = UNSET
+    image: str | None | UnsetType = UNSET
+
+
+class Users(Protocol):
+    """Errors are those of `market.faults`; each method names the ones it raises."""
+
+    async def register(self, new: NewAccount) -> Account:
+        """Create an account. Raises Invalid, Taken (username, email or both)."""
+
+    async def authenticate(self, email: str, password: str) -> Account | None:
+        """The account, or None: one answer and one amount of work for an unknown address and a wrong password."""
+
+    async def account(self, id: int) -> Account | None: ...
+
+    async def update(self, id: int, changes: AccountChanges) -> Account:
+        """Change what is set. Raises Invalid, Taken, NotFound."""
+
+    async def find(self, username: str) -> int | None:
+        """The id of the person called `username`."""
+
+    async def profile(self, username: str, viewer: int | None) -> Profile | None: ...
+
+    async def profiles(self, ids: list[int], viewer: int | None) -> list[Profile]:
+        """Many at once, in no order; ids of nobody are left out. The number of statements does not grow with ids."""
+
+    async def follow(self, follower: int, username: str) -> Profile:
+        """Idempotent. Raises NotFound, Invalid when somebody would follow themselves."""
+
+    async def unfollow(self, follower: int, username: str) -> Profile:
+        """Idempotent. Raises NotFound."""
+
+    async def following(self, follower: int) -> list[int]:
+        """Whom `follower` follows, the newest first, at most 5,000."""
