@@ -1,0 +1,162 @@
+"""A module: a unit of the application that could be its own service.
+
+It provides one typed interface, owns one database, and names what it requires of others. Nothing else is
+shared: a module gets its own database and the services it declared, and no way to anybody else's tables.
+A declaration is a value; building it connects to nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from springtide.clock import Clock
+from springtide.errors import ModuleError
+from springtide.signals import Sink
+
+if TYPE_CHECKING:
+    from springtide.db import Database
+    from springtide.identity.passwords import Passwords
+    from springtide.identity.tokens import AccessTokens
+
+__all__ = ["Background", "Interface", "Module", "ModuleContext"]
+
+T = TypeVar("T")
+
+Interface: TypeAlias = Callable[..., T]
+"""A Protocol class. (`type[T]` would say so, but type checkers refuse protocols there.)"""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
+_TAKEN = frozenset({"public", "springtide", "information_schema", "default"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Background:
+    """Work that a worker does every `every` seconds: `method` is called with the module's implementation.
+
+    Calls never overlap in one process, but every worker process makes them: the method must bear company.
+    """
+
+    name: str
+    every: float
+    method: Callable[[Any], Awaitable[None]]
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ModuleError("a background task's name must not be empty")
+        if not self.every > 0:
+            raise ModuleError(f"background task {self.name!r}: every must be > 0 seconds, got {self.every!r}")
+        if not callable(self.method):
+            raise ModuleError(
+                f"background task {self.name!r}: method must be a function of the implementation,"
+                f" such as Users.sweep, got {self.method!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """What a module is, declared. `name` is also its PostgreSQL schema.
+
+    migrations: folder of `0001_name.sql` files; None means that the module has no database.
+    provides:   the Protocol that other modules may call.
+    factory:    makes the implementation; must neither connect nor start anything. An implementation that
+                has `start()` and `stop()` (a lifecycle Service) is started after what it requires.
+    requires:   the Protocols of other modules that the implementation may ask its context for.
+    background: periodic work for the workers.
+    settings:   any value of the module's own, handed on as `ModuleContext.settings`.
+
+    Raises ModuleError that names the module, the value and the rule.
+    """
+
+    name: str
+    migrations: Path | None = field(kw_only=True)
+    provides: Interface[Any] = field(kw_only=True)
+    factory: Callable[[ModuleContext], Any] = field(kw_only=True)
+    requires: Sequence[Interface[Any]] = field(default=(), kw_only=True)
+    background: Sequence[Background] = field(default=(), kw_only=True)
+    settings: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ModuleError(
+                "a module's name must be lower-case letters, digits and _, at most 48, a letter first,"
+                f" got {self.name!r}"
+            )
+        if self.name in _TAKEN or self.name.startswith("pg_"):
+            raise ModuleError(f"module {self.name!r}: the name is taken by PostgreSQL or Springtide itself")
+        if self.migrations is not None and not self.migrations.is_dir():
+            raise ModuleError(
+                f"module {self.name!r}: migrations must be a folder, got {str(self.migrations)!r}"
+            )
+        if not callable(self.factory):
+            raise ModuleError(f"module {self.name!r}: factory must be callable, got {self.factory!r}")
+        names = [task.name for task in self.background]
+        for name in names:
+            if names.count(name) > 1:
+                raise ModuleError(f"module {self.name!r}: background task {name!r} is declared twice")
+
+
+class ModuleContext:
+    """What the platform hands to a module's factory: its own database, and the services it requires.
+
+    Also `clock` and `sink` for its own layers, `settings` as declared, and the platform's `passwords` and
+    `tokens` (made on first use: an application without users needs neither). Tests build one directly.
+    """
+
+    __slots__ = ("_database", "_passwords", "_services", "_tokens", "clock", "name", "settings", "sink")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        clock: Clock,
+        sink: Sink,
+        database: Database | None = None,
+        services: Mapping[Any, Any] | None = None,
+        settings: Any = None,
+        passwords: Callable[[], Passwords] | None = None,
+        tokens: Callable[[], AccessTokens] | None = None,
+    ) -> None:
+        self.name = name
+        self.clock = clock
+        self.sink = sink
+        self.settings = settings
+        self._database = database
+        self._services = dict(services or {})
+        self._passwords = passwords
+        self._tokens = tokens
+
+    @property
+    def db(self) -> Database:
+        """The module's own database; ModuleError when it declared no migrations."""
+        if self._database is None:
+            raise ModuleError(f"module {self.name!r} declares no migrations, so it has no database")
+        return self._database
+
+    def service(self, interface: Interface[T]) -> T:
+        """The provider of `interface`; ModuleError when the module does not list it in `requires`."""
+        try:
+            service: T = self._services[interface]
+        except KeyError:
+            name = getattr(interface, "__name__", repr(interface))
+            raise ModuleError(
+                f"module {self.name!r} asks for {name}, which is not among its requires"
+            ) from None
+        return service
+
+    @property
+    def passwords(self) -> Passwords:
+        """The platform's password hashing."""
+        if self._passwords is None:
+            raise ModuleError(f"module {self.name!r}: this context was built without passwords")
+        return self._passwords()
+
+    @property
+    def tokens(self) -> AccessTokens:
+        """The platform's access tokens."""
+        if self._tokens is None:
+            raise ModuleError(f"module {self.name!r}: this context was built without tokens")
+        return self._tokens()
