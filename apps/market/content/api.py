@@ -12,6 +12,9 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from market.faults import Forbidden, Invalid, NotFound, Taken
+from springtide.services import raises
+
 __all__ = [
     "Article",
     "ArticleChanges",
@@ -88,36 +91,47 @@ class Comment(msgspec.Struct, frozen=True, kw_only=True):
 class Content(Protocol):
     """Errors are those of `market.faults`; each method names the ones it raises."""
 
+    @raises(Invalid, Taken)
     async def create(self, author: int, new: NewArticle) -> Article:
         """Raises Invalid, Taken("title") when the author has an article of that title."""
 
+    @raises(NotFound)
     async def article(self, slug: str, viewer: int | None) -> Article:
         """By its slug or one it had before. Raises NotFound."""
 
+    @raises(Invalid, NotFound, Forbidden)
     async def update(self, slug: str, author: int, changes: ArticleChanges) -> Article:
         """Raises Invalid, NotFound, Forbidden. A changed title gives a new slug; the old one still leads here."""
 
+    @raises(NotFound, Forbidden)
     async def delete(self, slug: str, author: int) -> None:
         """With its comments, favourites, tags and slugs. Raises NotFound, Forbidden."""
 
+    @raises(Invalid)
     async def articles(self, query: ArticleQuery, viewer: int | None) -> ArticlePage:
         """Newest first. Raises Invalid for an offset deeper than lists can be read."""
 
+    @raises(Invalid)
     async def feed(self, authors: list[int], viewer: int, limit: int, offset: int) -> ArticlePage:
         """The newest articles of `authors`. Raises Invalid as `articles` does."""
 
+    @raises(NotFound)
     async def favorite(self, slug: str, user: int) -> Article:
         """Idempotent. Raises NotFound."""
 
+    @raises(NotFound)
     async def unfavorite(self, slug: str, user: int) -> Article:
         """Idempotent. Raises NotFound."""
 
+    @raises(Invalid, NotFound)
     async def comment(self, slug: str, author: int, body: str) -> Comment:
         """Raises Invalid, NotFound."""
 
+    @raises(NotFound)
     async def comments(self, slug: str) -> list[Comment]:
         """Newest first, at most 1,000. Raises NotFound."""
 
+    @raises(NotFound, Forbidden)
     async def delete_comment(self, slug: str, id: int, author: int) -> None:
         """Raises NotFound for the article or the comment, Forbidden when somebody else wrote it."""
 

@@ -11,6 +11,9 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from market.faults import Invalid, NotFound, Taken
+from springtide.services import raises
+
 __all__ = ["Account", "AccountChanges", "NewAccount", "Profile", "Users"]
 
 
@@ -53,14 +56,20 @@ class AccountChanges(msgspec.Struct, frozen=True, kw_only=True):
 class Users(Protocol):
     """Errors are those of `market.faults`; each method names the ones it raises."""
 
+    @raises(Invalid, Taken)
     async def register(self, new: NewAccount) -> Account:
         """Create an account. Raises Invalid, Taken (username, email or both)."""
 
+    @raises(Invalid)
     async def authenticate(self, email: str, password: str) -> Account | None:
-        """The account, or None: one answer and one amount of work for an unknown address and a wrong password."""
+        """The account, or None: one answer and one amount of work for an unknown address and a wrong password.
+
+        Raises Invalid when a field is blank or cannot be anybody's by form.
+        """
 
     async def account(self, id: int) -> Account | None: ...
 
+    @raises(Invalid, Taken, NotFound)
     async def update(self, id: int, changes: AccountChanges) -> Account:
         """Change what is set. Raises Invalid, Taken, NotFound."""
 
@@ -72,9 +81,11 @@ class Users(Protocol):
     async def profiles(self, ids: list[int], viewer: int | None) -> list[Profile]:
         """Many at once, in no order; ids of nobody are left out. The number of statements does not grow with ids."""
 
+    @raises(Invalid, NotFound)
     async def follow(self, follower: int, username: str) -> Profile:
         """Idempotent. Raises NotFound, Invalid when somebody would follow themselves."""
 
+    @raises(NotFound)
     async def unfollow(self, follower: int, username: str) -> Profile:
         """Idempotent. Raises NotFound."""
 

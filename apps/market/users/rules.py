@@ -1,0 +1,111 @@
+"""What a username, an e-mail address, a password and a profile may be. Pure.
+
+Usernames are part of addresses (/profiles/{username}) and of what people read, so they are made of letters
+and digits of any script, and `_`, `-`, `.` and inner spaces. Two that differ only in case or in the form of
+their characters are the same name (NFKC, then case-folded): otherwise one person could pass for another.
+E-mail addresses are compared without regard to case as well; only their shape is checked, since nothing but a
+message that arrives proves one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from msgspec import UNSET
+
+from market.checks import BLANK, Checks, storable
+from market.users.api import AccountChanges, NewAccount
+
+__all__ = [
+    "BIO_LENGTH",
+    "EMAIL_LENGTH",
+    "IMAGE_LENGTH",
+    "PASSWORD_LENGTH",
+    "USERNAME_LENGTH",
+    "check_changes",
+    "check_login",
+    "check_new",
+    "fold",
+    "is_username",
+]
+
+USERNAME_LENGTH = 64
+EMAIL_LENGTH = 254
+PASSWORD_LENGTH = range(8, 257)
+BIO_LENGTH = 5_000
+IMAGE_LENGTH = 2_048
+
+_USERNAME = re.compile(r"\w(?:[\w .\-]*[\w.\-])?")
+_EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}@[^\s@\x00-\x1f\x7f.]+(?:\.[^\s@\x00-\x1f\x7f.]+)*")
+
+
+def fold(value: str) -> str:
+    """The form under which usernames and e-mail addresses are compared and reserved."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", value).casefold())
+
+
+def is_username(value: str) -> bool:
+    return len(value) <= USERNAME_LENGTH and storable(value) and _USERNAME.fullmatch(value) is not None
+
+
+def check_new(new: NewAccount) -> NewAccount:
+    """The account to create, its username and address trimmed. Raises Invalid."""
+    checks = Checks()
+    cleaned = NewAccount(username=new.username.strip(), email=new.email.strip(), password=new.password)
+    _username(checks, cleaned.username)
+    _email(checks, cleaned.email)
+    _password(checks, cleaned.password)
+    checks.finish()
+    return cleaned
+
+
+def check_changes(changes: AccountChanges) -> AccountChanges:
+    """The changes to make, trimmed; an empty bio or image becomes None. Raises Invalid."""
+    checks = Checks()
+    username, email, bio, image = changes.username, changes.email, changes.bio, changes.image
+    if username is not UNSET:
+        username = username.strip()
+        _username(checks, username)
+    if email is not UNSET:
+        email = email.strip()
+        _email(checks, email)
+    if changes.password is not UNSET:
+        _password(checks, changes.password)
+    if bio is not UNSET:
+        bio = bio or None
+        checks.text("bio", bio or "", max_length=BIO_LENGTH, required=False)
+    if image is not UNSET:
+        image = (image or "").strip() or None
+        checks.text("image", image or "", max_length=IMAGE_LENGTH, required=False)
+    checks.finish()
+    return AccountChanges(username=username, email=email, password=changes.password, bio=bio, image=image)
+
+
+def check_login(email: str, password: str) -> None:
+    """Refuse what cannot be anybody's credentials by form. Raises Invalid; says nothing about who exists."""
+    checks = Checks()
+    checks.text("email", email, max_length=EMAIL_LENGTH)
+    if not password:
+        checks.fault("password", BLANK)
+    else:
+        checks.text("password", password, max_length=PASSWORD_LENGTH.stop - 1, required=False)
+    checks.finish()
+
+
+def _username(checks: Checks, value: str) -> None:
+    if checks.text("username", value, max_length=USERNAME_LENGTH) and not _USERNAME.fullmatch(value):
+        checks.fault("username", "may have letters, digits, spaces and _ - . only")
+
+
+def _email(checks: Checks, value: str) -> None:
+    if checks.text("email", value, max_length=EMAIL_LENGTH) and not _EMAIL.fullmatch(value):
+        checks.fault("email", "is invalid")
+
+
+def _password(checks: Checks, value: str) -> None:
+    if not value:
+        checks.fault("password", BLANK)
+    elif checks.text("password", value, max_length=PASSWORD_LENGTH.stop - 1, required=False):
+        if len(value) < PASSWORD_LENGTH.start:
+            checks.fault("password", f"is too short (minimum is {PASSWORD_LENGTH.start} characters)")

@@ -1,0 +1,170 @@
+"""Registration, login, profiles and follows, over the module's own tables."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from market.checks import Checks
+from market.faults import NotFound, Taken
+from market.moments import moment
+from market.users.api import Account, AccountChanges, NewAccount, Profile
+from market.users.rules import check_changes, check_login, check_new, fold, is_username
+from market.users.store import AccountRow, Person, UserStore
+from springtide.clock import Clock
+from springtide.errors import AlreadyReserved, Unavailable
+from springtide.identity.passwords import Passwords
+from springtide.services import ModuleContext
+
+__all__ = ["UserService", "build"]
+
+MAX_FOLLOWING = 5_000
+ATTEMPTS = 3
+
+
+def build(context: ModuleContext) -> UserService:
+    return UserService(UserStore(context.db), passwords=context.passwords, clock=context.clock)
+
+
+class UserService:
+    """Implements `market.users.api.Users`."""
+
+    def __init__(self, store: UserStore, *, passwords: Passwords, clock: Clock) -> None:
+        self._store = store
+        self._passwords = passwords
+        self._clock = clock
+
+    async def register(self, new: NewAccount) -> Account:
+        new = check_new(new)
+        password_hash = await self._passwords.hash(new.password)
+        try:
+            row = await self._store.insert(
+                username=new.username,
+                email=new.email,
+                password_hash=password_hash,
+                at=moment(self._clock),
+            )
+        except AlreadyReserved as error:
+            raise await self._taken(error, {"username": new.username, "email": new.email}) from error
+        return _account(row)
+
+    async def authenticate(self, email: str, password: str) -> Account | None:
+        check_login(email, password)
+        id = await self._store.find("email", email.strip())
+        row = None if id is None else await self._store.account(id)
+        if row is None:
+            await self._passwords.verify(None, password)
+            return None
+        verdict = await self._passwords.verify(row.password_hash, password)
+        if not verdict.ok:
+            return None
+        if verdict.rehash:
+            await self._store.rehash(row, await self._passwords.hash(password))
+        return _account(row)
+
+    async def account(self, id: int) -> Account | None:
+        row = await self._store.account(id)
+        return None if row is None else _account(row)
+
+    async def update(self, id: int, changes: AccountChanges) -> Account:
+        changes = check_changes(changes)
+        username = None if changes.username is UNSET else changes.username
+        email = None if changes.email is UNSET else changes.email
+        password_hash = None
+        if changes.password is not UNSET:
+            password_hash = await self._passwords.hash(changes.password)
+        for _ in range(ATTEMPTS):
+            known = await self._store.account(id)
+            if known is None:
+                raise NotFound("user")
+            try:
+                row = await self._store.update(
+                    known,
+                    username=username,
+                    email=email,
+                    password_hash=password_hash,
+                    bio=changes.bio,
+                    image=changes.image,
+                    at=moment(self._clock),
+                )
+            except AlreadyReserved as error:
+                wanted = {"username": username, "email": email}
+                raise await self._taken(error, wanted, owner=id) from error
+            if row is not None:
+                return _account(row)
+        raise Unavailable("the account was being renamed at the same time", retry_after=1.0)
+
+    async def find(self, username: str) -> int | None:
+        if not is_username(username):
+            return None
+        return await self._store.find("username", username)
+
+    async def profile(self, username: str, viewer: int | None) -> Profile | None:
+        id = await self.find(username)
+        return None if id is None else await self._profile(id, viewer)
+
+    async def profiles(self, ids: list[int], viewer: int | None) -> list[Profile]:
+        wanted = sorted(set(ids))
+        if not wanted:
+            return []
+        people = await self._store.people(wanted)
+        followed: set[int] = set() if viewer is None else await self._store.followed(viewer, wanted)
+        return [_public(person, person.id in followed) for person in people]
+
+    async def follow(self, follower: int, username: str) -> Profile:
+        followee = await self._must_find(username)
+        if followee == follower:
+            checks = Checks()
+            checks.fault("profile", "is your own")
+            checks.finish()
+        await self._store.follow(follower, followee, moment(self._clock))
+        return await self._must_show(followee, follower)
+
+    async def unfollow(self, follower: int, username: str) -> Profile:
+        followee = await self._must_find(username)
+        await self._store.unfollow(follower, followee)
+        return await self._must_show(followee, follower)
+
+    async def following(self, follower: int) -> list[int]:
+        return await self._store.following(follower, MAX_FOLLOWING)
+
+    async def _profile(self, id: int, viewer: int | None) -> Profile | None:
+        found = await self.profiles([id], viewer)
+        return found[0] if found else None
+
+    async def _must_find(self, username: str) -> int:
+        id = await self.find(username)
+        if id is None:
+            raise NotFound("profile")
+        return id
+
+    async def _must_show(self, id: int, viewer: int) -> Profile:
+        profile = await self._profile(id, viewer)
+        if profile is None:
+            raise NotFound("profile")
+        return profile
+
+    async def _taken(
+        self, error: AlreadyReserved, wanted: dict[str, str | None], owner: int | None = None
+    ) -> Taken:
+        """Which of `wanted` are somebody else's: the reservation stops at the first, people want to know all."""
+        fields = {error.kind}
+        for kind, value in wanted.items():
+            if value is not None and kind not in fields:
+                holder = await self._store.find(kind, fold(value))
+                if holder is not None and holder != owner:
+                    fields.add(kind)
+        return Taken(*sorted(fields))
+
+
+def _account(row: AccountRow) -> Account:
+    return Account(id=row.id, username=row.username, email=row.email, bio=row.bio, image=row.image)
+
+
+def _public(person: Person, following: bool) -> Profile:
+    return Profile(
+        id=person.id,
+        username=person.username,
+        bio=person.bio,
+        image=person.image,
+        following=following,
+    )

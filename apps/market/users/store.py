@@ -1,0 +1,200 @@
+"""The tables of the users module: the only place with its SQL.
+
+An account is in the bucket of its id, a follow in the bucket of the follower. Everything that names one
+person is one statement on one shard; `people` is one statement per shard, however many ids are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from market.users.rules import fold
+from springtide.db import Database, bucket_of
+
+__all__ = ["AccountRow", "Person", "UserStore"]
+
+ACCOUNT = """
+select id, username, email, password_hash, bio, image
+from users.account
+where bucket = $1 and id = $2
+"""
+
+INSERT = """
+insert into users.account (bucket, id, username, email, password_hash, bio, image, created_at, updated_at)
+values ($1, $2, $3, $4, $5, null, null, $6, $6)
+"""
+
+UPDATE = """
+update users.account
+set username = coalesce($3, username),
+    email = coalesce($4, email),
+    password_hash = coalesce($5, password_hash),
+    bio = case when $6 then $7 else bio end,
+    image = case when $8 then $9 else image end,
+    updated_at = greatest($10::timestamptz, updated_at + interval '1 millisecond')
+where bucket = $1 and id = $2 and username = $11 and email = $12
+returning id, username, email, password_hash, bio, image
+"""
+
+REHASH = """
+update users.account set password_hash = $3 where bucket = $1 and id = $2 and password_hash = $4
+"""
+
+PEOPLE = """
+select account.id, account.username, account.bio, account.image
+from unnest($1::bigint[]) as wanted (id)
+join users.account on account.bucket = (wanted.id & 1023)::smallint and account.id = wanted.id
+"""
+
+FOLLOWED = """
+select followee_id from users.follow
+where bucket = $1 and follower_id = $2 and followee_id = any($3::bigint[])
+"""
+
+FOLLOWING = """
+select followee_id from users.follow
+where bucket = $1 and follower_id = $2
+order by created_at desc, followee_id desc
+limit $3
+"""
+
+FOLLOW = """
+insert into users.follow (bucket, follower_id, followee_id, created_at)
+values ($1, $2, $3, $4)
+on conflict (bucket, follower_id, followee_id) do nothing
+"""
+
+UNFOLLOW = """
+delete from users.follow where bucket = $1 and follower_id = $2 and followee_id = $3
+"""
+
+
+class AccountRow(msgspec.Struct, frozen=True):
+    id: int
+    username: str
+    email: str
+    password_hash: str
+    bio: str | None
+    image: str | None
+
+
+class Person(msgspec.Struct, frozen=True):
+    """The public part of an account."""
+
+    id: int
+    username: str
+    bio: str | None
+    image: str | None
+
+
+class UserStore:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def find(self, kind: str, value: str) -> int | None:
+        """Whose `kind` (username or email) is `value`, whatever its case."""
+        return await self._db.lookup(kind, fold(value))
+
+    async def account(self, id: int) -> AccountRow | None:
+        row = await self._db.read(id).fetch_one(ACCOUNT, bucket_of(id), id)
+        return None if row is None else AccountRow(*row)
+
+    async def person(self, id: int) -> Person | None:
+        found = await self.people([id])
+        return found[0] if found else None
+
+    async def people(self, ids: Sequence[int]) -> list[Person]:
+        return [Person(*row) for row in await self._db.fetch_many(PEOPLE, list(ids))]
+
+    async def insert(self, *, username: str, email: str, password_hash: str, at: datetime) -> AccountRow:
+        """Raises AlreadyReserved when the username or the address is taken."""
+        id = await self._db.ids.take_anywhere()
+        claim = {"username": fold(username), "email": fold(email)}
+        async with self._db.reserving(id, claim=claim) as tx:
+            await tx.execute(INSERT, bucket_of(id), id, username, email, password_hash, at)
+        return AccountRow(id, username, email, password_hash, None, None)
+
+    async def update(
+        self,
+        known: AccountRow,
+        *,
+        username: str | None,
+        email: str | None,
+        password_hash: str | None,
+        bio: str | None | UnsetType,
+        image: str | None | UnsetType,
+        at: datetime,
+    ) -> AccountRow | None:
+        """Change what is given; None when the account's names are no longer those of `known`.
+
+        The guard keeps two updates of one account from leaving a name reserved that nobody has.
+        Raises AlreadyReserved.
+        """
+        claim, release = renamed(known, {"username": username, "email": email})
+        id = known.id
+        values = (
+            bucket_of(id),
+            id,
+            username,
+            email,
+            password_hash,
+            bio is not UNSET,
+            None if bio is UNSET else bio,
+            image is not UNSET,
+            None if image is UNSET else image,
+            at,
+            known.username,
+            known.email,
+        )
+        if not claim:
+            async with self._db.write(id) as tx:
+                row = await tx.fetch_one(UPDATE, *values)
+            return None if row is None else AccountRow(*row)
+        try:
+            async with self._db.reserving(id, claim=claim, release=release) as tx:
+                row = await tx.fetch_one(UPDATE, *values)
+                if row is None:
+                    raise _Changed
+        except _Changed:
+            return None
+        return AccountRow(*row)
+
+    async def rehash(self, known: AccountRow, password_hash: str) -> None:
+        async with self._db.write(known.id) as tx:
+            await tx.execute(REHASH, bucket_of(known.id), known.id, password_hash, known.password_hash)
+
+    async def followed(self, follower: int, ids: Sequence[int]) -> set[int]:
+        """Those among `ids` whom `follower` follows."""
+        rows = await self._db.read(follower).fetch(FOLLOWED, bucket_of(follower), follower, list(ids))
+        return {row[0] for row in rows}
+
+    async def following(self, follower: int, limit: int) -> list[int]:
+        rows = await self._db.read(follower).fetch(FOLLOWING, bucket_of(follower), follower, limit)
+        return [row[0] for row in rows]
+
+    async def follow(self, follower: int, followee: int, at: datetime) -> None:
+        async with self._db.write(follower) as tx:
+            await tx.execute(FOLLOW, bucket_of(follower), follower, followee, at)
+
+    async def unfollow(self, follower: int, followee: int) -> None:
+        async with self._db.write(follower) as tx:
+            await tx.execute(UNFOLLOW, bucket_of(follower), follower, followee)
+
+
+class _Changed(Exception):
+    """Rolls a reserving transaction back; never leaves this module."""
+
+
+def renamed(known: AccountRow, names: Mapping[str, str | None]) -> tuple[dict[str, str], dict[str, str]]:
+    """The reservations to claim and to release when `names` (None: unchanged) are given to `known`."""
+    claim: dict[str, str] = {}
+    release: dict[str, str] = {}
+    for kind, value in names.items():
+        before = fold(getattr(known, kind))
+        if value is not None and fold(value) != before:
+            claim[kind], release[kind] = fold(value), before
+    return claim, release
