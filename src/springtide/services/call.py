@@ -85,10 +85,12 @@ def _check_method(where: str, name: str, member: Any) -> Method:
     if "return" not in hints:
         raise ModuleError(f"{where}result: must have a type")
     result = _check_type(f"{where}result: ", hints["return"])
-    errors = getattr(member, _RAISES, ())
-    for error in errors:
-        if not (isinstance(error, type) and issubclass(error, Exception)) or "<locals>" in error.__qualname__:
-            raise ModuleError(f"{where}raises: must be an exception class of a module, got {error!r}")
+    errors: tuple[Any, ...] = getattr(member, _RAISES, ())
+    for raised in errors:
+        if not (isinstance(raised, type) and issubclass(raised, Exception)):
+            raise ModuleError(f"{where}raises: must be an exception class, got {raised!r}")
+        if "<locals>" in raised.__qualname__:
+            raise ModuleError(f"{where}raises: must be importable by its name, got {raised!r}")
     return Method(name, parameters, result, errors, signature)
 
 
@@ -182,6 +184,8 @@ class Checked:
 def _checked(where: str, method: Method, target: Callable[..., Any]) -> Callable[..., Any]:
     signature = method.signature.replace(parameters=list(method.signature.parameters.values())[1:])
 
+    declared: tuple[type[Exception], ...] = (SpringtideError, *method.errors)
+
     async def call(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         sent = {
@@ -190,7 +194,7 @@ def _checked(where: str, method: Method, target: Callable[..., Any]) -> Callable
         }
         try:
             answer = await target(**sent)
-        except (SpringtideError, *method.errors):
+        except declared:
             raise
         except Exception as error:
             raise ModuleError(f"{where}raised {error!r}, which it does not declare by @raises") from error

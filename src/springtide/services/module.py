@@ -80,7 +80,7 @@ class Module:
     settings: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not _NAME.fullmatch(self.name):
             raise ModuleError(
                 "a module's name must be lower-case letters, digits and _, at most 48, a letter first,"
                 f" got {self.name!r}"

@@ -1,0 +1,112 @@
+"""The keys that sign access tokens: one signs, all verify, so that keys can be rotated without a gap.
+
+A key file has one Ed25519 key per line, `ed25519 <base64url of the 32-byte seed>`; the first line signs, the
+others only verify. To rotate: add the new key as the *second* line everywhere, then make it the first, then
+remove the old one after the longest token lifetime. Blank lines and lines with `#` are skipped.
+
+A file is created at most once, whoever starts at the same time, and only its owner may read it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from springtide.errors import ConfigurationError
+
+__all__ = ["KeyRing", "new_key"]
+
+_SCHEME = "ed25519"
+
+
+def new_key() -> str:
+    """A new key, as a line of a key file."""
+    return f"{_SCHEME} {base64.urlsafe_b64encode(secrets.token_bytes(32)).decode().rstrip('=')}"
+
+
+class KeyRing:
+    """`lines` as in a key file. A key's id is the first 16 hex digits of its public key's SHA-256.
+
+    Raises ConfigurationError that names `source` and the line, never the key.
+    """
+
+    __slots__ = ("_public", "_signing", "kid")
+
+    def __init__(self, lines: Sequence[str], *, source: str = "key ring") -> None:
+        self._public: dict[str, Ed25519PublicKey] = {}
+        signing: tuple[str, Ed25519PrivateKey] | None = None
+        for number, line in enumerate(lines, start=1):
+            if not line.strip() or line.lstrip().startswith("#"):
+                continue
+            key = _private(line, f"{source}: line {number}")
+            public = key.public_key()
+            kid = hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
+            if kid in self._public:
+                raise ConfigurationError(f"{source}: line {number}: the key is listed twice")
+            self._public[kid] = public
+            signing = signing or (kid, key)
+        if signing is None:
+            raise ConfigurationError(f"{source}: must list at least one key")
+        self.kid, self._signing = signing
+
+    def sign(self, message: bytes) -> bytes:
+        return self._signing.sign(message)
+
+    def public(self, kid: str) -> Ed25519PublicKey | None:
+        return self._public.get(kid)
+
+    def __repr__(self) -> str:
+        return f"KeyRing(kid={self.kid!r}, keys={len(self._public)})"
+
+    @classmethod
+    def load_or_create(cls, path: Path) -> KeyRing:
+        """The ring in `path`, created with one new key when there is none. Blocks: call it off the loop."""
+        try:
+            if not path.exists():
+                _create(path, new_key() + "\n")
+            mode = path.stat().st_mode & 0o777
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path}: the token keys cannot be read or made: {error}") from error
+        if mode & 0o077:
+            raise ConfigurationError(f"{path}: only its owner may read it (chmod 600), got mode {mode:o}")
+        return cls(text.splitlines(), source=str(path))
+
+
+def _private(line: str, where: str) -> Ed25519PrivateKey:
+    scheme, _, encoded = line.strip().partition(" ")
+    fault = ConfigurationError(f"{where}: must be '{_SCHEME} <base64url of 32 bytes>'")
+    if scheme != _SCHEME:
+        raise fault
+    encoded = encoded.strip().rstrip("=")
+    try:
+        seed = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise fault from None
+    if len(seed) != 32:
+        raise fault
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def _create(path: Path, text: str) -> None:
+    """Write beside, then link into place: nobody sees half a file, the first process wins."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # another process was first: its key is the one
+            os.link(draft, path)
+    finally:
+        draft.unlink()
