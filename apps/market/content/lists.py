@@ -1,0 +1,121 @@
+"""Which statement answers a list of articles, and which one counts it. Pure: text and arguments, no I/O.
+
+Newest first is always an index walk: over the articles themselves, over one author's, over a tag's rows or
+over a person's favourites, which carry the article's creation time for that purpose. With several filters
+the narrowest leads (favourites, then author, then tag) and the others are tested on the article's row.
+Counting reads counters; only a combination of filters counts rows.
+Argument 1 is always the viewer; the caller adds order, limit and offset.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from market.content.api import ArticleQuery
+from springtide.db import bucket_of
+
+__all__ = ["COUNT_FEED", "FEED", "Statement", "listing"]
+
+COLUMNS = """{created} as created_at, {id} as id, article.author_id, article.slug, article.title,
+    article.description, article.tags, article.favorites, article.updated_at,
+    exists (
+        select 1 from content.favorite as mine
+        where mine.bucket = article.bucket and mine.article_id = article.id and mine.user_id = $1
+    ) as favorited"""
+
+PLAIN = COLUMNS.format(created="article.created_at", id="article.id")
+
+FEED = f"""
+with newest as (
+    select recent.bucket, recent.id
+    from unnest($2::bigint[]) as followed (author_id)
+    cross join lateral (
+        select bucket, id, created_at
+        from content.article
+        where bucket = (followed.author_id & 1023)::smallint and author_id = followed.author_id
+        order by created_at desc, id desc
+        limit $3
+    ) as recent
+    order by recent.created_at desc, recent.id desc
+    limit $3
+)
+select {PLAIN}
+from newest
+join content.article on article.bucket = newest.bucket and article.id = newest.id
+"""  # noqa: S608 - constants only
+
+COUNT_FEED = """
+select coalesce(sum(author_count.articles), 0)::bigint
+from unnest($1::bigint[]) as followed (author_id)
+join content.author_count on author_count.bucket = (followed.author_id & 1023)::smallint
+    and author_count.author_id = followed.author_id
+"""
+
+COUNT_ALL = "select coalesce(sum(articles), 0)::bigint from content.article_count"
+
+COUNT_TAG = "select coalesce(sum(articles), 0)::bigint from content.tag_use where tag = $1"
+
+COUNT_AUTHOR = """
+select coalesce(sum(articles), 0)::bigint from content.author_count where bucket = $1 and author_id = $2
+"""
+
+
+class Statement(msgspec.Struct, frozen=True):
+    """`key` is whose bucket holds every row; None when the rows are on all shards."""
+
+    rows: str
+    rows_args: tuple[object, ...]
+    count: str
+    count_args: tuple[object, ...]
+    key: int | None
+
+
+def listing(query: ArticleQuery, viewer: int | None) -> Statement:
+    author, tag, fan = query.author_id, query.tag, query.favorited_by
+    created, id = "article.created_at", "article.id"
+    source, where = "content.article", []
+    args: list[object] = [viewer]
+
+    def bind(value: object) -> str:
+        args.append(value)
+        return f"${len(args)}"
+
+    if fan is not None:
+        created, id = "favorite.article_created_at", "favorite.article_id"
+        source = (
+            "content.favorite join content.article"
+            " on article.bucket = favorite.bucket and article.id = favorite.article_id"
+        )
+        where.append(f"favorite.user_id = {bind(fan)}")
+    elif author is None and tag is not None:
+        created, id = "article_tag.created_at", "article_tag.article_id"
+        source = (
+            "content.article_tag join content.article"
+            " on article.bucket = article_tag.bucket and article.id = article_tag.article_id"
+        )
+        where.append(f"article_tag.tag = {bind(tag)}")
+    if author is not None:
+        where.append(f"article.bucket = {bind(bucket_of(author))}::smallint")
+        where.append(f"article.author_id = {bind(author)}")
+    if tag is not None and (fan is not None or author is not None):
+        where.append(f"{bind(tag)} = any(article.tags)")
+    condition = f"\nwhere {' and '.join(where)}" if where else ""
+    columns = COLUMNS.format(created=created, id=id)
+    rows = f"\nselect {columns}\nfrom {source}{condition}\n"  # noqa: S608 - constants; values are arguments
+    count, count_args = _counting(query, source, condition, args)
+    return Statement(rows, tuple(args), count, count_args, author)
+
+
+def _counting(
+    query: ArticleQuery, source: str, condition: str, args: list[object]
+) -> tuple[str, tuple[object, ...]]:
+    author, tag, fan = query.author_id, query.tag, query.favorited_by
+    if fan is None and author is None:
+        return (COUNT_ALL, ()) if tag is None else (COUNT_TAG, (tag,))
+    if fan is None and tag is None and author is not None:
+        return COUNT_AUTHOR, (bucket_of(author), author)
+    if author is None and tag is None:
+        return "select count(*) from content.favorite where user_id = $1", (fan,)
+    # $1, the viewer, has no part in the condition, and PostgreSQL wants every argument used
+    text = f"\nselect count(*) from {source}{condition} and ($1::bigint is null or true)\n"  # noqa: S608
+    return text, tuple(args)

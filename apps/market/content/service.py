@@ -1,0 +1,218 @@
+"""Articles, comments, favourites, tags and feeds, over the module's own tables."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from msgspec import UNSET
+
+from market.checks import Checks
+from market.content import rules
+from market.content.api import (
+    Article,
+    ArticleChanges,
+    ArticlePage,
+    ArticleQuery,
+    Comment,
+    NewArticle,
+)
+from market.content.lists import listing
+from market.content.store import ContentStore, Gone, TitleTaken
+from market.content.tags import PopularTags
+from market.faults import Forbidden, Invalid, NotFound, Taken
+from market.moments import moment
+from springtide.clock import Clock
+from springtide.errors import AlreadyReserved, Unavailable
+from springtide.services import ModuleContext
+
+__all__ = ["ContentService", "build"]
+
+MAX_COMMENTS = 1_000
+MAX_FORMER_SLUGS = 10
+MAX_ID = (1 << 53) - 1
+ATTEMPTS = 3
+
+
+def build(context: ModuleContext) -> ContentService:
+    return ContentService(ContentStore(context.db), clock=context.clock)
+
+
+class ContentService:
+    """Implements `market.content.api.Content`."""
+
+    def __init__(self, store: ContentStore, *, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._tags = PopularTags(store.tags, clock=clock)
+
+    async def create(self, author: int, new: NewArticle) -> Article:
+        new = rules.check_new(new)
+        id = await self._store.new_id(author)
+        reserved: AlreadyReserved | None = None
+        for slug in rules.slugs(new.title, id):
+            try:
+                article = await self._store.insert(
+                    id=id,
+                    author=author,
+                    slug=slug,
+                    title=new.title,
+                    description=new.description,
+                    body=new.body,
+                    tags=new.tags,
+                    at=moment(self._clock),
+                )
+            except AlreadyReserved as error:
+                reserved = error
+            except TitleTaken:
+                raise Taken("title") from None
+            else:
+                return article
+        raise Taken("slug") from reserved
+
+    async def article(self, slug: str, viewer: int | None) -> Article:
+        id = await self._find(slug)
+        article = await self._store.article(id, viewer)
+        if article is None:
+            raise NotFound("article")
+        return article
+
+    async def update(self, slug: str, author: int, changes: ArticleChanges) -> Article:
+        changes = rules.check_changes(changes)
+        known = await self._own(slug, author)
+        title = None if changes.title is UNSET else changes.title
+
+        async def write(slug: str | None, claim: bool) -> Article:
+            return await self._store.update(
+                known,
+                slug=slug,
+                claim=claim,
+                title=title,
+                description=None if changes.description is UNSET else changes.description,
+                body=None if changes.body is UNSET else changes.body,
+                tags=None if changes.tags is UNSET else changes.tags,
+                at=moment(self._clock),
+            )
+
+        try:
+            if title is None or rules.same_slug(title, known.title):
+                article = await write(None, False)
+            else:
+                article = await self._rename(known, title, write)
+        except TitleTaken:
+            raise Invalid({"title": ["has already been taken"]}) from None
+        except Gone:
+            raise NotFound("article") from None
+        return article
+
+    async def delete(self, slug: str, author: int) -> None:
+        for _ in range(ATTEMPTS):
+            known = await self._own(slug, author)
+            for former in await self._store.former_slugs(known.id):
+                if former != slug:
+                    await self._store.forget_slug(known.id, former)
+            if known.slug != slug:
+                await self._store.forget_slug(known.id, slug)
+                slug = known.slug
+            try:
+                await self._store.delete(known)
+                return
+            except Gone:
+                continue  # renamed or deleted since it was read; the next look tells
+        raise Unavailable("the article was being renamed at the same time", retry_after=1.0)
+
+    async def articles(self, query: ArticleQuery, viewer: int | None) -> ArticlePage:
+        rules.check_window(query.limit, query.offset)
+        if rules.matches_nothing(query):
+            return ArticlePage(articles=[], count=0)
+        statement = listing(query, viewer)
+        count = await self._store.count(statement)
+        if query.offset >= count:
+            return ArticlePage(articles=[], count=count)
+        _check_depth(query.offset)
+        return ArticlePage(
+            articles=await self._store.page(statement, query.limit, query.offset), count=count
+        )
+
+    async def feed(self, authors: list[int], viewer: int, limit: int, offset: int) -> ArticlePage:
+        rules.check_window(limit, offset)
+        count = await self._store.count_feed(authors) if authors else 0
+        if offset >= count:
+            return ArticlePage(articles=[], count=count)
+        _check_depth(offset)
+        return ArticlePage(articles=await self._store.feed(authors, viewer, limit, offset), count=count)
+
+    async def favorite(self, slug: str, user: int) -> Article:
+        return await self._favorite(slug, user, wanted=True)
+
+    async def unfavorite(self, slug: str, user: int) -> Article:
+        return await self._favorite(slug, user, wanted=False)
+
+    async def comment(self, slug: str, author: int, body: str) -> Comment:
+        rules.check_comment(body)
+        article = await self._find(slug)
+        id = await self._store.new_id(article)
+        try:
+            return await self._store.comment(article, id, author, body, moment(self._clock))
+        except Gone:
+            raise NotFound("article") from None
+
+    async def comments(self, slug: str) -> list[Comment]:
+        return await self._store.comments(await self._find(slug), MAX_COMMENTS)
+
+    async def delete_comment(self, slug: str, id: int, author: int) -> None:
+        article = await self._find(slug)
+        if not 0 <= id <= MAX_ID:
+            raise NotFound("comment")
+        if await self._store.delete_comment(article, id, author):
+            return
+        if await self._store.comment_author(article, id) is None:
+            raise NotFound("comment")
+        raise Forbidden("comment")
+
+    async def tags(self) -> list[str]:
+        return await self._tags.most_used()
+
+    async def _find(self, slug: str) -> int:
+        id = await self._store.find(slug) if rules.is_slug(slug) else None
+        if id is None:
+            raise NotFound("article")
+        return id
+
+    async def _own(self, slug: str, author: int) -> Article:
+        article = await self.article(slug, author)
+        if article.author_id != author:
+            raise Forbidden("article")
+        return article
+
+    async def _favorite(self, slug: str, user: int, *, wanted: bool) -> Article:
+        id = await self._find(slug)
+        try:
+            return await self._store.favorite(id, user, wanted=wanted)
+        except Gone:
+            raise NotFound("article") from None
+
+    async def _rename(
+        self, known: Article, title: str, write: Callable[[str, bool], Awaitable[Article]]
+    ) -> Article:
+        """Write with the first slug that the new title gives and that is free, or was this article's before."""
+        former = await self._store.former_slugs(known.id)
+        reserved: AlreadyReserved | None = None
+        for slug in rules.slugs(title, known.id):
+            own = slug == known.slug or slug in former
+            try:
+                article = await write(slug, not own)
+            except AlreadyReserved as error:
+                reserved = error
+                continue
+            for oldest in former[: max(0, len(former) + 1 - MAX_FORMER_SLUGS)]:
+                if oldest != slug:
+                    await self._store.forget_slug(known.id, oldest)
+            return article
+        raise Invalid({"title": ["has already been taken"]}) from reserved
+
+
+def _check_depth(offset: int) -> None:
+    checks = Checks()
+    if offset > rules.MAX_OFFSET:
+        checks.fault("offset", f"must be at most {rules.MAX_OFFSET}; narrow the list by author or tag")
+    checks.finish()

@@ -1,0 +1,381 @@
+"""The tables of the content module: with `lists.py`, the only place with its SQL.
+
+An article, its comments, favourites and tags are in one bucket, its author's. Whoever changes what hangs on
+an article locks the article's row first, so that nothing is added to an article that is being deleted, and
+two who change it never wait for each other in a circle. Counters come last, always in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from market.content.api import Article, ArticleSummary, Comment
+from market.content.lists import COUNT_FEED, FEED, Statement
+from springtide.db import DESC, Database, bucket_of
+
+__all__ = ["ContentStore", "Gone", "TitleTaken"]
+
+NEWEST_FIRST = [("created_at", DESC), ("id", DESC)]
+
+COLUMNS = """id, author_id, slug, title, description, body, tags, favorites, created_at, updated_at"""
+
+FAVORITED = """
+exists (
+    select 1 from content.favorite as mine
+    where mine.bucket = article.bucket and mine.article_id = article.id and mine.user_id = $3
+) as favorited
+"""
+
+ARTICLE = f"select {COLUMNS}, {FAVORITED} from content.article where bucket = $1 and id = $2"  # noqa: S608
+
+INSERT = f"""
+insert into content.article
+    (bucket, id, author_id, slug, title, description, body, tags, favorites, created_at, updated_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, 0, $9, $9)
+on conflict (bucket, author_id, md5(lower(title))) do nothing
+returning {COLUMNS}, false as favorited
+"""  # noqa: S608 - constants only
+
+LOCK = "select slug, tags, created_at from content.article where bucket = $1 and id = $2 for update"
+
+HOLD = "select 1 from content.article where bucket = $1 and id = $2 for no key update"
+
+UPDATE = """
+update content.article
+set slug = coalesce($3, slug),
+    title = coalesce($4, title),
+    description = coalesce($5, description),
+    body = coalesce($6, body),
+    tags = coalesce($7::text[], tags),
+    updated_at = greatest($8::timestamptz, updated_at + interval '1 millisecond')
+where bucket = $1 and id = $2
+"""
+
+DELETE = "delete from content.article where bucket = $1 and id = $2"
+
+ADD_TAGS = """
+insert into content.article_tag (bucket, article_id, tag, created_at)
+select $1, $2, tag, $4 from unnest($3::text[]) as added (tag)
+"""
+
+REMOVE_TAGS = """
+delete from content.article_tag where bucket = $1 and article_id = $2 and tag = any($3::text[])
+"""
+
+DELETE_COMMENTS = "delete from content.comment where bucket = $1 and article_id = $2"
+
+DELETE_FAVORITES = "delete from content.favorite where bucket = $1 and article_id = $2"
+
+FORMER_SLUGS = """
+select slug from content.former_slug where bucket = $1 and article_id = $2 order by created_at, slug
+"""
+
+ADD_FORMER_SLUG = """
+insert into content.former_slug (bucket, article_id, slug, created_at) values ($1, $2, $3, $4)
+on conflict (bucket, article_id, slug) do nothing
+"""
+
+DROP_FORMER_SLUG = """
+delete from content.former_slug where bucket = $1 and article_id = $2 and slug = $3
+"""
+
+COUNT_ARTICLES = """
+insert into content.article_count (bucket, articles) values ($1, $2)
+on conflict (bucket) do update set articles = article_count.articles + excluded.articles
+"""
+
+COUNT_AUTHOR = """
+insert into content.author_count (bucket, author_id, articles) values ($1, $2, $3)
+on conflict (bucket, author_id) do update set articles = author_count.articles + excluded.articles
+"""
+
+COUNT_TAGS = """
+insert into content.tag_use (bucket, tag, articles)
+select $1, used.tag, used.change
+from unnest($2::text[], $3::bigint[]) as used (tag, change)
+order by used.tag
+on conflict (bucket, tag) do update set articles = tag_use.articles + excluded.articles
+"""
+
+TAGS = """
+select tag, sum(articles)::bigint as articles from content.tag_use where articles > 0 group by tag
+"""
+
+FAVORITE = """
+insert into content.favorite (bucket, article_id, user_id, article_created_at)
+select bucket, id, $3, created_at from content.article where bucket = $1 and id = $2
+on conflict (bucket, article_id, user_id) do nothing
+returning 1
+"""
+
+UNFAVORITE = """
+delete from content.favorite where bucket = $1 and article_id = $2 and user_id = $3 returning 1
+"""
+
+COUNT_FAVORITES = "update content.article set favorites = favorites + $3 where bucket = $1 and id = $2"
+
+COMMENT = """
+insert into content.comment (bucket, id, article_id, author_id, body, created_at, updated_at)
+select bucket, $3, id, $4, $5, $6, $6 from content.article where bucket = $1 and id = $2 for key share
+returning id, article_id, author_id, body, created_at, updated_at
+"""
+
+COMMENTS = """
+select id, article_id, author_id, body, created_at, updated_at
+from content.comment
+where bucket = $1 and article_id = $2
+order by created_at desc, id desc
+limit $3
+"""
+
+COMMENT_AUTHOR = "select author_id from content.comment where bucket = $1 and id = $2 and article_id = $3"
+
+DELETE_COMMENT = """
+delete from content.comment where bucket = $1 and id = $2 and article_id = $3 and author_id = $4 returning 1
+"""
+
+
+class Gone(Exception):
+    """The article was deleted meanwhile; whatever the transaction did is undone."""
+
+
+class TitleTaken(Exception):
+    """The author has another article of that title; whatever the transaction did is undone."""
+
+
+class ContentStore:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def new_id(self, author: int) -> int:
+        """An id in the author's bucket."""
+        return await self._db.ids.take(author)
+
+    async def find(self, slug: str) -> int | None:
+        """Whose `slug` it is, or was."""
+        return await self._db.lookup("slug", slug)
+
+    async def article(self, id: int, viewer: int | None) -> Article | None:
+        row = await self._db.read(id).fetch_one(ARTICLE, bucket_of(id), id, viewer)
+        return None if row is None else _article(row)
+
+    async def insert(
+        self,
+        *,
+        id: int,
+        author: int,
+        slug: str,
+        title: str,
+        description: str,
+        body: str,
+        tags: Sequence[str],
+        at: datetime,
+    ) -> Article:
+        """Raises AlreadyReserved for the slug, TitleTaken."""
+        bucket = bucket_of(id)
+        async with self._db.reserving(id, claim={"slug": slug}) as tx:
+            row = await tx.fetch_one(INSERT, bucket, id, author, slug, title, description, body, list(tags), at)
+            if row is None:
+                raise TitleTaken
+            if tags:
+                await tx.execute(ADD_TAGS, bucket, id, list(tags), at)
+            await _count(tx, author, 1, dict.fromkeys(tags, 1))
+        return _article(row)
+
+    async def update(
+        self,
+        known: Article,
+        *,
+        slug: str | None,
+        claim: bool,
+        title: str | None,
+        description: str | None,
+        body: str | None,
+        tags: Sequence[str] | None,
+        at: datetime,
+    ) -> Article:
+        """Change what is given and answer the article as its author sees it.
+
+        `claim` says that `slug` is not this article's yet. Raises AlreadyReserved, TitleTaken, Gone.
+        """
+        id, bucket = known.id, bucket_of(known.id)
+        block = self._db.reserving(id, claim={"slug": slug}) if claim and slug else self._db.write(id)
+        async with block as tx:
+            before = await tx.fetch_one(LOCK, bucket, id)
+            if before is None:
+                raise Gone
+            values = None if tags is None else list(tags)
+            try:
+                await tx.execute(UPDATE, bucket, id, slug, title, description, body, values, at)
+            except asyncpg.UniqueViolationError as error:
+                raise TitleTaken from error
+            if slug is not None and slug != before["slug"]:
+                await tx.execute(DROP_FORMER_SLUG, bucket, id, slug)
+                await tx.execute(ADD_FORMER_SLUG, bucket, id, before["slug"], at)
+            if tags is not None:
+                change = _difference(before["tags"], tags)
+                if removed := [tag for tag, by in change.items() if by < 0]:
+                    await tx.execute(REMOVE_TAGS, bucket, id, removed)
+                if added := [tag for tag, by in change.items() if by > 0]:
+                    await tx.execute(ADD_TAGS, bucket, id, added, before["created_at"])
+                await _count_tags(tx, bucket, change)
+            row = await tx.fetch_one(ARTICLE, bucket, id, known.author_id)
+        return _article(row)
+
+    async def former_slugs(self, id: int) -> list[str]:
+        """The slugs that also lead to the article, the oldest first."""
+        return [row[0] for row in await self._db.read(id).fetch(FORMER_SLUGS, bucket_of(id), id)]
+
+    async def forget_slug(self, id: int, slug: str) -> None:
+        """Let go of a slug that the article had before."""
+        async with self._db.reserving(id, claim={}, release={"slug": slug}) as tx:
+            await tx.execute(DROP_FORMER_SLUG, bucket_of(id), id, slug)
+
+    async def delete(self, known: Article) -> None:
+        """With everything that hangs on it. Raises Gone; also when its slug is no longer the known one."""
+        id, bucket = known.id, bucket_of(known.id)
+        async with self._db.reserving(id, claim={}, release={"slug": known.slug}) as tx:
+            before = await tx.fetch_one(LOCK, bucket, id)
+            if before is None or before["slug"] != known.slug:
+                raise Gone
+            await tx.execute(DELETE_COMMENTS, bucket, id)
+            await tx.execute(DELETE_FAVORITES, bucket, id)
+            await tx.execute(REMOVE_TAGS, bucket, id, before["tags"])
+            await tx.execute(DELETE, bucket, id)
+            await _count(tx, known.author_id, -1, dict.fromkeys(before["tags"], -1))
+
+    async def favorite(self, id: int, user: int, *, wanted: bool) -> Article:
+        """Make `user` a favouriter of the article, or not; answers it as that user sees it. Raises Gone."""
+        bucket = bucket_of(id)
+        async with self._db.write(id) as tx:
+            if await tx.fetch_value(HOLD, bucket, id) is None:
+                raise Gone
+            changed = await tx.fetch_value(FAVORITE if wanted else UNFAVORITE, bucket, id, user)
+            if changed is not None:
+                await tx.execute(COUNT_FAVORITES, bucket, id, 1 if wanted else -1)
+            row = await tx.fetch_one(ARTICLE, bucket, id, user)
+        return _article(row)
+
+    async def page(self, statement: Statement, limit: int, offset: int) -> list[ArticleSummary]:
+        if statement.key is None:
+            rows = await self._db.scatter(
+                statement.rows, *statement.rows_args, order=NEWEST_FIRST, limit=limit, offset=offset
+            )
+        else:
+            sql = f"{statement.rows} order by created_at desc, id desc limit {limit:d} offset {offset:d}"
+            rows = await self._db.read(statement.key).fetch(sql, *statement.rows_args)
+        return [_summary(row) for row in rows]
+
+    async def count(self, statement: Statement) -> int:
+        if statement.key is None:
+            return await self._db.scatter_sum(statement.count, *statement.count_args)
+        value: int = await self._db.read(statement.key).fetch_value(statement.count, *statement.count_args)
+        return value
+
+    async def feed(
+        self, authors: Sequence[int], viewer: int, limit: int, offset: int
+    ) -> list[ArticleSummary]:
+        rows = await self._db.scatter(
+            FEED, viewer, list(authors), limit + offset, order=NEWEST_FIRST, limit=limit, offset=offset
+        )
+        return [_summary(row) for row in rows]
+
+    async def count_feed(self, authors: Sequence[int]) -> int:
+        return await self._db.scatter_sum(COUNT_FEED, list(authors))
+
+    async def comment(self, article: int, id: int, author: int, body: str, at: datetime) -> Comment:
+        """`id` is in the article's bucket. Raises Gone."""
+        async with self._db.write(article) as tx:
+            row = await tx.fetch_one(COMMENT, bucket_of(article), article, id, author, body, at)
+        if row is None:
+            raise Gone
+        return _comment(row)
+
+    async def comments(self, article: int, limit: int) -> list[Comment]:
+        rows = await self._db.read(article).fetch(COMMENTS, bucket_of(article), article, limit)
+        return [_comment(row) for row in rows]
+
+    async def comment_author(self, article: int, id: int) -> int | None:
+        author: int | None = await self._db.read(article).fetch_value(
+            COMMENT_AUTHOR, bucket_of(article), id, article
+        )
+        return author
+
+    async def delete_comment(self, article: int, id: int, author: int) -> bool:
+        """False when there was none of that author's."""
+        async with self._db.write(article) as tx:
+            deleted = await tx.fetch_value(DELETE_COMMENT, bucket_of(article), id, article, author)
+        return deleted is not None
+
+    async def tags(self, limit: int) -> dict[str, int]:
+        """Tags and how many articles have them; each shard answers its `limit` most used."""
+        rows = await self._db.scatter(TAGS, order=[("articles", DESC)], limit=limit)
+        uses: dict[str, int] = {}
+        for tag, articles in rows:
+            uses[tag] = uses.get(tag, 0) + articles
+        return uses
+
+
+async def _count(tx: Any, author: int, by: int, tags: Mapping[str, int]) -> None:
+    bucket = bucket_of(author)
+    await _count_tags(tx, bucket, tags)
+    await tx.execute(COUNT_AUTHOR, bucket, author, by)
+    await tx.execute(COUNT_ARTICLES, bucket, by)
+
+
+async def _count_tags(tx: Any, bucket: int, change: Mapping[str, int]) -> None:
+    if change:
+        await tx.execute(COUNT_TAGS, bucket, list(change), list(change.values()))
+
+
+def _difference(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
+    """Tag -> +1 for one that is new, -1 for one that is gone."""
+    change = {tag: 1 for tag in after if tag not in before}
+    change.update({tag: -1 for tag in before if tag not in after})
+    return change
+
+
+def _article(row: Any) -> Article:
+    return Article(
+        id=row["id"],
+        author_id=row["author_id"],
+        slug=row["slug"],
+        title=row["title"],
+        description=row["description"],
+        body=row["body"],
+        tags=row["tags"],
+        favorites=row["favorites"],
+        favorited=row["favorited"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _summary(row: Any) -> ArticleSummary:
+    return ArticleSummary(
+        id=row["id"],
+        author_id=row["author_id"],
+        slug=row["slug"],
+        title=row["title"],
+        description=row["description"],
+        tags=row["tags"],
+        favorites=row["favorites"],
+        favorited=row["favorited"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _comment(row: Any) -> Comment:
+    return Comment(
+        id=row["id"],
+        article_id=row["article_id"],
+        author_id=row["author_id"],
+        body=row["body"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
