@@ -7,7 +7,9 @@
     │   ├── ModuleError               a module's declaration breaks its boundary
     │   └── MigrationError            migrations on disk and in the database disagree
     ├── RunnerError                   a local process could not be started, adopted or stopped
+    ├── LoadError                     a seeding or a load run could not begin, or its own code failed
     ├── DeadlineExceeded              the request's time is used up
+    ├── BodyTooLarge                  a request's body passes the limit
     ├── Unavailable                   try again later; carries retry_after
     │   ├── PoolTimeout               no connection within acquire_timeout
     │   ├── PoolSaturated             too many callers wait for a connection already
@@ -18,6 +20,7 @@
     │   ├── CommitUnknown             COMMIT was sent, its outcome is not known
     │   ├── AlreadyReserved           a value that must be unique belongs to somebody else
     │   ├── WrongShard                one transaction touched keys of two shards
+    │   ├── NotScatterable            rows of several shards cannot be merged as asked
     │   └── IdSpaceExhausted          a bucket has used every id below 2**53
     ├── InvalidToken                  a signed token is malformed, expired or not ours
     └── InvalidCursor                 a pagination cursor was not made by this query
@@ -32,6 +35,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "AlreadyReserved",
+    "BodyTooLarge",
     "CommitUnknown",
     "ConfigurationError",
     "DatabaseError",
@@ -40,8 +44,10 @@ __all__ = [
     "IdSpaceExhausted",
     "InvalidCursor",
     "InvalidToken",
+    "LoadError",
     "MigrationError",
     "ModuleError",
+    "NotScatterable",
     "PoolClosed",
     "PoolSaturated",
     "PoolTimeout",
@@ -112,12 +118,24 @@ class RunnerError(SpringtideError):
     """A local process could not be started, adopted or stopped."""
 
 
+class LoadError(SpringtideError):
+    """A seeding or a load run could not begin, or was ended by a fault in its own code."""
+
+
 class DeadlineExceeded(SpringtideError):
     """The request's time is used up; `during` says what it was spent on last."""
 
     def __init__(self, during: str) -> None:
         self.during = during
         super().__init__(f"the deadline passed while {during}")
+
+
+class BodyTooLarge(SpringtideError):
+    """The body of a request passes `limit` bytes; the rest of it is not read."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(f"the body of this request may have at most {limit} bytes")
 
 
 class Unavailable(SpringtideError):
@@ -167,6 +185,10 @@ class AlreadyReserved(DatabaseError):
 
 class WrongShard(DatabaseError):
     """One transaction touched keys that live on two shards."""
+
+
+class NotScatterable(DatabaseError):
+    """What a statement answers on several shards cannot be merged as asked."""
 
 
 class IdSpaceExhausted(DatabaseError):

@@ -1,0 +1,131 @@
+"""The write transactions that are open in this task, and who may speak in them.
+
+A task that opened a write, and every task it started since, share the transaction: reads of the same shard
+stay on it, a nested write of the same shard becomes a savepoint. One connection answers one statement at a
+time, so whoever shares it takes turns on a lock. A nested write keeps its parent's lock for its whole block:
+what a sibling task did in between would otherwise be undone with the savepoint.
+
+Invariant: the lock a statement takes belongs to the innermost block of the transaction that is open in its
+own context, so a task never waits for a lock that it holds itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from springtide.db.transaction import Transaction
+
+__all__ = ["WriteTransaction", "innermost", "join", "opened"]
+
+
+class WriteTransaction:
+    """One open write on one shard; usable from the tasks that share it until its block ends."""
+
+    __slots__ = ("_depth", "_lock", "_open", "_root", "_tx", "database", "isolation", "shard")
+
+    def __init__(
+        self, tx: Transaction, database: object, shard: str, isolation: str, parent: WriteTransaction | None
+    ) -> None:
+        self.database = database
+        self.shard = shard
+        self.isolation = isolation
+        self._tx = tx
+        self._root: WriteTransaction = self if parent is None else parent._root
+        self._depth: int = 0 if parent is None else parent._depth + 1
+        self._lock = asyncio.Lock()
+        self._open = True
+
+    async def fetch(self, sql: str, *args: Any) -> list[Any]:
+        async with self._turn():
+            return await self._usable().fetch(sql, *args)
+
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None:
+        async with self._turn():
+            return await self._usable().fetch_one(sql, *args)
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any:
+        async with self._turn():
+            return await self._usable().fetch_value(sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> str:
+        """Run one statement; returns PostgreSQL's command tag, such as `UPDATE 1`."""
+        async with self._turn():
+            return await self._usable().execute(sql, *args)
+
+    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        async with self._turn():
+            await self._usable().execute_many(sql, rows)
+
+    def on_commit(self, callback: Callable[[], Any]) -> None:
+        """Call `callback` once the outermost transaction has committed; never when it rolls back."""
+        self._tx.on_commit(callback)
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[WriteTransaction]:
+        """A block whose statements are undone together when it raises; the transaction goes on."""
+        current = innermost(self.database)
+        parent = current if current is not None and current._root is self._root else self
+        async with join(parent) as inner:
+            yield inner
+
+    def _turn(self) -> asyncio.Lock:
+        """The lock to hold while a statement of this task runs."""
+        holder = innermost(self.database)
+        if holder is None or holder._root is not self._root or holder._depth < self._depth:
+            return self._lock
+        return holder._lock
+
+    def _usable(self) -> Transaction:
+        if not self._open:
+            raise RuntimeError(f"the write on shard {self.shard!r} has ended; open a new one")
+        return self._tx
+
+
+_writes: contextvars.ContextVar[tuple[WriteTransaction, ...]] = contextvars.ContextVar(
+    "springtide.writes", default=()
+)
+"""Innermost first; at most one transaction per database."""
+
+
+def innermost(database: object) -> WriteTransaction | None:
+    """The innermost open write on `database` in this task, None when there is none."""
+    for write in _writes.get():
+        if write.database is database and write._open:
+            return write
+    return None
+
+
+@asynccontextmanager
+async def opened(
+    tx: Transaction, database: object, shard: str, isolation: str
+) -> AsyncIterator[WriteTransaction]:
+    """`tx` is the open write on `database` for this task inside the block."""
+    async with _entered(WriteTransaction(tx, database, shard, isolation, None)) as write:
+        yield write
+
+
+@asynccontextmanager
+async def join(parent: WriteTransaction) -> AsyncIterator[WriteTransaction]:
+    """A savepoint inside `parent`; the tasks that share the parent wait until the block ends."""
+    async with parent._turn(), parent._usable().savepoint():
+        write = WriteTransaction(parent._tx, parent.database, parent.shard, parent.isolation, parent)
+        async with _entered(write):
+            yield write
+
+
+@asynccontextmanager
+async def _entered(write: WriteTransaction) -> AsyncIterator[WriteTransaction]:
+    before = _writes.get()
+    _writes.set((write, *before))
+    try:
+        yield write
+    finally:
+        _writes.set(before)
+        write._open = False  # who waits for a turn is refused
+        async with write._lock:  # who has the turn finishes before COMMIT
+            pass

@@ -1,0 +1,209 @@
+"""Send each statement to the shard that holds its key.
+
+A `Database` is one module's tables on one or more clusters. Reads and writes name a key; the key's bucket and
+the shard map say which cluster's pool serves them. Inside an open write, reads of its shard stay on it and
+see its own rows; a nested write on the same shard becomes a savepoint of it, and one on another shard raises
+WrongShard, because two servers cannot commit together.
+
+A `Database` owns no connection: its pools are started and stopped by whoever made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from springtide.clock import Clock, SystemClock
+from springtide.context import Priority
+from springtide.db import _writing, scatter
+from springtide.db._names import identifier
+from springtide.db._writing import WriteTransaction
+from springtide.db.consistency import Consistency
+from springtide.db.ids import Ids
+from springtide.db.shards import K, Key, ShardMap
+from springtide.errors import WrongShard
+
+if TYPE_CHECKING:
+    from springtide.db.pool import Pool
+    from springtide.db.transaction import Transaction
+
+__all__ = ["Database", "Queries", "Reader", "Snapshot"]
+
+
+class Queries(Protocol):
+    """What a store's function needs in order to read: a `Reader`, `Snapshot` or `WriteTransaction`."""
+
+    async def fetch(self, sql: str, *args: Any) -> list[Any]:
+        """Every row."""
+
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None:
+        """The first row, None when there is none."""
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any:
+        """The first column of the first row, None when there is none."""
+
+
+class Snapshot:
+    """Several statements that see the same state of one shard."""
+
+    __slots__ = ("_queries",)
+
+    def __init__(self, queries: Transaction | WriteTransaction) -> None:
+        self._queries = queries
+
+    async def fetch(self, sql: str, *args: Any) -> list[Any]:
+        return await self._queries.fetch(sql, *args)
+
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None:
+        return await self._queries.fetch_one(sql, *args)
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any:
+        return await self._queries.fetch_value(sql, *args)
+
+
+class Reader:
+    """Reads on one shard: each call is a statement of its own; `async with` makes them one snapshot.
+
+    The snapshot is one read-only REPEATABLE READ transaction. Inside an open write on the same shard both
+    forms stay on the write's transaction, whose isolation then decides what they see.
+    """
+
+    __slots__ = ("_block", "_database", "_shard", "consistency")
+
+    def __init__(self, database: Database, shard: str, consistency: Consistency) -> None:
+        self._database = database
+        self._shard = shard
+        self._block: AbstractAsyncContextManager[Transaction] | None = None
+        self.consistency = consistency
+
+    async def fetch(self, sql: str, *args: Any) -> list[Any]:
+        return await self._database._queries(self._shard).fetch(sql, *args)
+
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None:
+        return await self._database._queries(self._shard).fetch_one(sql, *args)
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any:
+        return await self._database._queries(self._shard).fetch_value(sql, *args)
+
+    async def __aenter__(self) -> Snapshot:
+        if self._block is not None:
+            raise RuntimeError("this reader's snapshot is open already; call db.read() again for another")
+        write = self._database._write_on(self._shard)
+        if write is not None:
+            return Snapshot(write)
+        block = self._database.pools[self._shard].transaction(read_only=True, isolation="repeatable read")
+        tx = await block.__aenter__()
+        self._block = block
+        return Snapshot(tx)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            await block.__aexit__(kind, error, traceback)
+
+
+class Database:
+    """One module's tables: `name` for people, `schema` (default: the name) where they are.
+
+    `pools` maps every shard of `shards` to the pool of its cluster.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shards: ShardMap,
+        pools: Mapping[str, Pool],
+        *,
+        schema: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        missing = [shard for shard in shards.shards if shard not in pools]
+        if missing:
+            raise ValueError(f"database {name!r} needs a pool for each shard, none for {', '.join(missing)}")
+        self.name = name
+        self.schema = identifier(schema if schema is not None else name)
+        self.shards = shards
+        self.pools = {shard: pools[shard] for shard in shards.shards}
+        self.clock = clock or SystemClock()
+        self.ids = Ids(self.schema, shards, self.pools)
+
+    def read(self, key: Key, *, consistency: Consistency = Consistency.SESSION) -> Reader:
+        """Reads on the shard of `key`. Every consistency is served by the primary while it has no replica."""
+        return Reader(self, self.shards.shard_of(key), consistency)
+
+    @asynccontextmanager
+    async def write(
+        self, key: Key, *, isolation: str | None = None, priority: Priority | None = None
+    ) -> AsyncIterator[WriteTransaction]:
+        """A transaction on the shard of `key`: commits when the block ends, rolls back when it raises.
+
+        `isolation` is "read committed" (the default), "repeatable read" or "serializable". Inside an open
+        write of this database the block is a savepoint of it, and must not ask for another isolation.
+        Raises WrongShard inside an open write on another shard, CommitUnknown when COMMIT was sent and not
+        answered, and what the pool raises.
+        """
+        shard = self.shards.shard_of(key)
+        outer = _writing.innermost(self)
+        if outer is None:
+            level = isolation or "read committed"
+            async with (
+                self.pools[shard].transaction(isolation=level, priority=priority) as tx,
+                _writing.opened(tx, self, shard, level) as write,
+            ):
+                yield write
+            return
+        if outer.shard != shard:
+            raise WrongShard(
+                f"a write on shard {outer.shard!r} of {self.name!r} is open and {key!r} is on {shard!r}:"
+                " a transaction keeps to one shard"
+            )
+        if isolation not in (None, outer.isolation):
+            raise ValueError(f"a nested write keeps its outer {outer.isolation!r}, got {isolation!r}")
+        async with _writing.join(outer) as write:
+            yield write
+
+    async def scatter(
+        self,
+        sql: str,
+        *args: Any,
+        order: Sequence[tuple[str, scatter.Direction]] = (),
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Any]:
+        """The rows of `sql` from every shard, merged by the columns of `order`; see `springtide.db.scatter`.
+
+        `sql` has no ORDER BY, LIMIT or OFFSET of its own and selects each column of `order`. Without an order
+        the rows come shard by shard.
+        Raises NotScatterable when the rows cannot be merged.
+        """
+        return await scatter.rows(self._everywhere(), sql, args, order=order, limit=limit, offset=offset)
+
+    async def scatter_sum(self, sql: str, *args: Any) -> int:
+        """The sum over the shards of the whole number that `sql` answers; NULL counts as 0."""
+        return await scatter.total(self._everywhere(), sql, args)
+
+    async def fetch_many(self, sql: str, keys: Iterable[int], *args: Any) -> list[Any]:
+        """Rows of many ids: `sql` runs on each shard concerned with $1 = its ids (bigint[]), `args` from $2.
+
+        In no particular order over shards.
+        """
+        groups = self.group(keys)
+        return await scatter.each({shard: self._queries(shard) for shard in groups}, sql, groups, args)
+
+    def group(self, keys: Iterable[K]) -> dict[str, list[K]]:
+        """The keys by shard."""
+        return self.shards.group(keys)
+
+    def _everywhere(self) -> dict[str, Queries]:
+        return {shard: self._queries(shard) for shard in self.shards.shards}
+
+    def _write_on(self, shard: str) -> WriteTransaction | None:
+        write = _writing.innermost(self)
+        return write if write is not None and write.shard == shard else None
+
+    def _queries(self, shard: str) -> Pool | WriteTransaction:
+        return self._write_on(shard) or self.pools[shard]
