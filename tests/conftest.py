@@ -1,0 +1,81 @@
+"""Fixtures for every test: real PostgreSQL servers, and a watch for blocking calls in the event loop.
+
+`postgres`       one server for the whole run; make databases in it, do not stop or freeze it
+`database_url`   a fresh, empty database on it for one test
+`database_urls`  two of them: the two logical shards of a test
+`own_postgres`   a factory: `own_postgres(max_connections=20)` is a server of the test's own, to be broken
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+from tests._servers import (  # hooks: pytest finds them by name here
+    pytest_collection_modifyitems,
+    pytest_runtest_setup,
+    pytest_terminal_summary,
+)
+from tests.servers import LoopThread, PostgresServer
+
+__all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup", "pytest_terminal_summary"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[BlockBuster]:
+    """A blocking call made by our code inside a running event loop raises BlockingError."""
+    ours = [name for name in ("springtide", "market") if importlib.util.find_spec(name) is not None]
+    with blockbuster_ctx(ours) as watch:
+        # asyncpg looks for ~/.pgpass and ~/.postgresql once per new connection; both are local and tiny.
+        for call in ("os.stat", "io.TextIOWrapper.read"):
+            watch.functions[call].can_block_in("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"})
+        yield watch
+
+
+@pytest.fixture(scope="session")
+def _server_loop() -> Iterator[LoopThread]:
+    loop = LoopThread()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(_server_loop: LoopThread) -> Iterator[PostgresServer]:
+    server = PostgresServer(_server_loop, max_connections=300)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def database_url(postgres: PostgresServer) -> Iterator[str]:
+    name = postgres.create_database()
+    yield postgres.url(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture
+def database_urls(postgres: PostgresServer) -> Iterator[tuple[str, str]]:
+    first, second = postgres.create_database(), postgres.create_database()
+    yield postgres.url(first), postgres.url(second)
+    postgres.drop_database(first)
+    postgres.drop_database(second)
+
+
+@pytest.fixture
+def own_postgres(_server_loop: LoopThread) -> Iterator[Callable[..., PostgresServer]]:
+    servers: list[PostgresServer] = []
+
+    def start(**options: object) -> PostgresServer:
+        server = PostgresServer(_server_loop, **options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
