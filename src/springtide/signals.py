@@ -86,7 +86,10 @@ class StatementFinished:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """One HTTP request was answered, or its client left (`status` 499). `route` is the template."""
+    """One HTTP request was answered, or its client left (`status` 499). `route` is the template.
+
+    `path` (without the query) and `client` are for the access log alone: they have no bound.
+    """
 
     method: str
     route: str
@@ -96,6 +99,8 @@ class RequestFinished:
     ledger: Ledger
     trace: Trace | None
     error: str | None
+    path: str = ""
+    client: str | None = None
 
 
 Signal = (
