@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import enum
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ __all__ = [
     "Trace",
     "activate",
     "current",
+    "detached",
 ]
 
 MAX_STATEMENTS = 64
@@ -124,6 +126,9 @@ class Position(NamedTuple):
     lsn: int
 
 
+_POSITION = re.compile(r"([^:,]{1,128}):([0-9]{1,10}):([0-9A-F]{1,16})")
+
+
 class CausalityToken:
     """What a session has seen: cluster -> position. It only ever grows (merged by maximum)."""
 
@@ -153,10 +158,11 @@ class CausalityToken:
         """The inverse of `encode`. Raises ValueError naming the part that is malformed."""
         token = cls()
         for part in filter(None, text.split(",")):
-            fields = part.split(":")
-            if len(fields) != 3 or not fields[0]:
+            match = _POSITION.fullmatch(part)
+            if match is None:
                 raise ValueError(f"a causality token is cluster:epoch:lsn, got {part!r}")
-            token.observe(fields[0], Position(int(fields[1]), int(fields[2], 16)))
+            cluster, epoch, lsn = match.groups()
+            token.observe(cluster, Position(int(epoch), int(lsn, 16)))
         return token
 
     def __bool__(self) -> bool:
@@ -236,3 +242,10 @@ def activate(context: RequestContext) -> Iterator[RequestContext]:
         yield context
     finally:
         _current.reset(token)
+
+
+def detached() -> contextvars.Context:
+    """A copy of the caller's context without its request, for tasks that outlive it."""
+    context = contextvars.copy_context()
+    context.run(_current.set, None)
+    return context

@@ -3,7 +3,9 @@
 A service is new -> starting -> running -> stopping -> stopped, and may be started again.
 `start` and `stop` are idempotent and may be called concurrently, in any order, and cancelled at any await:
 whoever comes while a change is under way waits for it. A start that fails leaves nothing behind.
-`stop` during `start` ends the start. Nothing is ever half open.
+`stop` during `start` ends the start; of a start and a stop that overlap, the later call wins, and the
+earlier one returns once it was overruled. Nothing is ever half open.
+Services belong to nobody's request: what they start does not see the context of whoever started them.
 
 The shape follows River's start/stop contract; the tests run its stress test against every service.
 """
@@ -11,12 +13,14 @@ The shape follows River's start/stop contract; the tests run its stress test aga
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from springtide.clock import Clock, SystemClock
+from springtide.context import detached
 from springtide.signals import NullSink, ServiceChanged, Sink, TaskFailed
 
 __all__ = ["Group", "Periodic", "Service", "StartStop", "Supervised"]
@@ -57,57 +61,62 @@ class StartStop:
         self._closing = closing
         self._sink = sink or NullSink()
         self._change: asyncio.Task[None] | None = None
+        self._ending = False
+        self._stops = 0
 
     @property
     def running(self) -> bool:
         return self.state == "running"
 
     async def start(self) -> None:
-        while self.state != "running":
+        stops = self._stops
+        while self.state != "running" and self._stops == stops:
             if self._change is None:
-                self._change = self._spawn(self._open(), "start")
-            change, starting = self._change, self.state == "starting"
+                self._change = self._spawn(self._opening(), "start")
+            change, starting = self._change, self.state == "starting" and not self._ending
             await _outcome(change)
-            if starting and not change.cancelled() and (error := change.exception()) is not None:
+            if starting and self._stops == stops:
+                change.result()  # raises what the opening raised
+            elif starting and not change.cancelled() and (error := change.exception()) is not None:
                 raise error
-            if starting and self.state != "running":
-                return  # stopped while starting: the later call wins
 
     async def stop(self) -> None:
+        self._stops += 1
         while self.state not in ("new", "stopped", "failed"):
-            if self.state == "starting" and self._change is not None:
-                self._change.cancel()
-            elif self._change is None:
-                self._change = self._spawn(self._close(), "stop")
-            change = self._change
-            assert change is not None
-            stopping = self.state == "stopping"
+            if self._change is None:
+                self._change = self._spawn(self._closing(), "stop")
+            elif self.state == "starting" and not self._ending:
+                self._ending = True
+                self._change.cancel()  # once: a second one would cut short how the opening cleans up
+            change, stopping = self._change, self.state == "stopping"
             await _outcome(change)
-            if stopping and not change.cancelled() and (error := change.exception()) is not None:
-                raise error
+            if stopping:
+                change.result()
+                return  # it was down; who starts it again came later
+            if change.cancelled() or change.exception() is not None:
+                return
 
     def _spawn(self, body: Coroutine[Any, Any, None], verb: str) -> asyncio.Task[None]:
+        self._ending = False
         self._enter("starting" if verb == "start" else "stopping")
-        task = asyncio.get_running_loop().create_task(body, name=f"{self.name}:{verb}")
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(body, name=f"{self.name}:{verb}", context=detached())
         task.add_done_callback(self._settle)
         return task
-
-    async def _open(self) -> None:
-        await self._opening()
-
-    async def _close(self) -> None:
-        await self._closing()
 
     def _settle(self, task: asyncio.Task[None]) -> None:
         self._change = None
         error = None if task.cancelled() else task.exception()
-        if self.state == "starting":
-            if task.cancelled():
-                self._enter("stopped")
-            else:
-                self._enter("running" if error is None else "failed", error)
-        else:
+        if self.state == "stopping":
             self._enter("stopped", error)
+        elif error is not None:
+            self._enter("failed", error)
+        elif task.cancelled():
+            self._enter("stopped" if self._ending else "failed")
+        elif self._ending:  # it opened in spite of the stop
+            self._change = self._spawn(self._closing(), "stop")
+        else:
+            self._enter("running")
 
     def _enter(self, state: str, error: BaseException | None = None) -> None:
         self.state = state
@@ -117,6 +126,27 @@ class StartStop:
 async def _outcome(task: asyncio.Task[None]) -> None:
     """Wait for `task` without passing the waiter's cancellation on to it; its result stays with the task."""
     await asyncio.wait([task])
+
+
+async def _finish(body: Coroutine[Any, Any, None]) -> None:
+    """Run `body` to its end even if the caller is cancelled meanwhile; that is raised after it."""
+    task = asyncio.get_running_loop().create_task(body)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # seen; the cancellation is what the caller must hear of
+        raise cancelled
+    task.result()
+
+
+def _ours(task: asyncio.Task[Any] | None) -> bool:
+    """True when the running task was asked to end; a CancelledError without that came from inside."""
+    return task is not None and task.cancelling() > 0
 
 
 class Group:
@@ -144,7 +174,8 @@ class Group:
                 self._started.append(service)
                 await service.start()
         except BaseException:
-            await self._close()
+            with contextlib.suppress(ExceptionGroup):  # logged each; why the start failed matters more
+                await _finish(self._close())
             raise
 
     async def _close(self) -> None:
@@ -200,6 +231,7 @@ class Supervised:
         await self._life.stop()
 
     async def _open(self) -> None:
+        # an opening runs detached from any request, and what it starts inherits that
         self._task = asyncio.get_running_loop().create_task(self._run(), name=self.name)
 
     async def _close(self) -> None:
@@ -209,13 +241,16 @@ class Supervised:
             await asyncio.wait([task])
 
     async def _run(self) -> None:
+        me = asyncio.current_task()
         failures = 0
-        while True:
+        while not _ours(me):  # a body that lost its cancellation is not started again
             begun = self._clock.monotonic()
             try:
                 await self._body()
                 return
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if _ours(me):
+                    raise
                 if self._clock.monotonic() - begun > self._max_backoff:
                     failures = 0
                 failures += 1
@@ -265,11 +300,14 @@ class Periodic:
         await self._task.stop()
 
     async def _loop(self) -> None:
-        while True:
+        me = asyncio.current_task()
+        while not _ours(me):
             pause = self._every * random.uniform(1 - self._jitter, 1 + self._jitter)  # noqa: S311 - see above
             await self._clock.sleep(pause)
             try:
                 await self._body()
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if _ours(me):
+                    raise
                 self._sink.emit(TaskFailed(self.name, repr(error), self._every))
                 _log.exception("%s failed, next call in about %.1f s", self.name, self._every)

@@ -62,7 +62,7 @@ class ManualClock:
             self._monotonic = max(self._monotonic, at)
             if not future.done():
                 future.set_result(None)
-        self._monotonic = target
+        self._monotonic = max(self._monotonic, target)  # two advances may overlap
         await _drain()
 
 
