@@ -16,6 +16,15 @@ from market.faults import Forbidden, Invalid, NotFound, Taken
 from springtide.services import raises
 
 __all__ = [
+    "BODY_LENGTH",
+    "COMMENT_LENGTH",
+    "DESCRIPTION_LENGTH",
+    "MAX_COMMENTS",
+    "MAX_LIMIT",
+    "MAX_OFFSET",
+    "MAX_TAGS",
+    "TAG_LENGTH",
+    "TITLE_LENGTH",
     "Article",
     "ArticleChanges",
     "ArticlePage",
@@ -25,6 +34,23 @@ __all__ = [
     "Content",
     "NewArticle",
 ]
+
+TITLE_LENGTH = 255
+DESCRIPTION_LENGTH = 1_000
+BODY_LENGTH = 200_000
+COMMENT_LENGTH = 20_000
+TAG_LENGTH = 64
+"""The longest of each, in characters."""
+
+MAX_TAGS = 20
+"""Tags of one article."""
+
+MAX_LIMIT = 100
+MAX_OFFSET = 10_000
+"""The longest part of a list that is answered at once, and how deep a list can be read."""
+
+MAX_COMMENTS = 1_000
+"""Comments of an article that are answered, the newest."""
 
 
 class ArticleSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,34 +14,30 @@ from collections.abc import Sequence
 from msgspec import UNSET
 
 from market.checks import Checks, storable
-from market.content.api import ArticleChanges, ArticleQuery, NewArticle
+from market.content.api import (
+    BODY_LENGTH,
+    COMMENT_LENGTH,
+    DESCRIPTION_LENGTH,
+    MAX_LIMIT,
+    MAX_TAGS,
+    TAG_LENGTH,
+    TITLE_LENGTH,
+    ArticleChanges,
+    ArticleQuery,
+    NewArticle,
+)
 
 __all__ = [
-    "BODY_LENGTH",
-    "COMMENT_LENGTH",
-    "DESCRIPTION_LENGTH",
-    "MAX_LIMIT",
-    "MAX_OFFSET",
-    "MAX_TAGS",
-    "TAG_LENGTH",
-    "TITLE_LENGTH",
     "check_changes",
     "check_comment",
     "check_new",
     "check_window",
     "is_slug",
     "is_tag",
+    "matches_nothing",
+    "same_slug",
     "slugs",
 ]
-
-TITLE_LENGTH = 255
-DESCRIPTION_LENGTH = 1_000
-BODY_LENGTH = 200_000
-COMMENT_LENGTH = 20_000
-TAG_LENGTH = 64
-MAX_TAGS = 20
-MAX_LIMIT = 100
-MAX_OFFSET = 10_000
 
 _SLUG_LENGTH = 100
 _LONGEST_SLUG = _SLUG_LENGTH + 12

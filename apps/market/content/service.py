@@ -9,6 +9,8 @@ from msgspec import UNSET
 from market.checks import Checks
 from market.content import rules
 from market.content.api import (
+    MAX_COMMENTS,
+    MAX_OFFSET,
     Article,
     ArticleChanges,
     ArticlePage,
@@ -27,7 +29,6 @@ from springtide.services import ModuleContext
 
 __all__ = ["ContentService", "build"]
 
-MAX_COMMENTS = 1_000
 MAX_FORMER_SLUGS = 10
 MAX_ID = (1 << 53) - 1
 ATTEMPTS = 3
@@ -213,6 +214,6 @@ class ContentService:
 
 def _check_depth(offset: int) -> None:
     checks = Checks()
-    if offset > rules.MAX_OFFSET:
-        checks.fault("offset", f"must be at most {rules.MAX_OFFSET}; narrow the list by author or tag")
+    if offset > MAX_OFFSET:
+        checks.fault("offset", f"must be at most {MAX_OFFSET}; narrow the list by author or tag")
     checks.finish()

@@ -14,7 +14,27 @@ from msgspec import UNSET, UnsetType
 from market.faults import Invalid, NotFound, Taken
 from springtide.services import raises
 
-__all__ = ["Account", "AccountChanges", "NewAccount", "Profile", "Users"]
+__all__ = [
+    "BIO_LENGTH",
+    "EMAIL_LENGTH",
+    "IMAGE_LENGTH",
+    "PASSWORD_LENGTH",
+    "PASSWORD_MINIMUM",
+    "USERNAME_LENGTH",
+    "Account",
+    "AccountChanges",
+    "NewAccount",
+    "Profile",
+    "Users",
+]
+
+USERNAME_LENGTH = 64
+EMAIL_LENGTH = 254
+PASSWORD_MINIMUM = 8
+PASSWORD_LENGTH = 256
+BIO_LENGTH = 5_000
+IMAGE_LENGTH = 2_048
+"""The longest of each, in characters."""
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):

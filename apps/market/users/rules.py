@@ -15,26 +15,24 @@ import unicodedata
 from msgspec import UNSET
 
 from market.checks import BLANK, Checks, storable
-from market.users.api import AccountChanges, NewAccount
+from market.users.api import (
+    BIO_LENGTH,
+    EMAIL_LENGTH,
+    IMAGE_LENGTH,
+    PASSWORD_LENGTH,
+    PASSWORD_MINIMUM,
+    USERNAME_LENGTH,
+    AccountChanges,
+    NewAccount,
+)
 
 __all__ = [
-    "BIO_LENGTH",
-    "EMAIL_LENGTH",
-    "IMAGE_LENGTH",
-    "PASSWORD_LENGTH",
-    "USERNAME_LENGTH",
     "check_changes",
     "check_login",
     "check_new",
     "fold",
     "is_username",
 ]
-
-USERNAME_LENGTH = 64
-EMAIL_LENGTH = 254
-PASSWORD_LENGTH = range(8, 257)
-BIO_LENGTH = 5_000
-IMAGE_LENGTH = 2_048
 
 _USERNAME = re.compile(r"\w(?:[\w .\-]*[\w.\-])?")
 _EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}@[^\s@\x00-\x1f\x7f.]+(?:\.[^\s@\x00-\x1f\x7f.]+)*")
@@ -89,7 +87,7 @@ def check_login(email: str, password: str) -> None:
     if not password:
         checks.fault("password", BLANK)
     else:
-        checks.text("password", password, max_length=PASSWORD_LENGTH.stop - 1, required=False)
+        checks.text("password", password, max_length=PASSWORD_LENGTH, required=False)
     checks.finish()
 
 
@@ -106,6 +104,6 @@ def _email(checks: Checks, value: str) -> None:
 def _password(checks: Checks, value: str) -> None:
     if not value:
         checks.fault("password", BLANK)
-    elif checks.text("password", value, max_length=PASSWORD_LENGTH.stop - 1, required=False):
-        if len(value) < PASSWORD_LENGTH.start:
-            checks.fault("password", f"is too short (minimum is {PASSWORD_LENGTH.start} characters)")
+    elif checks.text("password", value, max_length=PASSWORD_LENGTH, required=False):
+        if len(value) < PASSWORD_MINIMUM:
+            checks.fault("password", f"is too short (minimum is {PASSWORD_MINIMUM} characters)")

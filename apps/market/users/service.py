@@ -52,12 +52,12 @@ class UserService:
         id = await self._store.find("email", email.strip())
         row = None if id is None else await self._store.account(id)
         if row is None:
-            await self._passwords.verify(None, password)
+            await self._passwords.verify_nothing(password)
             return None
-        verdict = await self._passwords.verify(row.password_hash, password)
+        verdict = await self._passwords.verify(password, row.password_hash)
         if not verdict.ok:
             return None
-        if verdict.rehash:
+        if verdict.needs_rehash:
             await self._store.rehash(row, await self._passwords.hash(password))
         return _account(row)
 

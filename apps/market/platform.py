@@ -1,0 +1,23 @@
+"""The modules of market, for the app servers, the workers and `springtide db migrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from market.content import service as content
+from market.content.api import Content
+from market.users import service as users
+from market.users.api import Users
+from springtide.services import Module
+
+__all__ = ["modules"]
+
+HERE = Path(__file__).parent
+
+
+def modules() -> list[Module]:
+    """Declared anew on every call: a platform owns its modules."""
+    return [
+        Module("users", migrations=HERE / "users" / "migrations", provides=Users, factory=users.build),
+        Module("content", migrations=HERE / "content" / "migrations", provides=Content, factory=content.build),
+    ]
