@@ -1,5 +1,10 @@
 """springtide.toml: what the platform is made of, read into typed, validated structures."""
 
+from springtide.topology.built import check_built, missing_parts
+from springtide.topology.diff import Change, diff
+from springtide.topology.keys import redacted
+from springtide.topology.parse import load, loads
+from springtide.topology.plain import to_json, to_toml
 from springtide.topology.spec import (
     Cluster,
     DatabaseSpec,
@@ -11,6 +16,7 @@ from springtide.topology.spec import (
     Topology,
     WorkerSpec,
 )
+from springtide.topology.stages import stage_topology
 
 __all__ = [
     "Cluster",
@@ -22,4 +28,14 @@ __all__ = [
     "TelemetrySpec",
     "Topology",
     "WorkerSpec",
+    "load",
+    "loads",
+    "check_built",
+    "missing_parts",
+    "stage_topology",
+    "to_toml",
+    "to_json",
+    "Change",
+    "diff",
+    "redacted",
 ]

@@ -4,22 +4,51 @@
     ├── objectives, servers, workers, pool, telemetry     one table each, always there
     ├── nodes      one process with an address: given (url) or supervised (the runner starts it)
     ├── clusters   one PostgreSQL server group: a primary and its replicas
-    └── databases  which clusters hold the buckets of a module's tables
+    ├── databases  which clusters hold the buckets of a module's tables
+    └── the layers of stages 2 to 7, each off when absent (layers.py)
 
-Every structure is frozen. Values only: nothing here reads files, connects or starts.
+Invariant: a Topology that exists keeps every rule of its keys and between them; making another raises
+TopologyError with all faults. Values only: nothing here reads files, connects or starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
 from urllib.parse import urlsplit, urlunsplit
 
-from springtide.errors import ConfigurationError
-from springtide.topology.keys import Key, above, at_least, between, cidr, each, matching, one_of
+from springtide.errors import ConfigurationError, TopologyError
+from springtide.topology.keys import Key, above, at_least, between, check, cidr, each, matching, one_of
+from springtide.topology.kinds import KINDS
+from springtide.topology.layers import (
+    NAME,
+    AutoscalingSpec,
+    BackupSpec,
+    BalancerSpec,
+    BreakerSpec,
+    CacheSpec,
+    DeploySpec,
+    EdgeSpec,
+    EventSpec,
+    GatewaySpec,
+    JobSpec,
+    LimitSpec,
+    MonitoringSpec,
+    NetworkSpec,
+    PoolerSpec,
+    RegionSpec,
+    ReplicationSpec,
+    ServiceSpec,
+    SessionSpec,
+    StoreSpec,
+    TokenSpec,
+    WorkerScalingSpec,
+    _Checked,
+)
+from springtide.topology.rules import faults_between
 
 __all__ = [
     "Cluster",
@@ -33,7 +62,6 @@ __all__ = [
     "WorkerSpec",
 ]
 
-NAME = matching(r"[A-Za-z][A-Za-z0-9-]{0,62}", "must be letters, digits and -, starting with a letter")
 ENTRY = matching(
     r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", 'must look like "module:attr"'
 )
@@ -46,7 +74,7 @@ MemoryBytes = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objectives:
+class Objectives(_Checked):
     """What the platform must reach; the doctor and the planner measure against it."""
 
     peak_rps: Annotated[float, Key(says="busiest expected load", unit="requests/s", rule=above(0))] = 50.0
@@ -62,7 +90,7 @@ class Objectives:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSpec:
+class ServerSpec(_Checked):
     """The app servers: `count` processes behind one public address."""
 
     count: Annotated[int, Key(says="app server processes", unit="processes", rule=between(1, 1000))] = 1
@@ -87,7 +115,7 @@ class ServerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpec:
+class WorkerSpec(_Checked):
     """The worker processes that do what no request waits for; 0 = none."""
 
     count: Annotated[int, Key(says="worker processes", unit="processes", rule=between(0, 1000))] = 1
@@ -96,7 +124,7 @@ class WorkerSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSpec:
+class PoolSpec(_Checked):
     """The connection pool that each app server and worker keeps per cluster."""
 
     size: Annotated[
@@ -114,7 +142,7 @@ class PoolSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TelemetrySpec:
+class TelemetrySpec(_Checked):
     """Logs and traces; metrics are always on."""
 
     slow_request: Annotated[
@@ -128,18 +156,30 @@ class TelemetrySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(_Checked):
     """One process with an address: given (`url`) or supervised (`port`, or a free one)."""
 
     name: str
-    kind: Annotated[str, Key(says="what runs there")] = "postgres"
-    url: Annotated[str | None, Key(says="where a given node is; absent = supervised")] = None
+    kind: Annotated[str, Key(says="what runs there", rule=one_of(tuple(KINDS)))] = "postgres"
+    url: Annotated[
+        str | None,
+        Key(
+            says="where a given node is; absent = supervised",
+            rule=matching(
+                r"[a-z][a-z0-9+]*://[^\s/]\S*", 'must look like "scheme://user:password@host:port/name"'
+            ),
+        ),
+    ] = None
     port: Annotated[int | None, Key(says="port of a supervised node; absent = a free one", rule=PORT)] = None
     cpu: Cpu = None
     memory_bytes: MemoryBytes = None
     max_connections: Annotated[
         int, Key(says="what the server accepts (kind postgres)", unit="connections", rule=between(10, 10_000))
     ] = 200
+    machine: Annotated[
+        str, Key(says='machine it belongs to; "local" = that of the app servers', rule=NAME)
+    ] = "local"
+    region: Annotated[str, Key(says="region it belongs to", rule=NAME)] = "home"
 
     @property
     def given(self) -> bool:
@@ -153,12 +193,14 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
+class Cluster(_Checked):
     """One PostgreSQL server group: the node of its primary and those of its replicas."""
 
     name: str
-    primary: Annotated[str, Key(says="node of the primary", rule=NAME)]
-    replicas: Annotated[tuple[str, ...], Key(says="nodes of the replicas", rule=each(NAME))] = ()
+    primary: Annotated[str, Key(says="node of the primary", rule=NAME, kinds=("postgres",))]
+    replicas: Annotated[
+        tuple[str, ...], Key(says="nodes of the replicas", rule=each(NAME), kinds=("postgres",))
+    ] = ()
     dbname: Annotated[
         str | None,
         Key(
@@ -169,8 +211,8 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseSpec:
-    """One module's tables (or "default": every module not listed) and the clusters that hold their buckets."""
+class DatabaseSpec(_Checked):
+    """Which clusters hold the buckets of one module's tables; "default" is for every module not listed."""
 
     name: str
     shards: Annotated[
@@ -185,7 +227,9 @@ class Topology:
     name: Annotated[str, Key(says="name of the platform", rule=NAME)]
     app: Annotated[str, Key(says="the ASGI application", rule=ENTRY)]
     stage: Annotated[int | None, Key(says="preset to start from", rule=between(1, 7))] = None
-    path: Annotated[str, Key(says="import path, relative to the file")] = "."
+    path: Annotated[
+        str, Key(says="import path, relative to the file", rule=matching(r"[^\0]+", "must not be empty"))
+    ] = "."
     modules: Annotated[str | None, Key(says="list of modules, or a function giving it", rule=ENTRY)] = None
     seed: Annotated[str | None, Key(says="entry of `springtide seed`", rule=ENTRY)] = None
     journeys: Annotated[str | None, Key(says="entry of `springtide load`", rule=ENTRY)] = None
@@ -197,11 +241,38 @@ class Topology:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     clusters: Mapping[str, Cluster] = field(default_factory=dict)
     databases: Mapping[str, DatabaseSpec] = field(default_factory=dict)
+    backups: BackupSpec | None = None
+    network: NetworkSpec | None = None
+    poolers: Mapping[str, PoolerSpec] = field(default_factory=dict)
+    balancer: BalancerSpec | None = None
+    sessions: SessionSpec | None = None
+    deploys: DeploySpec | None = None
+    monitoring: MonitoringSpec | None = None
+    cache: CacheSpec | None = None
+    limits: LimitSpec | None = None
+    edge: EdgeSpec | None = None
+    autoscaling: AutoscalingSpec | None = None
+    worker_scaling: WorkerScalingSpec | None = None
+    tokens: TokenSpec | None = None
+    jobs: JobSpec | None = None
+    events: EventSpec | None = None
+    gateway: GatewaySpec | None = None
+    breaker: BreakerSpec | None = None
+    services: Mapping[str, ServiceSpec] = field(default_factory=dict)
+    stores: Mapping[str, StoreSpec] = field(default_factory=dict)
+    regions: Mapping[str, RegionSpec] = field(default_factory=dict)
+    replication: ReplicationSpec | None = None
     source: Path | None = field(default=None, compare=False)
+    addresses: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for table in ("nodes", "clusters", "databases"):
-            object.__setattr__(self, table, MappingProxyType(dict(getattr(self, table))))
+        for declared in fields(self):
+            value = getattr(self, declared.name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, declared.name, MappingProxyType(dict(value)))
+        check(self)
+        if faults := faults_between(self):
+            raise TopologyError(str(self.source or "topology"), faults)
 
     @property
     def import_path(self) -> Path:
@@ -222,14 +293,14 @@ class Topology:
         return found
 
     def with_addresses(self, addresses: Mapping[str, str]) -> Topology:
-        """The same topology with the urls of started nodes filled in; names that are not nodes are an error."""
+        """The same topology, knowing where its supervised nodes answer; a given node keeps its own url.
+
+        Raises ConfigurationError for an address of a node that is not there.
+        """
         unknown = sorted(set(addresses) - set(self.nodes))
         if unknown:
-            raise ConfigurationError(
-                f"addresses were given for nodes that the topology lacks: {', '.join(unknown)}"
-            )
-        nodes = {name: replace(node, url=addresses.get(name, node.url)) for name, node in self.nodes.items()}
-        return replace(self, nodes=nodes)
+            raise ConfigurationError(f"addresses of nodes that the topology lacks: {', '.join(unknown)}")
+        return replace(self, addresses={**self.addresses, **addresses})
 
     def cluster_url(self, cluster: str) -> str:
         """Where the primary of `cluster` answers, its PostgreSQL database included.
@@ -241,10 +312,11 @@ class Topology:
             known = ", ".join(self.clusters) or "none"
             raise ConfigurationError(f"there is no cluster {cluster!r} (known: {known})")
         node = self.nodes[found.primary]
-        if node.url is None:
+        url = node.url or self.addresses.get(node.name)
+        if url is None:
             raise ConfigurationError(
                 f"node {node.name!r} has no address: start it with `springtide up` or give its url"
             )
-        parts = urlsplit(node.url)
-        dbname = found.dbname or parts.path.strip("/") or found.name
-        return urlunsplit(parts._replace(path=f"/{dbname}"))
+        parts = urlsplit(url)
+        own = parts.path.strip("/") if node.given else ""
+        return urlunsplit(parts._replace(path=f"/{found.dbname or own or found.name}"))

@@ -1,0 +1,291 @@
+"""The rules between the keys of a topology: what must fit together for the platform to run.
+
+Pure: a topology's values in, faults out, every one of them. Lines are added by the parser.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from springtide.errors import TopologyFault
+from springtide.topology.keys import described, redacted
+from springtide.topology.kinds import KINDS
+from springtide.topology.suggest import nearest
+
+if TYPE_CHECKING:
+    from springtide.topology.spec import Node, Topology
+
+__all__ = ["faults_between"]
+
+SUPERUSER_CONNECTIONS = (
+    3  # PostgreSQL keeps these (superuser_reserved_connections), ordinary users get the rest
+)
+BUCKETS = 1024
+STORES = {"search": "opensearch", "documents": "mongodb", "timeseries": "timescaledb", "graph": "neo4j"}
+
+
+def faults_between(topology: Topology) -> list[TopologyFault]:
+    """Every fault between keys, in the order of the rules below."""
+    rules: tuple[Callable[[Topology], Iterable[TopologyFault]], ...] = (
+        _names,
+        _nodes,
+        _ports,
+        _node_references,
+        _clusters,
+        _databases,
+        _pool,
+        _connections,
+        _targets,
+        _layers,
+        _regions,
+    )
+    return [fault for rule in rules for fault in rule(topology)]
+
+
+def _fault(key: str, value: object, rule: str) -> TopologyFault:
+    return TopologyFault(None, key, redacted(value), rule)
+
+
+def _missing(kind: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    guess = nearest(name, known)
+    hint = f" (did you mean {guess!r}?)" if guess else f" (there are: {', '.join(known) or 'none'})"
+    return f"must name a {kind} of this topology{hint}"
+
+
+def _names(topology: Topology) -> Iterator[TopologyFault]:
+    for field in described(type(topology)):
+        if field.tables is None:
+            continue
+        for name, item in getattr(topology, field.name).items():
+            if getattr(item, "name", name) != name:
+                yield _fault(f"{field.name}.{name}", item.name, "must be kept under its own name")
+    for name in topology.nodes:
+        role, dash, number = name.rpartition("-")
+        if dash and role in ("app", "worker") and number.isdigit():
+            rule = "this name belongs to the app servers and workers; choose another"
+            yield _fault(f"nodes.{name}", None, rule)
+
+
+def _nodes(topology: Topology) -> Iterator[TopologyFault]:
+    for name, node in topology.nodes.items():
+        if node.kind != "postgres" and node.max_connections != type(node)(name=name).max_connections:
+            rule = f"only a node of kind postgres has it; this is a {node.kind}"
+            yield _fault(f"nodes.{name}.max_connections", node.max_connections, rule)
+        if node.url is None:
+            continue
+        for key in ("port", "cpu", "memory_bytes"):
+            if getattr(node, key) is not None:
+                rule = "a given node (url) is not started here; remove this key or the url"
+                yield _fault(f"nodes.{name}.{key}", getattr(node, key), rule)
+        if (sentence := _bad_url(node)) is not None:
+            yield _fault(f"nodes.{name}.url", node.url, sentence)
+
+
+def _bad_url(node: Node) -> str | None:
+    schemes = KINDS[node.kind].schemes
+    try:
+        parts = urlsplit(node.url or "")
+        _ = parts.port  # parsed, and checked for its range, on access
+    except ValueError:
+        return "must have a valid host and port"
+    if parts.scheme not in schemes:
+        return f"the url of a {node.kind} node must start with {' or '.join(f'{s}://' for s in schemes)}"
+    return None if parts.hostname else "must have a host"
+
+
+def _ports(topology: Topology) -> Iterator[TopologyFault]:
+    taken = {topology.servers.port: "servers.port"} if topology.servers.port else {}
+    for name, node in topology.nodes.items():
+        if node.url is not None or node.port is None:
+            continue
+        key = f"nodes.{name}.port"
+        if node.port in taken:
+            yield _fault(key, node.port, f"must differ from {taken[node.port]}")
+        taken.setdefault(node.port, key)
+
+
+def _node_references(topology: Topology) -> Iterator[TopologyFault]:
+    for path, structure in _structures(topology):
+        for field in described(type(structure)):
+            if field.key is None or field.key.kinds is None:
+                continue
+            value = getattr(structure, field.name)
+            for name in value if isinstance(value, tuple) else (value,):
+                node = topology.nodes.get(name)
+                if node is None:
+                    yield _fault(f"{path}.{field.name}", name, _missing("node", name, topology.nodes))
+                elif node.kind not in field.key.kinds:
+                    wanted = " or ".join(field.key.kinds)
+                    rule = f"must name a node of kind {wanted}; {name} is of kind {node.kind}"
+                    yield _fault(f"{path}.{field.name}", name, rule)
+
+
+def _structures(topology: Topology) -> Iterator[tuple[str, object]]:
+    for field in described(type(topology)):
+        value = getattr(topology, field.name)
+        if field.table is not None and value is not None:
+            yield field.name, value
+        elif field.tables is not None:
+            for name, item in value.items():
+                yield f"{field.name}.{name}", item
+
+
+def _clusters(topology: Topology) -> Iterator[TopologyFault]:
+    roles: dict[str, str] = {}
+    databases: dict[tuple[str, str], str] = {}
+    for name, cluster in topology.clusters.items():
+        key = f"clusters.{name}"
+        if cluster.primary in cluster.replicas:
+            yield _fault(f"{key}.replicas", cluster.primary, "must not list the cluster's primary")
+        for replica in cluster.replicas:
+            if replica in roles and replica != cluster.primary:
+                yield _fault(f"{key}.replicas", replica, f"is already a replica of cluster {roles[replica]}")
+            roles.setdefault(replica, name)
+        node = topology.nodes.get(cluster.primary)
+        own = _path_of(node.url) if node is not None and node.url is not None else ""
+        dbname = cluster.dbname or own or name
+        other = databases.setdefault((cluster.primary, dbname), name)
+        if other != name:
+            rule = (
+                f"cluster {other} uses database {dbname!r} on node {cluster.primary} already; give a dbname"
+            )
+            yield _fault(f"{key}.dbname", cluster.dbname, rule)
+    for name, cluster in topology.clusters.items():
+        if cluster.primary in roles and cluster.primary not in cluster.replicas:
+            rule = f"is a replica of cluster {roles[cluster.primary]}, it cannot be a primary too"
+            yield _fault(f"clusters.{name}.primary", cluster.primary, rule)
+
+
+def _path_of(url: str) -> str:
+    try:
+        return urlsplit(url).path.strip("/")
+    except ValueError:
+        return ""  # _nodes reports it
+
+
+def _databases(topology: Topology) -> Iterator[TopologyFault]:
+    for name, database in topology.databases.items():
+        key = f"databases.{name}.shards"
+        if not 1 <= len(database.shards) <= BUCKETS:
+            yield _fault(key, list(database.shards), f"must name 1 to {BUCKETS} clusters")
+        for shard in database.shards:
+            if shard not in topology.clusters:
+                yield _fault(key, shard, _missing("cluster", shard, topology.clusters))
+
+
+def _pool(topology: Topology) -> Iterator[TopologyFault]:
+    pool = topology.pool
+    if pool.reserved >= pool.size:
+        yield _fault("pool.reserved", pool.reserved, f"must be < pool.size, which is {pool.size}")
+    if pool.acquire_timeout >= topology.servers.request_timeout:
+        limit = topology.servers.request_timeout
+        rule = f"must be < servers.request_timeout, which is {limit}: a request would end while it waits"
+        yield _fault("pool.acquire_timeout", pool.acquire_timeout, rule)
+
+
+def _processes(topology: Topology) -> tuple[int, int]:
+    """The most app servers and workers that may run at once."""
+    servers, workers = topology.servers.count, topology.workers.count
+    if topology.autoscaling is not None:
+        servers = max(servers, topology.autoscaling.max)
+    if topology.worker_scaling is not None:
+        workers = max(workers, topology.worker_scaling.max)
+    return servers, workers
+
+
+def _connections(topology: Topology) -> Iterator[TopologyFault]:
+    """Every process may fill one pool per cluster; PostgreSQL refuses what exceeds max_connections."""
+    servers, workers = _processes(topology)
+    pooled = {cluster: name for name, pooler in topology.poolers.items() for cluster in pooler.clusters}
+    asked: dict[str, int] = {}
+    direct: Counter[str] = Counter()
+    for name, cluster in topology.clusters.items():
+        pooler = topology.poolers[pooled[name]] if name in pooled else None
+        amount = (servers + workers) * topology.pool.size if pooler is None else pooler.server_connections
+        asked[cluster.primary] = asked.get(cluster.primary, 0) + amount
+        direct[cluster.primary] += pooler is None
+        for replica in cluster.replicas:
+            asked[replica] = asked.get(replica, 0) + (servers + workers) * topology.pool.size
+            direct[replica] += 1
+    for node_name, amount in asked.items():
+        node = topology.nodes.get(node_name)
+        if node is None or amount <= node.max_connections - SUPERUSER_CONNECTIONS:
+            continue
+        sum_ = f"({servers} app servers + {workers} workers) * pool.size {topology.pool.size}"
+        sum_ += f" * {direct[node_name]} clusters" if direct[node_name] > 1 else ""
+        if not direct[node_name]:
+            sum_ = "the server_connections of its poolers"
+        rule = (
+            f"{sum_} = {amount} connections do not fit, {SUPERUSER_CONNECTIONS} are kept for the superuser:"
+            f" set it to at least {amount + SUPERUSER_CONNECTIONS},"
+            " or lower the number of processes or pool.size"
+        )
+        yield _fault(f"nodes.{node_name}.max_connections", node.max_connections, rule)
+    for name, pooler in topology.poolers.items():
+        clients = (servers + workers) * topology.pool.size * len(pooler.clusters)
+        if clients > pooler.max_clients:
+            rule = (
+                f"({servers} app servers + {workers} workers) * pool.size {topology.pool.size} *"
+                f" {len(pooler.clusters)} clusters = {clients} clients: set it to at least {clients},"
+                " or lower the number of processes or pool.size"
+            )
+            yield _fault(f"poolers.{name}.max_clients", pooler.max_clients, rule)
+
+
+def _targets(topology: Topology) -> Iterator[TopologyFault]:
+    wanted = topology.objectives
+    if wanted.p95 > wanted.page:
+        yield _fault("objectives.p95", wanted.p95, f"must be <= objectives.page, which is {wanted.page}")
+    if wanted.page >= topology.servers.request_timeout:
+        rule = f"must be < servers.request_timeout, which is {topology.servers.request_timeout}"
+        yield _fault("objectives.page", wanted.page, rule)
+
+
+def _layers(topology: Topology) -> Iterator[TopologyFault]:
+    behind: dict[str, str] = {}
+    for name, pooler in topology.poolers.items():
+        for cluster in pooler.clusters:
+            key = f"poolers.{name}.clusters"
+            if cluster not in topology.clusters:
+                yield _fault(key, cluster, _missing("cluster", cluster, topology.clusters))
+            elif cluster in behind:
+                yield _fault(key, cluster, f"is already behind pooler {behind[cluster]}")
+            behind.setdefault(cluster, name)
+    for scaling in ("autoscaling", "worker_scaling"):
+        spec = getattr(topology, scaling)
+        if spec is not None and spec.min > spec.max:
+            yield _fault(f"{scaling}.min", spec.min, f"must be <= {scaling}.max, which is {spec.max}")
+    scale = topology.autoscaling
+    if scale is not None and scale.down_cpu >= scale.up_cpu:
+        yield _fault("autoscaling.down_cpu", scale.down_cpu, f"must be < up_cpu, which is {scale.up_cpu}")
+    if scale is not None and scale.down_rps >= scale.up_rps:
+        yield _fault("autoscaling.down_rps", scale.down_rps, f"must be < up_rps, which is {scale.up_rps}")
+    kinds = {node.kind for node in topology.nodes.values()}
+    for table, key in (("jobs", "transport"), ("sessions", "store")):
+        spec = getattr(topology, table)
+        if spec is not None and (kind := getattr(spec, key)) not in kinds:
+            yield _fault(f"{table}.{key}", kind, "needs a node of that kind")
+    for name, store in topology.stores.items():
+        if name not in STORES:
+            yield _fault(f"stores.{name}", None, f"a store must be one of {', '.join(STORES)}")
+        elif (node := topology.nodes.get(store.node)) is not None and node.kind != STORES[name]:
+            yield _fault(f"stores.{name}.node", store.node, f"must name a node of kind {STORES[name]}")
+    owners: dict[str, str] = {}
+    for name, service in topology.services.items():
+        for module in service.modules:
+            if owners.setdefault(module, name) != name:
+                rule = f"module {module} already belongs to service {owners[module]}"
+                yield _fault(f"services.{name}.modules", module, rule)
+
+
+def _regions(topology: Topology) -> Iterator[TopologyFault]:
+    known = set(topology.regions) or {"home"}
+    for name, node in topology.nodes.items():
+        if node.region not in known:
+            yield _fault(f"nodes.{name}.region", node.region, _missing("region", node.region, sorted(known)))
+    if topology.regions and all(region.mode == "passive" for region in topology.regions.values()):
+        yield _fault("regions", None, "at least one region must be active")
