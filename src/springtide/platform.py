@@ -1,11 +1,11 @@
 """The composition root: the one place where topology, database, telemetry, web and modules meet.
 
-A platform is built from a topology and a list of modules; building connects to nothing. Started, it opens
-the pools, refuses to run on a database whose migrations are pending, and starts the modules in the order of
-their requirements; stopped, it undoes that in reverse. It runs in one event loop and wraps one application.
-
     platform = Platform.from_topology(modules=modules())
     app = platform.wrap(FastAPI())
+
+A platform is built from a topology and a list of modules; building connects to nothing. Started, it opens
+the pools, refuses to run on a database whose migrations are pending, and starts the modules in the order of
+their requirements; stopped, it undoes that in reverse. It lives in one event loop and wraps one application.
 """
 
 from __future__ import annotations
@@ -15,24 +15,31 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
-from springtide._serving import Serving
+from springtide import _lifespan
 from springtide.clock import Clock, SystemClock
-from springtide.db import Database, Migrator, Pool, ShardMap
-from springtide.errors import ConfigurationError, MigrationError, ModuleError
+from springtide.db import Database, ShardMap
+from springtide.db.migrate import Migrator
+from springtide.db.pool import Pool
+from springtide.errors import ConfigurationError, MigrationError
 from springtide.lifecycle import Group, Periodic, Service, StartStop
 from springtide.services.module import Interface, Module, ModuleContext
 from springtide.services.registry import Registry
 from springtide.signals import FanOut, Sink
+from springtide.telemetry import logs
 from springtide.telemetry.logs import LogSink
+from springtide.telemetry.loop import LoopMonitor
 from springtide.telemetry.metrics import MetricsSink
-from springtide.topology import Topology, load
+from springtide.telemetry.prometheus import MetricsEndpoint
+from springtide.topology import Topology, check_built, load
+from springtide.web.asgi import ROUTE_KEY, Layers, RenderError
+from springtide.web.health import Health
 
 if TYPE_CHECKING:
     from springtide.identity.passwords import Passwords
@@ -43,7 +50,7 @@ __all__ = ["Platform", "load_modules"]
 T = TypeVar("T")
 
 RECONCILE_EVERY = 30.0
-"""Seconds between two passes over what crashed writers left, per database."""
+"""Seconds between two passes over what crashed writers left, per module."""
 
 
 class Platform:
@@ -55,8 +62,7 @@ class Platform:
     sink:        hears every signal beside the platform's own metrics and logs; None means nobody.
     check_calls: make calls between modules as a network would (for tests; see services.call.Checked).
 
-    Raises ConfigurationError (ModuleError, TopologyError) when the parts do not fit. `start` raises
-    MigrationError when migrations are pending, and DatabaseUnavailable when a cluster cannot be reached.
+    Raises ConfigurationError (ModuleError, StageNotBuilt) when the parts do not fit together.
     """
 
     def __init__(
@@ -68,51 +74,325 @@ class Platform:
         clock: Clock | None = None,
         sink: Sink | None = None,
         check_calls: bool = False,
-    ) -> None: ...
+    ) -> None:
+        check_built(topology)
+        self.topology = topology
+        self.clock: Clock = clock or SystemClock()
+        metrics = MetricsSink()
+        self.metrics = metrics.registry
+        own: list[Sink] = [metrics, LogSink(slow_request=topology.telemetry.slow_request)]
+        self.sink: Sink = FanOut([*own, sink] if sink is not None else own)
+        self.name = topology.name
+        self._home = home or (topology.source.parent if topology.source else Path()) / ".springtide"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wrapped = False
+        self._passwords: Passwords | None = None
+        self._tokens: AccessTokens | None = None
+        self._identity: list[Service] = []
+        self._group: Group | None = None
+        self.pools: Mapping[str, Pool] = {name: self._pool(name) for name in topology.clusters}
+        for cluster, pool in self.pools.items():
+            metrics.watch_pool(cluster, pool.stats)
+        self._monitor = LoopMonitor(observe=metrics.observe_loop_lag, clock=self.clock, sink=self.sink)
+        self.health = Health(
+            state=lambda: self.state,
+            lag=self._monitor.lag,
+            dependencies={
+                cluster: functools.partial(pool.fetch_value, "select 1")
+                for cluster, pool in self.pools.items()
+            },
+            clock=self.clock,
+        )
+        self._registry = Registry(modules, check_calls=check_calls)
+        self._databases = {
+            module.name: self._database(module.name)
+            for module in self._registry.modules
+            if module.migrations is not None
+        }
+        self._registry.build(self._context)
 
     @classmethod
     def from_topology(
-        cls, path: Path | None = None, *, modules: Sequence[Module] | None = None, check_calls: bool = False
+        cls,
+        path: Path | None = None,
+        *,
+        modules: Sequence[Module] | None = None,
+        sink: Sink | None = None,
+        check_calls: bool = False,
     ) -> Platform:
         """Read springtide.toml and build the platform that it describes.
 
         path None means the file that the runner named (SPRINGTIDE_TOPOLOGY), else ./springtide.toml.
-        modules None means those that the file's `modules` key names.
+        modules None means those that the file's `modules` key names. Addresses of nodes that the runner
+        started are read from its home (SPRINGTIDE_HOME, else `.springtide` beside the file). In a process
+        that the runner started, logs take the form that the topology asks for.
         """
-        ...
+        chosen = path or Path(os.environ.get("SPRINGTIDE_TOPOLOGY", "springtide.toml"))
+        topology = load(chosen)
+        home = chosen.resolve().parent / ".springtide"
+        if path is None and (named := os.environ.get("SPRINGTIDE_HOME")):
+            home = Path(named)
+        topology = topology.with_addresses(_addresses(home / "run" / "addresses.json", topology))
+        if "SPRINGTIDE_NODE" in os.environ:
+            logs.configure(topology.telemetry.log_format, topology.telemetry.log_level)
+        if modules is None:
+            modules = load_modules(topology)
+        return cls(topology, modules=modules, home=home, sink=sink, check_calls=check_calls)
+
+    @property
+    def state(self) -> str:
+        return self._group.state if self._group is not None else "new"
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The modules, each after those it requires."""
+        return self._registry.modules
 
     def service(self, interface: Interface[T]) -> T:
         """The service that provides `interface`. Raises ModuleError when no module does."""
-        ...
+        return self._registry.service(interface)
 
     def database(self, module: str) -> Database:
-        """The database of `module`: for migrations, seeds and tests; a module uses its context's `db`."""
-        ...
+        """The database of `module`, for seeds and tests: a module itself uses its context's `db`."""
+        try:
+            return self._databases[module]
+        except KeyError:
+            known = ", ".join(self._databases) or "none"
+            raise ConfigurationError(
+                f"no module {module!r} has a database (those that do: {known})"
+            ) from None
 
     @property
-    def passwords(self) -> Passwords: ...
+    def passwords(self) -> Passwords:
+        """Password hashing; started and stopped with the platform when it was asked for before the start."""
+        if self._passwords is None:
+            from springtide.identity.passwords import Passwords
+
+            self._passwords = Passwords(clock=self.clock, sink=self.sink)
+            self._add_identity(self._passwords)
+        return self._passwords
 
     @property
-    def tokens(self) -> AccessTokens: ...
+    def tokens(self) -> AccessTokens:
+        """Access tokens by and for this platform; keys from SPRINGTIDE_TOKEN_KEY, else secrets/token.key."""
+        if self._tokens is None:
+            from springtide.identity.keys import KeyRing
+            from springtide.identity.tokens import AccessTokens
 
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-    async def __aenter__(self) -> Platform: ...
-    async def __aexit__(self, *_: object) -> None: ...
+            lines = os.environ.get("SPRINGTIDE_TOKEN_KEY")
+            keys = (
+                functools.partial(KeyRing, lines.splitlines(), source="SPRINGTIDE_TOKEN_KEY")
+                if lines is not None
+                else functools.partial(KeyRing.load_or_create, self._home / "secrets" / "token.key")
+            )
+            self._tokens = AccessTokens(
+                keys, issuer=self.name, audience=f"{self.name}/api", clock=self.clock, sink=self.sink
+            )
+            self._add_identity(self._tokens)
+        return self._tokens
+
+    async def start(self) -> None:
+        """Open pools, check migrations, start modules. Raises MigrationError when migrations are pending."""
+        self._enter_loop()
+        if self._group is None:
+            migrations = StartStop("migrations", self._refuse_pending, _nothing, sink=self.sink)
+            implementations = (self._registry.implementation(module.name) for module in self.modules)
+            lively = [made for made in implementations if _is_service(made)]
+            parts = [self._monitor, *self.pools.values(), migrations, *self._identity, *lively]
+            self._group = Group(self.name, parts, sink=self.sink)
+        await self._group.start()
+
+    async def stop(self) -> None:
+        """Undo the start, in reverse; a platform that never started stays as it is."""
+        if self._group is not None:
+            self._enter_loop()
+            await self._group.stop()
+
+    async def __aenter__(self) -> Platform:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()  # a start whose caller was cancelled goes on by itself
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
 
     async def migrate(self) -> list[str]:
-        """Apply every module's pending migrations on every shard, required modules first; their names."""
-        ...
+        """Apply every module's pending migrations on every shard, required modules first.
+
+        Returns what was applied. A platform that is not running opens its pools for it and closes them again.
+        """
+        self._enter_loop()
+        applied: list[str] = []
+        pools = Group(f"{self.name}:migrate", () if self.state == "running" else tuple(self.pools.values()))
+        try:
+            await pools.start()
+            for migrator in self._migrators():
+                applied += await migrator.apply()
+        finally:
+            await pools.stop()
+        return applied
 
     def background(self) -> list[Service]:
-        """What a worker runs beside a started platform: every module's periodic work, stopped first."""
-        ...
+        """What a worker starts after the platform and stops before it: every module's periodic work."""
+        work: list[Service] = []
+        for module in self.modules:
+            made = self._registry.implementation(module.name)
+            for task in module.background:
+                body = functools.partial(task.method, made)
+                work.append(self._periodic(f"{module.name}.{task.name}", body, task.every))
+        for name, database in self._databases.items():
+            work.append(self._periodic(f"{name}.reconcile", database.reconcile, RECONCILE_EVERY))
+        return work
 
-    def wrap(self, app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        """`app` with the layers around it, /metrics and /health beside it, and start/stop by lifespan."""
-        ...
+    def wrap(self, app: _lifespan.App, *, render_error: RenderError | None = None) -> _lifespan.App:
+        """`app` with the layers around it, /metrics and /health beside it, and start/stop by the lifespan.
+
+        render_error gives body and content type of an error that a layer answers; None means problem+json.
+        Raises ConfigurationError when the platform wraps an application already.
+        """
+        if self._wrapped:
+            raise ConfigurationError(
+                f"platform {self.name!r} wraps an application already; build one platform per application"
+            )
+        self._wrapped = True
+        servers, telemetry = self.topology.servers, self.topology.telemetry
+        beside: dict[str, _lifespan.App] = {"/metrics": MetricsEndpoint(self.metrics)}
+        beside |= dict.fromkeys(self.health.paths, self.health)
+
+        async def routed(scope: Any, receive: Any, send: Any) -> None:
+            page = beside.get(scope["path"]) if scope["type"] == "http" else None
+            if page is not None:
+                scope[ROUTE_KEY] = scope["path"]
+            await (page or app)(scope, receive, send)
+
+        layers = Layers(
+            routed,
+            clock=self.clock,
+            sink=self.sink,
+            request_timeout=servers.request_timeout,
+            body_bytes=servers.body_bytes,
+            trusted_proxies=servers.trusted_proxies,
+            cors_origins=servers.cors_origins,
+            trace_sample=telemetry.trace_sample,
+            render_error=render_error,
+        )
+
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                await _lifespan.run(self, app, scope, receive, send)
+            else:
+                await layers(scope, receive, send)
+
+        return wrapped
+
+    def _pool(self, cluster: str) -> Pool:
+        spec = self.topology.pool
+        return Pool(
+            self.topology.cluster_url(cluster),
+            cluster=cluster,
+            size=spec.size,
+            reserved=spec.reserved,
+            max_waiting=spec.max_waiting,
+            acquire_timeout=spec.acquire_timeout,
+            idle=spec.idle,
+            max_age=spec.max_age,
+            clock=self.clock,
+            sink=self.sink,
+        )
+
+    def _database(self, module: str) -> Database:
+        shards = ShardMap.even(self.topology.database(module).shards)
+        return Database(module, shards, self.pools, clock=self.clock)
+
+    def _context(self, module: Module, services: Mapping[Any, Any]) -> ModuleContext:
+        return ModuleContext(
+            module.name,
+            clock=self.clock,
+            sink=self.sink,
+            database=self._databases.get(module.name),
+            services=services,
+            settings=module.settings,
+            passwords=lambda: self.passwords,
+            tokens=lambda: self.tokens,
+        )
+
+    def _migrators(self) -> list[Migrator]:
+        return [
+            Migrator(module.name, module.migrations, self._databases[module.name].pools)
+            for module in self.modules
+            if module.migrations is not None
+        ]
+
+    async def _refuse_pending(self) -> None:
+        pending = [name for migrator in self._migrators() for name in await migrator.pending()]
+        if pending:
+            raise MigrationError(
+                f"{len(pending)} migrations are pending: {', '.join(pending)}; run `springtide db migrate`"
+            )
+
+    def _periodic(self, name: str, body: Any, every: float) -> Service:
+        return Periodic(name, body, every=every, clock=self.clock, sink=self.sink)
+
+    def _add_identity(self, service: Service) -> None:
+        if self._group is not None:
+            raise ConfigurationError(
+                f"{service.name} were first asked for after the start: ask while building the application"
+            )
+        self._identity.append(service)
+
+    def _enter_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise ConfigurationError(
+                f"platform {self.name!r} belongs to another event loop; build one platform per loop"
+            )
 
 
 def load_modules(topology: Topology) -> list[Module]:
-    """The modules that the topology's `modules` key names: a list or a function giving one; [] without key."""
-    ...
+    """The modules that the topology's `modules` key names: a list or a function giving one; [] without key.
+
+    The topology's import path is put first on `sys.path`. Raises ConfigurationError naming the key.
+    """
+    if topology.modules is None:
+        return []
+    folder = str(topology.import_path)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    file, _, attributes = topology.modules.partition(":")
+    try:
+        found = functools.reduce(getattr, attributes.split("."), importlib.import_module(file))
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"modules = {topology.modules!r} cannot be imported: {error}") from error
+    made = found() if callable(found) else found
+    if not (isinstance(made, Sequence) and all(isinstance(module, Module) for module in made)):
+        raise ConfigurationError(f"modules = {topology.modules!r} must give a list of Module, got {made!r}")
+    return list(made)
+
+
+def _addresses(path: Path, topology: Topology) -> dict[str, str]:
+    """Where the runner's nodes answer; addresses of nodes that the topology gives itself do not count."""
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigurationError(f"{path}: the runner's addresses cannot be read: {error}") from error
+    return {
+        name: url for name, url in known.items() if name in topology.nodes and topology.nodes[name].supervised
+    }
+
+
+def _is_service(made: Any) -> bool:
+    methods = (getattr(made, "start", None), getattr(made, "stop", None))
+    return isinstance(getattr(made, "name", None), str) and all(map(asyncio.iscoroutinefunction, methods))
+
+
+async def _nothing() -> None:
+    return None

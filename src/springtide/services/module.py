@@ -60,7 +60,8 @@ class Background:
 class Module:
     """What a module is, declared. `name` is also its PostgreSQL schema.
 
-    migrations: folder of `0001_name.sql` files; None means that the module has no database.
+    migrations: folder of `0001_name.sql` files, read when they are applied or checked;
+                None means that the module has no database.
     provides:   the Protocol that other modules may call.
     factory:    makes the implementation; must neither connect nor start anything. An implementation that
                 has `start()` and `stop()` (a lifecycle Service) is started after what it requires.
@@ -87,10 +88,6 @@ class Module:
             )
         if self.name in _TAKEN or self.name.startswith("pg_"):
             raise ModuleError(f"module {self.name!r}: the name is taken by PostgreSQL or Springtide itself")
-        if self.migrations is not None and not self.migrations.is_dir():
-            raise ModuleError(
-                f"module {self.name!r}: migrations must be a folder, got {str(self.migrations)!r}"
-            )
         if not callable(self.factory):
             raise ModuleError(f"module {self.name!r}: factory must be callable, got {self.factory!r}")
         names = [task.name for task in self.background]
