@@ -15,7 +15,7 @@ from starlette.routing import Match
 from market.faults import Forbidden, Invalid, NotFound, Refused, Taken
 from market.realworld.shapes import Shape
 
-__all__ = ["Unauthorized", "answer", "error_body", "nothing", "refusal", "routing_error"]
+__all__ = ["Unauthorized", "answer", "error_body", "failure", "nothing", "refusal", "routing_error"]
 
 JSON = "application/json"
 
@@ -26,8 +26,10 @@ NAMES = {"tags": "tagList"}
 
 TRANSPORT: Mapping[int, tuple[str, str]] = {
     400: ("request", "is malformed"),
+    403: ("origin", "may not ask here"),
     404: ("route", "not found"),
     405: ("method", "is not allowed here"),
+    408: ("body", "did not arrive in time"),
     413: ("body", "is too large"),
     415: ("body", "must be JSON (application/json) in UTF-8"),
     499: ("client", "is gone"),
@@ -71,9 +73,14 @@ async def refusal(request: Request, error: Exception) -> Response:
 async def routing_error(request: Request, error: Exception) -> Response:
     """The exception handler of Starlette's HTTPException: unknown address, wrong method, wrong type."""
     status: int = getattr(error, "status_code", 500)
-    thing, sentence = TRANSPORT.get(status, ("request", "cannot be answered"))
     headers = {"Allow": _allowed(request)} if status == 405 else None
-    return Response(error_body({thing: [sentence]}), status, headers, media_type=JSON)
+    return Response(error_body(failure(status)), status, headers, media_type=JSON)
+
+
+def failure(status: int) -> dict[str, list[str]]:
+    """The errors of an answer that no module gave."""
+    thing, sentence = TRANSPORT.get(status, ("request", "cannot be answered"))
+    return {thing: [sentence]}
 
 
 def _allowed(request: Request) -> str:

@@ -1,0 +1,85 @@
+"""market as one ASGI application: FastAPI at the rim, its hottest reads as plain Starlette routes.
+
+`application` only puts parts together; nothing connects until the server starts its lifespan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from market.content.api import Content
+from market.faults import Refused
+from market.pages import root
+from market.realworld.answers import error_body, failure, refusal, routing_error
+from market.realworld.documentation import document
+from market.realworld.operations import OPERATIONS, PREFIX
+from market.realworld.page import page
+from market.realworld.rim import Rim
+from market.realworld.viewers import Viewers
+from market.settings import Settings
+from market.users.api import Users
+from springtide import __version__
+from springtide.platform import Platform
+from springtide.web.asgi import ErrorReply, problem_json
+
+__all__ = ["application", "render_error"]
+
+SECURE = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def application(platform: Platform, settings: Settings | None = None) -> FastAPI:
+    """The application without the platform's layers; `platform.wrap` puts those around it."""
+    settings = settings or Settings()
+    app = FastAPI(title="market", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.redirect_slashes = False
+    app.state.rim = Rim(
+        users=platform.service(Users),
+        content=platform.service(Content),
+        viewers=Viewers(platform.tokens, lifetime=settings.token_lifetime),
+    )
+    for operation in OPERATIONS:
+        path = PREFIX + operation.path
+        if operation.plain:
+            app.add_route(path, operation.endpoint, methods=[operation.method])
+        else:
+            app.add_api_route(path, operation.endpoint, methods=[operation.method], response_model=None)
+    described = document(title="market", version=__version__)
+    app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
+    _add_pages(app, described)
+    app.add_exception_handler(Refused, refusal)
+    app.add_exception_handler(HTTPException, routing_error)
+    return app
+
+
+def render_error(reply: ErrorReply, scope: Mapping[str, Any]) -> tuple[bytes, str]:
+    """What the layers around the application answer by themselves, in the shape of the API they answer for."""
+    if str(scope.get("path", "")).startswith(f"{PREFIX}/"):
+        return error_body(failure(reply.status)), "application/json"
+    return problem_json(reply, scope)
+
+
+def _add_pages(app: FastAPI, described: dict[str, Any]) -> None:
+    schema, docs, home = msgspec.json.encode(described), page(described), root()
+
+    async def openapi(request: Request) -> Response:
+        return Response(schema, media_type="application/json")
+
+    async def documentation(request: Request) -> Response:
+        return HTMLResponse(docs, headers=SECURE)
+
+    async def front(request: Request) -> Response:
+        return HTMLResponse(home, headers=SECURE)
+
+    app.add_route("/openapi.json", openapi, methods=["GET"])
+    app.add_route("/docs", documentation, methods=["GET"])
+    app.add_route("/", front, methods=["GET"])

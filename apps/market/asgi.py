@@ -1,0 +1,13 @@
+"""`market.asgi:app`: what an ASGI server runs. Importing it reads the topology; nothing connects."""
+
+from __future__ import annotations
+
+from market.application import application, render_error
+from market.platform import modules
+from market.settings import Settings
+from springtide.platform import Platform
+
+__all__ = ["app"]
+
+platform = Platform.from_topology(modules=modules())
+app = platform.wrap(application(platform, Settings.from_environment()), render_error=render_error)
