@@ -1,0 +1,232 @@
+"""Signals become Prometheus metrics.
+
+`MetricsSink` hears signals and keeps counters; gauges are read when somebody asks for the metrics, from the
+pools that were added. Everything lives in the registry that is given: no global one is touched.
+Labels are route templates, statement fingerprints and other bounded words, never paths or ids, and every set
+of labels has a bound besides; what comes past it is added up under `(other)`.
+docs/telemetry.md lists every metric; a test holds the page to this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from springtide.signals import (
+    ConnectionClosed,
+    ConnectionOpened,
+    PoolWaited,
+    RequestFinished,
+    ServiceChanged,
+    Signal,
+    StatementFinished,
+    TaskFailed,
+)
+from springtide.telemetry._series import Series
+
+__all__ = ["LONG_BUCKETS", "SHORT_BUCKETS", "MetricsSink", "PoolGauges"]
+
+LONG_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+"""Seconds, for what a client waits for: 0.2 and 1 are edges because objectives are."""
+
+SHORT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+"""Seconds, for the parts of a request."""
+
+STATES = ("starting", "running", "stopping", "stopped", "failed")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+OTHER_METHOD = "OTHER"
+MAX_LABEL_CHARS = 200
+
+
+class PoolGauges(Protocol):
+    """What of a pool is shown; `db.pool.PoolStats` has this shape."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def idle(self) -> int: ...
+    @property
+    def busy(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+
+
+class _Pools(Collector):
+    """Reads the pools when the registry is asked."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, Callable[[], PoolGauges]] = {}
+
+    def add(self, cluster: str, stats: Callable[[], PoolGauges]) -> None:
+        self._pools[cluster] = stats
+
+    def collect(self) -> Iterator[Metric]:
+        connections = GaugeMetricFamily(
+            "springtide_pool_connections", "Connections by state.", labels=["cluster", "state"]
+        )
+        limit = GaugeMetricFamily(
+            "springtide_pool_connections_limit", "Connections that a pool may open.", labels=["cluster"]
+        )
+        waiting = GaugeMetricFamily(
+            "springtide_pool_waiting", "Callers that queue for a connection.", labels=["cluster"]
+        )
+        generation = GaugeMetricFamily(
+            "springtide_pool_generation",
+            "How often all connections were retired at once.",
+            labels=["cluster"],
+        )
+        for cluster, ask in self._pools.items():
+            stats = ask()
+            connections.add_metric([cluster, "idle"], stats.idle)
+            connections.add_metric([cluster, "busy"], stats.busy)
+            connections.add_metric([cluster, "open"], stats.idle + stats.busy)
+            limit.add_metric([cluster], stats.size)
+            waiting.add_metric([cluster], stats.waiting)
+            generation.add_metric([cluster], stats.generation)
+        yield from (connections, limit, waiting, generation)
+
+
+class MetricsSink:
+    """A `Sink`. `registry` None makes one of its own; process metrics are put into it on Linux."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry | None = None,
+        *,
+        max_routes: int = 500,
+        max_statements: int = 300,
+        process: bool = True,
+    ) -> None:
+        self.registry = registry = registry or CollectorRegistry(auto_describe=True)
+        self._requests = Series(
+            Counter(
+                "http_requests_total", "Requests answered; 499: the client left.",
+                ["method", "route", "status"], registry=registry,
+            ),
+            max_series=max_routes * 4, open_ended=(1,),
+        )  # fmt: skip
+        self._durations = Series(
+            Histogram(
+                "http_request_duration_seconds", "From the first byte to the end of the answer.",
+                ["method", "route", "status_class"], buckets=LONG_BUCKETS, registry=registry,
+            ),
+            max_series=max_routes * 2, open_ended=(1,),
+        )  # fmt: skip
+        self._parts = Series(
+            Histogram(
+                "springtide_request_part_seconds", "Where the time of requests went.",
+                ["route", "part"], buckets=SHORT_BUCKETS, registry=registry,
+            ),
+            max_series=max_routes * 4, open_ended=(0,),
+        )  # fmt: skip
+        self._statements = Series(
+            Histogram(
+                "springtide_db_statement_seconds", "Execution of one SQL statement, by fingerprint.",
+                ["cluster", "statement"], buckets=SHORT_BUCKETS, registry=registry,
+            ),
+            max_series=max_statements, open_ended=(1,),
+        )  # fmt: skip
+        self._rows = Series(
+            Counter(
+                "springtide_db_statement_rows_total", "Rows returned or changed, by fingerprint.",
+                ["cluster", "statement"], registry=registry,
+            ),
+            max_series=max_statements, open_ended=(1,),
+        )  # fmt: skip
+        self._statement_errors = Series(
+            Counter(
+                "springtide_db_statement_errors_total", "Failed statements by SQLSTATE or exception.",
+                ["cluster", "error"], registry=registry,
+            ),
+            max_series=100, open_ended=(1,),
+        )  # fmt: skip
+        self._waits = Series(
+            Histogram(
+                "springtide_pool_wait_seconds", "Queueing for a connection.",
+                ["cluster", "priority", "outcome"], buckets=SHORT_BUCKETS, registry=registry,
+            ),
+            max_series=200, open_ended=(1, 2),
+        )  # fmt: skip
+        self._opened = Series(
+            Histogram(
+                "springtide_pool_connect_seconds", "Opening a connection.",
+                ["cluster"], buckets=SHORT_BUCKETS, registry=registry,
+            ),
+            max_series=100, open_ended=(0,),
+        )  # fmt: skip
+        self._closed = Series(
+            Counter(
+                "springtide_pool_connections_closed_total", "Connections closed, by reason.",
+                ["cluster", "reason"], registry=registry,
+            ),
+            max_series=200, open_ended=(1,),
+        )  # fmt: skip
+        self._services = Series(
+            Gauge(
+                "springtide_service_state", "1 for the state that a service is in.",
+                ["service", "state"], registry=registry,
+            ),
+            max_series=500, open_ended=(0,),
+        )  # fmt: skip
+        self._task_failures = Series(
+            Counter(
+                "springtide_task_failures_total", "Supervised tasks that raised.",
+                ["task"], registry=registry,
+            ),
+            max_series=200, open_ended=(0,),
+        )  # fmt: skip
+        self._lag = Histogram(
+            "springtide_loop_lag_seconds", "How late the event loop ran what was due.",
+            buckets=SHORT_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._pools = _Pools()
+        registry.register(self._pools)
+        if process:
+            ProcessCollector(registry=registry)
+
+    def watch_pool(self, cluster: str, stats: Callable[[], PoolGauges]) -> None:
+        """Show the pool of `cluster`; `stats` is called whenever the metrics are read."""
+        self._pools.add(cluster, stats)
+
+    def observe_loop_lag(self, seconds: float) -> None:
+        self._lag.observe(seconds)
+
+    def emit(self, signal: Signal) -> None:
+        if isinstance(signal, StatementFinished):
+            self._statement(signal)
+        elif isinstance(signal, RequestFinished):
+            self._request(signal)
+        elif isinstance(signal, PoolWaited):
+            self._waits.child(signal.cluster, signal.priority, signal.outcome).observe(signal.seconds)
+        elif isinstance(signal, ConnectionOpened):
+            self._opened.child(signal.cluster).observe(signal.seconds)
+        elif isinstance(signal, ConnectionClosed):
+            self._closed.child(signal.cluster, signal.reason).inc()
+        elif isinstance(signal, ServiceChanged):
+            for state in STATES:
+                self._services.child(signal.service, state).set(state == signal.state)
+        elif isinstance(signal, TaskFailed):
+            self._task_failures.child(signal.task).inc()
+
+    def _request(self, signal: RequestFinished) -> None:
+        method = signal.method if signal.method in METHODS else OTHER_METHOD
+        route, status = signal.route, signal.status
+        self._requests.child(method, route, str(status)).inc()
+        self._durations.child(method, route, f"{status // 100}xx").observe(signal.seconds)
+        for part, entry in signal.ledger.parts.items():
+            self._parts.child(route, part.value).observe(entry.seconds)
+
+    def _statement(self, signal: StatementFinished) -> None:
+        statement = signal.statement[:MAX_LABEL_CHARS]
+        self._statements.child(signal.cluster, statement).observe(signal.seconds)
+        if signal.rows:
+            self._rows.child(signal.cluster, statement).inc(signal.rows)
+        if signal.error is not None:
+            self._statement_errors.child(signal.cluster, signal.error).inc()
