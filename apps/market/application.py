@@ -62,7 +62,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
 
 
 def render_error(reply: ErrorReply, scope: Mapping[str, Any]) -> tuple[bytes, str]:
-    """What the layers around the application answer by themselves, in the shape of the API they answer for."""
+    """What the layers around the application answer by themselves: under /api in the shape of that API."""
     if str(scope.get("path", "")).startswith(f"{PREFIX}/"):
         return error_body(failure(reply.status)), "application/json"
     return problem_json(reply, scope)

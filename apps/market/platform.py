@@ -19,5 +19,7 @@ def modules() -> list[Module]:
     """Declared anew on every call: a platform owns its modules."""
     return [
         Module("users", migrations=HERE / "users" / "migrations", provides=Users, factory=users.build),
-        Module("content", migrations=HERE / "content" / "migrations", provides=Content, factory=content.build),
+        Module(
+            "content", migrations=HERE / "content" / "migrations", provides=Content, factory=content.build
+        ),
     ]

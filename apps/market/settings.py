@@ -35,4 +35,6 @@ class Settings:
         try:
             return cls(token_lifetime=float(text))
         except ValueError:
-            raise ConfigurationError(f"MARKET_TOKEN_LIFETIME must be a number of seconds, got {text!r}") from None
+            raise ConfigurationError(
+                f"MARKET_TOKEN_LIFETIME must be a number of seconds, got {text!r}"
+            ) from None

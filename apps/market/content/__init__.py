@@ -1,1 +1,1 @@
-"""Articles, comments, favourites, tags and feeds. Other modules import `market.content.api` and nothing else."""
+"""Articles, comments, favourites, tags, feeds. Other modules import `market.content.api` and nothing else."""

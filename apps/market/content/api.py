@@ -1,7 +1,7 @@
-"""What the content module offers to the rest of the application, and the only part of it that may be imported.
+"""What the content module offers to the rest of the application: the only part of it that may be imported.
 
-People are ids here: their names and pictures belong to the users module, and whoever shows an article asks for
-them there, all of a page in one call.
+People are ids here: their names and pictures belong to the users module, and whoever shows an article asks
+for them there, all of a page in one call.
 """
 
 from __future__ import annotations
@@ -127,7 +127,10 @@ class Content(Protocol):
 
     @raises(Invalid, NotFound, Forbidden)
     async def update(self, slug: str, author: int, changes: ArticleChanges) -> Article:
-        """Raises Invalid, NotFound, Forbidden. A changed title gives a new slug; the old one still leads here."""
+        """A changed title gives a new slug; the old one still leads here.
+
+        Raises Invalid, NotFound, Forbidden.
+        """
 
     @raises(NotFound, Forbidden)
     async def delete(self, slug: str, author: int) -> None:

@@ -101,7 +101,7 @@ def listing(query: ArticleQuery, viewer: int | None) -> Statement:
         where.append(f"{bind(tag)} = any(article.tags)")
     condition = f"\nwhere {' and '.join(where)}" if where else ""
     columns = COLUMNS.format(created=created, id=id)
-    rows = f"\nselect {columns}\nfrom {source}{condition}\n"  # noqa: S608 - constants; values are arguments
+    rows = f"\nselect {columns}\nfrom {source}{condition}\n"
     count, count_args = _counting(query, source, condition, args)
     return Statement(rows, tuple(args), count, count_args, author)
 
@@ -117,5 +117,5 @@ def _counting(
     if author is None and tag is None:
         return "select count(*) from content.favorite where user_id = $1", (fan,)
     # $1, the viewer, has no part in the condition, and PostgreSQL wants every argument used
-    text = f"\nselect count(*) from {source}{condition} and ($1::bigint is null or true)\n"  # noqa: S608
+    text = f"\nselect count(*) from {source}{condition} and ($1::bigint is null or true)\n"
     return text, tuple(args)

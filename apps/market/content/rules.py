@@ -2,7 +2,7 @@
 
 A slug is the title in lower case, Latin letters without accents, letters and digits of any script kept, and
 everything else turned into single hyphens: `Über “Größe”!` -> `uber-grosse`. A slug that somebody else's
-article has already, that is empty or that is part of another address (`feed`) gets the article's id behind it.
+article has already, that is empty or that is part of another address (`feed`) gets the article's id added.
 """
 
 from __future__ import annotations

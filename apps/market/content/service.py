@@ -130,9 +130,7 @@ class ContentService:
         if query.offset >= count:
             return ArticlePage(articles=[], count=count)
         _check_depth(query.offset)
-        return ArticlePage(
-            articles=await self._store.page(statement, query.limit, query.offset), count=count
-        )
+        return ArticlePage(articles=await self._store.page(statement, query.limit, query.offset), count=count)
 
     async def feed(self, authors: list[int], viewer: int, limit: int, offset: int) -> ArticlePage:
         rules.check_window(limit, offset)
@@ -195,7 +193,7 @@ class ContentService:
     async def _rename(
         self, known: Article, title: str, write: Callable[[str, bool], Awaitable[Article]]
     ) -> Article:
-        """Write with the first slug that the new title gives and that is free, or was this article's before."""
+        """Write with the first slug of the new title that is free, or was this article's before."""
         former = await self._store.former_slugs(known.id)
         reserved: AlreadyReserved | None = None
         for slug in rules.slugs(title, known.id):

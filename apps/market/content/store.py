@@ -178,7 +178,9 @@ class ContentStore:
         """Raises AlreadyReserved for the slug, TitleTaken."""
         bucket = bucket_of(id)
         async with self._db.reserving(id, claim={"slug": slug}) as tx:
-            row = await tx.fetch_one(INSERT, bucket, id, author, slug, title, description, body, list(tags), at)
+            row = await tx.fetch_one(
+                INSERT, bucket, id, author, slug, title, description, body, list(tags), at
+            )
             if row is None:
                 raise TitleTaken
             if tags:

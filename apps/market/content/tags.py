@@ -23,7 +23,7 @@ MAX_AGE = 60.0
 
 
 class PopularTags:
-    """`count(limit)` gives tags and their numbers of articles, at least the `limit` most used of each shard."""
+    """`count(limit)` gives tags and their numbers of articles, the `limit` most used of each shard."""
 
     def __init__(self, count: Callable[[int], Awaitable[Mapping[str, int]]], *, clock: Clock) -> None:
         self._count = count

@@ -1,1 +1,1 @@
-"""The public RealWorld ("Conduit") API under /api: HTTP in and out, and nothing but the modules' interfaces."""
+"""The public RealWorld ("Conduit") API under /api: HTTP in and out, over the modules' interfaces."""

@@ -1,6 +1,6 @@
 """Answers as bytes: msgspec encodes, Starlette sends, refusals become a status and the RealWorld error shape.
 
-    Invalid 422   Taken 409   NotFound 404   Forbidden 403   Unauthorized 401
+Invalid 422   Taken 409   NotFound 404   Forbidden 403   Unauthorized 401
 """
 
 from __future__ import annotations

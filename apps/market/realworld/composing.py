@@ -74,7 +74,7 @@ class Composer:
         )
 
     async def _profiles(self, ids: Iterable[int], viewer: int | None) -> dict[int, shapes.Profile]:
-        """Everybody in `ids`; somebody whom the users module does not know is shown as nobody in particular."""
+        """Everybody in `ids`; whom the users module does not know is shown as NOBODY."""
         wanted = list(dict.fromkeys(ids))
         found = await self._people.profiles(wanted, viewer) if wanted else []
         shown = dict.fromkeys(wanted, NOBODY)

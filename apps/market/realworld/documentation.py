@@ -46,7 +46,7 @@ def document(*, title: str, version: str) -> dict[str, Any]:
         "info": {
             "title": title,
             "version": version,
-            "description": "The RealWorld (Conduit) API. Every error has one shape: `{\"errors\": {name: [..]}}`.",
+            "description": 'The RealWorld (Conduit) API. Errors have one shape: `{"errors": {name: [..]}}`.',
         },
         "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in OPERATIONS)],
         "paths": paths,

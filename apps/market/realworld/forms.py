@@ -60,7 +60,7 @@ class Form:
         """Text that may be left out; null reads as ""."""
         return self.text(field) if field in self._fields else UNSET
 
-    def clearable(self, field: str) -> str | None | UnsetType:
+    def clearable(self, field: str) -> str | UnsetType | None:
         """Text that may be left out, or cleared by null."""
         if field not in self._fields:
             return UNSET

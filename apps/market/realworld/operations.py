@@ -21,8 +21,8 @@ Auth = Literal["none", "optional", "required"]
 class Operation:
     """`plain` endpoints take the request and are mounted as Starlette routes, the others as FastAPI's.
 
-    `id` is the operation's name in the specification, `body` the name of the request schema, `answer` None for
-    an answer without a body, `errors` the refusals beside 422, which any request may meet.
+    `id` is the operation's name in the specification, `body` the name of the request schema, `answer` None
+    for an answer without a body, `errors` the refusals beside 422, which any request may meet.
     """
 
     id: str
@@ -68,7 +68,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "UpdateCurrentUser", "PUT", "/user", writes.update_user,
         tag=ACCOUNTS, summary="Change the signed-in user", auth="required", body="UpdateUser",
         answer=shapes.UserAnswer, errors=(401, 409),
-        says="At least one field. null or an empty text clears bio and image; a field that is left out stays.",
+        says="At least one field; one that is left out stays. null or an empty text clears bio and image.",
     ),
     _operation(
         "GetProfileByUsername", "GET", "/profiles/{username}", reads.get_profile,

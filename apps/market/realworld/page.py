@@ -26,7 +26,8 @@ summary { cursor: pointer; padding: .5rem .8rem } details > div { padding: 0 .8r
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; vertical-align: top;
   padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line) }
 .method { display: inline-block; min-width: 4.5rem; font-weight: 700 }
-.get { color: var(--get) } .post { color: var(--post) } .put { color: var(--put) } .delete { color: var(--delete) }
+.get { color: var(--get) } .post { color: var(--post) } .put { color: var(--put) }
+.delete { color: var(--delete) }
 .lock { float: right; opacity: .7; font-size: .85rem }
 """
 

@@ -26,11 +26,11 @@ Moment = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 """ISO 8601 in UTC with milliseconds and Z."""
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class Shape(msgspec.Struct, frozen=True, rename="camel"):
     pass
 
 
-class User(Shape):
+class User(Shape, frozen=True):
     """The signed-in person."""
 
     email: str
@@ -40,7 +40,7 @@ class User(Shape):
     image: str | None
 
 
-class Profile(Shape):
+class Profile(Shape, frozen=True):
     """A person as others see them."""
 
     username: str
@@ -49,7 +49,7 @@ class Profile(Shape):
     following: bool
 
 
-class ArticleSummary(Shape):
+class ArticleSummary(Shape, frozen=True):
     """An article in a list: without its body."""
 
     slug: str
@@ -63,7 +63,7 @@ class ArticleSummary(Shape):
     author: Profile
 
 
-class Article(Shape):
+class Article(Shape, frozen=True):
     """One article."""
 
     slug: str
@@ -78,7 +78,7 @@ class Article(Shape):
     author: Profile
 
 
-class Comment(Shape):
+class Comment(Shape, frozen=True):
     """One comment; its id is an integer below 2**53."""
 
     id: int
@@ -88,42 +88,42 @@ class Comment(Shape):
     author: Profile
 
 
-class UserAnswer(Shape):
+class UserAnswer(Shape, frozen=True):
     user: User
 
 
-class ProfileAnswer(Shape):
+class ProfileAnswer(Shape, frozen=True):
     profile: Profile
 
 
-class ArticleAnswer(Shape):
+class ArticleAnswer(Shape, frozen=True):
     article: Article
 
 
-class ArticlesAnswer(Shape):
+class ArticlesAnswer(Shape, frozen=True):
     """Part of a list, newest first; `articlesCount` is the length of the whole list."""
 
     articles: list[ArticleSummary]
     articles_count: int
 
 
-class CommentAnswer(Shape):
+class CommentAnswer(Shape, frozen=True):
     comment: Comment
 
 
-class CommentsAnswer(Shape):
+class CommentsAnswer(Shape, frozen=True):
     """The comments of an article, newest first."""
 
     comments: list[Comment]
 
 
-class TagsAnswer(Shape):
+class TagsAnswer(Shape, frozen=True):
     """The most used tags first."""
 
     tags: list[str]
 
 
-class Errors(Shape):
+class Errors(Shape, frozen=True):
     """What is wrong: a field or a kind of thing -> sentences about it."""
 
     errors: dict[str, list[str]]

@@ -1,4 +1,4 @@
-"""What the users module offers to the rest of the application, and the only part of it that may be imported.
+"""What the users module offers to the rest of the application: the only part of it that may be imported.
 
 Profiles are public; accounts carry the e-mail address and are for their owner. Usernames and addresses are
 compared without regard to case and shown as they were written.
@@ -69,8 +69,8 @@ class AccountChanges(msgspec.Struct, frozen=True, kw_only=True):
     username: str | UnsetType = UNSET
     email: str | UnsetType = UNSET
     password: str | UnsetType = UNSET
-    bio: str | None | UnsetType = UNSET
-    image: str | None | UnsetType = UNSET
+    bio: str | UnsetType | None = UNSET
+    image: str | UnsetType | None = UNSET
 
 
 class Users(Protocol):
@@ -82,7 +82,7 @@ class Users(Protocol):
 
     @raises(Invalid)
     async def authenticate(self, email: str, password: str) -> Account | None:
-        """The account, or None: one answer and one amount of work for an unknown address and a wrong password.
+        """The account, or None: one answer and one amount of work for a wrong address and a wrong password.
 
         Raises Invalid when a field is blank or cannot be anybody's by form.
         """
@@ -99,7 +99,7 @@ class Users(Protocol):
     async def profile(self, username: str, viewer: int | None) -> Profile | None: ...
 
     async def profiles(self, ids: list[int], viewer: int | None) -> list[Profile]:
-        """Many at once, in no order; ids of nobody are left out. The number of statements does not grow with ids."""
+        """Many at once, in no order; ids of nobody are left out. More ids make no more statements."""
 
     @raises(Invalid, NotFound)
     async def follow(self, follower: int, username: str) -> Profile:

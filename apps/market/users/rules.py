@@ -104,6 +104,7 @@ def _email(checks: Checks, value: str) -> None:
 def _password(checks: Checks, value: str) -> None:
     if not value:
         checks.fault("password", BLANK)
-    elif checks.text("password", value, max_length=PASSWORD_LENGTH, required=False):
-        if len(value) < PASSWORD_MINIMUM:
-            checks.fault("password", f"is too short (minimum is {PASSWORD_MINIMUM} characters)")
+    elif len(value) < PASSWORD_MINIMUM:
+        checks.fault("password", f"is too short (minimum is {PASSWORD_MINIMUM} characters)")
+    else:
+        checks.text("password", value, max_length=PASSWORD_LENGTH, required=False)

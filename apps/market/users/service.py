@@ -146,7 +146,7 @@ class UserService:
     async def _taken(
         self, error: AlreadyReserved, wanted: dict[str, str | None], owner: int | None = None
     ) -> Taken:
-        """Which of `wanted` are somebody else's: the reservation stops at the first, people want to know all."""
+        """All of `wanted` that are somebody else's; the reservation stops at the first."""
         fields = {error.kind}
         for kind, value in wanted.items():
             if value is not None and kind not in fields:

@@ -125,8 +125,8 @@ class UserStore:
         username: str | None,
         email: str | None,
         password_hash: str | None,
-        bio: str | None | UnsetType,
-        image: str | None | UnsetType,
+        bio: str | UnsetType | None,
+        image: str | UnsetType | None,
         at: datetime,
     ) -> AccountRow | None:
         """Change what is given; None when the account's names are no longer those of `known`.
