@@ -1,11 +1,11 @@
 """The database layer: pools to clusters, and modules' tables over them.
 
-    shards      which bucket a key belongs to, which shard holds it
-    router      `Database`: each statement to the shard of its key
-    ids         ids that carry their bucket
-    scatter     one statement on every shard, rows merged
-    keyset      pages behind a cursor
-    causality   positions in the write-ahead log
+shards      which bucket a key belongs to, which shard holds it
+router      `Database`: each statement to the shard of its key
+ids         ids that carry their bucket
+scatter     one statement on every shard, rows merged
+keyset      pages behind a cursor
+causality   positions in the write-ahead log
 """
 
 from springtide.db._writing import WriteTransaction

@@ -171,11 +171,11 @@ def without_terminator(sql: str) -> str:
     return sql if last is None else sql[: last.end]
 
 
-_AGGREGATES = frozenset(
-    ["array_agg", "avg", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "count", "every", "json_agg"]
-    + ["json_object_agg", "jsonb_agg", "jsonb_object_agg", "max", "min", "mode", "percentile_cont"]
-    + ["percentile_disc", "range_agg", "stddev", "stddev_pop", "stddev_samp", "string_agg", "sum", "var_pop"]
-    + ["var_samp", "variance", "xmlagg"]
+
+
+_AGGREGATE = re.compile(
+    r"(array|json|jsonb|json_object|jsonb_object|range|string|xml)_?agg|avg|bit_(and|or|xor)|bool_(and|or)|count"
+    r"|every|max|min|mode|percentile_(cont|disc)|stddev(_pop|_samp)?|sum|var_(pop|samp)|variance"
 )
 
 
@@ -206,7 +206,7 @@ def unscatterable(sql: str) -> str | None:
         elif token.text == "over":
             return "a window function would see the rows of one shard only"
         elif (
-            token.text in _AGGREGATES
+            _AGGREGATE.fullmatch(token.text)
             and following is not None
             and following.kind is Kind.SYMBOL
             and following.text == "("
