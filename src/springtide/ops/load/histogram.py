@@ -55,7 +55,7 @@ class Histogram(msgspec.Struct):
     counts: dict[int, int] = {}
     count: int = 0
     total: float = 0.0
-    minimum: float = math.inf
+    minimum: float | None = None
     maximum: float = 0.0
 
     def record(self, seconds: float) -> None:
@@ -76,7 +76,7 @@ class Histogram(msgspec.Struct):
         self.total += seconds
         if seconds > self.maximum:
             self.maximum = seconds
-        if seconds < self.minimum:
+        if self.minimum is None or seconds < self.minimum:
             self.minimum = seconds
 
     def merge(self, other: Histogram) -> None:
@@ -87,7 +87,8 @@ class Histogram(msgspec.Struct):
         self.count += other.count
         self.total += other.total
         self.maximum = max(self.maximum, other.maximum)
-        self.minimum = min(self.minimum, other.minimum)
+        if self.minimum is None or (other.minimum is not None and other.minimum < self.minimum):
+            self.minimum = other.minimum
 
     @classmethod
     def merged(cls, parts: Iterable[Histogram]) -> Histogram:
@@ -124,7 +125,7 @@ class Histogram(msgspec.Struct):
     def _value(self, bucket: int) -> float:
         if bucket >= MAX_BUCKETS - 1:
             return self.maximum
-        return min(max(_upper(bucket) * 1e-6, self.minimum), self.maximum)
+        return min(max(_upper(bucket) * 1e-6, self.minimum or 0.0), self.maximum)
 
     @property
     def mean(self) -> float:
