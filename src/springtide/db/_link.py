@@ -1,0 +1,285 @@
+"""One server connection of the pool, and what is known about its session.
+
+A link runs statements with the time the request has left, keeps the accounts and translates failures:
+errors of a statement stay asyncpg's, errors of the connection become `DatabaseUnavailable`.
+
+settled: the session waits for a statement.   unsettled: a statement was abandoned, only the pool's
+recovery may touch it.   broken: the connection is gone.   It never waits for the server when its caller is
+cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import select
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import msgspec
+from asyncpg import exceptions as pg
+
+from springtide.clock import Clock
+from springtide.context import Part, RequestContext, current
+from springtide.db._statements import Dirt, Statement
+from springtide.errors import DatabaseUnavailable, DeadlineExceeded, RoleChanged
+from springtide.signals import Sink, StatementFinished
+
+if TYPE_CHECKING:
+    RawConnection = asyncpg.Connection[asyncpg.Record]
+else:
+    RawConnection = asyncpg.Connection
+
+__all__ = ["CONNECTION_ERRORS", "Link", "Operation", "RawConnection", "bucket", "open_link"]
+
+Operation = Callable[..., Coroutine[Any, Any, Any]]
+
+CONNECTION_ERRORS = (
+    pg.PostgresConnectionError,
+    pg.AdminShutdownError,
+    pg.CrashShutdownError,
+    pg.CannotConnectNowError,
+    pg.IdleInTransactionSessionTimeoutError,
+    OSError,
+)
+"""The connection failed, whatever the statement was. (`TimeoutError` is an OSError: look at it first.)"""
+
+_STEP = math.log(1.25)
+_GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
+
+
+def bucket(seconds: float) -> float:
+    """The `statement_timeout` for this much time: the next power of 1.25 upwards, at least 10 ms."""
+    return max(math.exp(math.ceil(math.log(max(seconds, 0.001)) / _STEP - 1e-9) * _STEP), 0.01)
+
+
+class _Wire(RawConnection):
+    """asyncpg's connection, whose socket can be asked whether the other side has closed it."""
+
+    __slots__ = ("poller",)
+
+    def __init__(self, protocol: Any, transport: Any, *args: Any, **options: Any) -> None:
+        super().__init__(protocol, transport, *args, **options)
+        self.poller: select.poll | None = None
+        sock = transport.get_extra_info("socket")
+        if sock is not None and hasattr(select, "poll"):
+            self.poller = select.poll()
+            self.poller.register(sock.fileno(), select.POLLIN | _GONE)
+
+
+_encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder().decode
+
+
+def _encode_jsonb(value: object) -> bytes:
+    return b"\x01" + _encode_json(value)
+
+
+def _decode_jsonb(data: bytes) -> Any:
+    return _decode_json(memoryview(data)[1:])
+
+
+async def open_link(
+    dsn: str,
+    *,
+    cluster: str,
+    timeout: float,
+    clock: Clock,
+    sink: Sink | None,
+    server_settings: Mapping[str, str],
+    generation: int,
+    max_age: float,
+) -> Link:
+    """Connect. Raises what asyncpg raises, and TimeoutError after `timeout` seconds."""
+    begun = clock.monotonic()
+    raw = await asyncpg.connect(
+        dsn, timeout=timeout, connection_class=_Wire, server_settings=dict(server_settings)
+    )
+    try:
+        # both types are known to asyncpg, so this asks the server nothing
+        await raw.set_type_codec(
+            "jsonb", schema="pg_catalog", format="binary", encoder=_encode_jsonb, decoder=_decode_jsonb
+        )
+        await raw.set_type_codec(
+            "json", schema="pg_catalog", format="binary", encoder=_encode_json, decoder=_decode_json
+        )
+    except BaseException:
+        raw.terminate()
+        raise
+    return Link(raw, cluster, clock, sink, generation, begun, begun + max_age)
+
+
+class Link:
+    __slots__ = (
+        "broken",
+        "closed",
+        "cluster",
+        "critical",
+        "dirt",
+        "expires",
+        "generation",
+        "idle_since",
+        "incident",
+        "limit",
+        "monotonic",
+        "opened",
+        "raw",
+        "sent",
+        "sink",
+        "standby_wait_ended",
+        "unsettled",
+    )
+
+    def __init__(
+        self,
+        raw: _Wire,
+        cluster: str,
+        clock: Clock,
+        sink: Sink | None,
+        generation: int,
+        opened: float,
+        expires: float,
+    ) -> None:
+        self.raw = raw
+        self.cluster = cluster
+        self.monotonic = clock.monotonic
+        self.sink = sink
+        self.generation = generation
+        self.opened = opened
+        self.expires = expires
+        self.idle_since = opened
+        self.incident = 0
+        self.limit: float | None = None
+        self.dirt = Dirt.NONE
+        self.critical = False
+        self.broken = False
+        self.closed = False
+        self.unsettled = False
+        self.sent = False
+        self.standby_wait_ended = False
+        raw.add_log_listener(self._on_notice)
+
+    def _on_notice(self, _: Any, message: Any) -> None:
+        if getattr(message, "server_source_function", None) == "SyncRepWaitForLSN" or str(message).startswith(
+            "canceling wait for synchronous replication"
+        ):
+            self.standby_wait_ended = True
+
+    @property
+    def pid(self) -> int:
+        return self.raw.get_server_pid()
+
+    def looks_dead(self) -> bool:
+        """True when the connection is known to be gone; asks the kernel, not the server."""
+        if self.raw.is_closed():
+            return True
+        poller = self.raw.poller
+        return poller is not None and bool(poller.poll(0))
+
+    def close(self) -> None:
+        """Hang up at once, without waiting for anybody."""
+        self.closed = True
+        self.raw.terminate()
+
+    async def perform(
+        self,
+        operation: Operation,
+        sql: str,
+        args: tuple[Any, ...],
+        statement: Statement,
+        *,
+        limited: bool = True,
+        bounded: bool = True,
+        read_only: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Run one statement by `operation`, an unbound method of asyncpg's connection.
+
+        `limited` lets the link set `statement_timeout` first; a transaction has set its own. `bounded`
+        ends the wait at the request's deadline.
+        """
+        context = current()
+        begun = self.monotonic()
+        timeout: float | None = None
+        self.sent = False
+        if bounded and context is not None and context.deadline is not None:
+            timeout = context.deadline - begun
+            if timeout <= 0:
+                raise DeadlineExceeded(f"about to run {statement.label}")
+        error: str | None = None
+        rows = 0
+        try:
+            if limited:
+                limit = self.limit
+                if timeout is None:
+                    if limit is not None:
+                        await self._set_limit(None, None)
+                elif limit is None or not timeout <= limit <= 2 * timeout:
+                    await self._set_limit(bucket(timeout), timeout)
+            if statement.dirt > self.dirt:
+                self.dirt = statement.dirt
+            if self.raw.is_closed():
+                raise pg.ConnectionDoesNotExistError("the connection is closed")
+            self.sent = True
+            result = await operation(self.raw, sql, *args, timeout=timeout, **options)
+            rows = _rows(operation, result)
+            return result
+        except BaseException as failure:
+            error = getattr(failure, "sqlstate", None) or type(failure).__name__
+            translated = self._translate(failure, statement, context, read_only)
+            if translated is failure:
+                raise
+            raise translated from failure
+        finally:
+            seconds = self.monotonic() - begun
+            if context is not None:
+                context.ledger.add(Part.SQL, seconds, statement.label, rows)
+            if self.sink is not None:
+                self.sink.emit(StatementFinished(self.cluster, statement.label, seconds, rows, error))
+
+    async def _set_limit(self, limit: float | None, timeout: float | None) -> None:
+        value = "DEFAULT" if limit is None else str(max(round(limit * 1000), 1))
+        self.limit = -1.0  # unknown, should this be abandoned
+        await self.raw.execute(f"SET statement_timeout = {value}", timeout=timeout)
+        self.limit = limit
+
+    def _translate(
+        self,
+        failure: BaseException,
+        statement: Statement,
+        context: RequestContext | None,
+        read_only: bool,
+    ) -> BaseException:
+        if isinstance(failure, asyncio.TimeoutError):
+            self.unsettled = True
+            return DeadlineExceeded(f"running {statement.label}")
+        if not isinstance(failure, Exception):  # cancelled, or the process is ending
+            self.unsettled = True
+            return failure
+        if isinstance(failure, CONNECTION_ERRORS) or self.raw.is_closed():
+            self.broken = True
+            return DatabaseUnavailable(
+                f"the connection to {self.cluster} was lost while running {statement.label}"
+            )
+        if isinstance(failure, pg.QueryCanceledError):
+            deadline = context.deadline if context is not None else None
+            if deadline is not None and self.monotonic() >= deadline - 0.002:
+                return DeadlineExceeded(f"running {statement.label}")
+        elif isinstance(failure, pg.ReadOnlySQLTransactionError) and not read_only:
+            self.generation = -1  # tells the pool to retire every connection
+            return RoleChanged(f"the server of {self.cluster} no longer accepts writes")
+        return failure
+
+
+def _rows(operation: Operation, result: Any) -> int:
+    if type(result) is list:
+        return len(result)
+    if operation is asyncpg.Connection.fetchrow:
+        return 0 if result is None else 1
+    if operation is asyncpg.Connection.fetchval:
+        return 1
+    if type(result) is str:
+        tail = result.rpartition(" ")[2]
+        return int(tail) if tail.isdigit() else 0
+    return 0

@@ -1,0 +1,278 @@
+"""One transaction: BEGIN ... COMMIT on one connection.
+
+begun -> committing -> committed | unknown        begun -> rolled back
+COMMIT runs in a task of the pool: once sent it is never cancelled, whatever happens to the caller, and the
+connection belongs to that task until its answer is in. A caller that leaves early (deadline) hears
+`CommitUnknown`. So does one whose connection broke, and one whose COMMIT was only confirmed by a warning:
+PostgreSQL answers "success" when a wait for a synchronous standby is cancelled.
+A transaction that is cancelled midway never waits for the server: the pool's recovery rolls it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import asyncpg
+from asyncpg import exceptions as pg
+
+from springtide.context import Priority, current
+from springtide.db._link import CONNECTION_ERRORS, Link, bucket
+from springtide.db._statements import Statement, Statements
+from springtide.db.connection import Connection, Queries
+from springtide.errors import CommitUnknown, DatabaseUnavailable, DeadlineExceeded
+from springtide.signals import TaskFailed
+
+if TYPE_CHECKING:
+    from springtide.db.pool import Pool
+
+__all__ = ["Beginning", "Savepoint", "Transaction"]
+
+_log = logging.getLogger(__name__)
+
+ISOLATIONS = ("read committed", "repeatable read", "serializable")
+
+ABANDONED_COMMIT = 2.0
+"""Seconds a COMMIT may take after its caller has left; then the connection is given up, never the COMMIT."""
+
+ROLLBACK_TIMEOUT = 1.0
+"""Seconds that a caller waits for ROLLBACK to be confirmed; the pool's recovery takes over afterwards."""
+
+
+class Transaction(Queries):
+    """Made by `Pool.transaction()`; the statements of `Connection`, plus `on_commit` and `savepoint`."""
+
+    __slots__ = ("_callbacks", "_savepoints", "isolation", "read_only")
+
+    def __init__(self, link: Link, statements: Statements, *, read_only: bool, isolation: str) -> None:
+        super().__init__(link, statements, limited=False, read_only=read_only)
+        self.read_only = read_only
+        self.isolation = isolation
+        self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
+        self._savepoints = 0
+
+    def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
+        """Call `callback` once COMMIT is known to have succeeded, also when the caller was cancelled then.
+
+        Callbacks run in order, after the connection went back. One that raises is logged and reported:
+        the transaction is committed and stays so.
+        """
+        self._link()
+        self._callbacks.append(callback)
+
+    def savepoint(self) -> Savepoint:
+        """`async with tx.savepoint():` undoes the block alone when it raises."""
+        self._savepoints += 1
+        return Savepoint(self, f"springtide_{self._savepoints}")
+
+
+class Savepoint:
+    __slots__ = ("_name", "_transaction")
+
+    def __init__(self, transaction: Transaction, name: str) -> None:
+        self._transaction = transaction
+        self._name = name
+
+    async def __aenter__(self) -> Transaction:
+        await self._transaction.execute(f"SAVEPOINT {self._name}")
+        return self._transaction
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        link = self._transaction._link()
+        if error is None:
+            await self._transaction.execute(f"RELEASE SAVEPOINT {self._name}")
+        elif isinstance(error, Exception) and not link.broken and not link.unsettled:
+            await self._transaction.execute(
+                f"ROLLBACK TO SAVEPOINT {self._name}; RELEASE SAVEPOINT {self._name}"
+            )
+
+
+class Beginning:
+    """`async with pool.transaction() as tx`: BEGIN at the top, COMMIT or ROLLBACK at the end."""
+
+    __slots__ = ("_connection", "_isolation", "_pool", "_priority", "_read_only", "_transaction")
+
+    def __init__(
+        self,
+        pool: Pool,
+        connection: Connection | None,
+        priority: Priority | None,
+        *,
+        read_only: bool,
+        isolation: str,
+    ) -> None:
+        if isolation not in ISOLATIONS:
+            raise ValueError(f"isolation must be one of {', '.join(ISOLATIONS)}, got {isolation!r}")
+        self._pool = pool
+        self._connection = connection
+        self._priority = priority
+        self._read_only = read_only
+        self._isolation = isolation
+        self._transaction: Transaction | None = None
+
+    async def __aenter__(self) -> Transaction:
+        if self._transaction is not None:
+            raise RuntimeError("a transaction cannot be entered twice; call transaction() again")
+        if self._connection is not None:
+            link = await self._connection._ready()
+            await self._begin(link)
+        else:
+            link = await self._pool._begin(self._priority, self._begin)
+        self._transaction = Transaction(
+            link, self._pool._statements, read_only=self._read_only, isolation=self._isolation
+        )
+        return self._transaction
+
+    async def _begin(self, link: Link) -> None:
+        context = current()
+        sql = f"BEGIN ISOLATION LEVEL {self._isolation.upper()}{' READ ONLY' if self._read_only else ''}"
+        label = sql
+        if context is not None and context.deadline is not None:
+            limit = bucket(context.deadline - link.monotonic())
+            sql += f"; SET LOCAL statement_timeout = {max(round(limit * 1000), 1)}"
+        elif link.limit is not None:
+            sql += "; SET LOCAL statement_timeout = DEFAULT"
+        await link.perform(
+            asyncpg.Connection.execute, sql, (), self._pool._statements.get(label), limited=False
+        )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        transaction = self._transaction
+        assert transaction is not None
+        link = transaction._link()
+        transaction._lent = None
+        if error is not None:
+            try:
+                await self._roll_back(link, error)
+            finally:
+                self._give_back(link)
+        elif self._read_only:
+            try:
+                await self._end_reading(link)
+            finally:
+                self._give_back(link)
+            await _run_callbacks(self._pool, transaction._callbacks)
+        else:
+            await self._commit(link, transaction)
+
+    def _give_back(self, link: Link) -> None:
+        if self._connection is None:
+            self._pool._put(link)
+
+    async def _roll_back(self, link: Link, error: BaseException) -> None:
+        if link.broken or link.unsettled:
+            return
+        context = current()
+        remaining = context.remaining(link.monotonic()) if context is not None else None
+        timeout = ROLLBACK_TIMEOUT if remaining is None else min(remaining, ROLLBACK_TIMEOUT)
+        if not isinstance(error, Exception) or timeout <= 0:
+            link.unsettled = True  # not one await on the server for somebody who has left
+            return
+        try:
+            await link.raw.execute("ROLLBACK", timeout=timeout)
+        except TimeoutError:
+            link.unsettled = True
+        except (*CONNECTION_ERRORS, asyncpg.InterfaceError):
+            link.broken = True
+        except BaseException:
+            link.unsettled = True
+            raise
+
+    async def _end_reading(self, link: Link) -> None:
+        """COMMIT of a transaction that has only read: a connection lost here has lost nothing."""
+        try:
+            await link.perform(
+                asyncpg.Connection.execute, "COMMIT", (), self._pool._statements.get("COMMIT"), limited=False
+            )
+        except DatabaseUnavailable:
+            if self._isolation == "serializable":
+                raise  # there the last word on the reads is spoken at COMMIT
+
+    async def _commit(self, link: Link, transaction: Transaction) -> None:
+        context = current()
+        remaining = context.remaining(link.monotonic()) if context is not None else None
+        if remaining is not None and remaining <= 0:
+            link.unsettled = True
+            self._give_back(link)
+            raise DeadlineExceeded("about to COMMIT; the transaction is rolled back")
+        if link.raw.is_closed():
+            link.broken = True
+            self._give_back(link)
+            raise DatabaseUnavailable(f"the connection to {link.cluster} was lost before COMMIT")
+        if self._connection is not None:
+            self._connection._lent = None
+        committing = self._pool._spawn(self._committing(link, transaction), "commit")
+        try:
+            done, _ = await asyncio.wait((committing,), timeout=remaining)
+        except asyncio.CancelledError:
+            self._abandon(link, committing)
+            raise
+        if not done:
+            self._abandon(link, committing)
+            raise CommitUnknown(f"the deadline passed while {link.cluster} had COMMIT")
+        if self._connection is not None:
+            self._connection._lent = link
+        failure = committing.result()
+        if failure is not None:
+            raise failure
+
+    def _abandon(self, link: Link, committing: asyncio.Task[Exception | None]) -> None:
+        """Nobody listens any more: the link returns to the pool when COMMIT ends, or is given up."""
+        on_connection, self._connection = self._connection is not None, None
+        if committing.done():
+            if on_connection:
+                self._pool._put(link)
+            return
+        timer = asyncio.get_running_loop().call_later(ABANDONED_COMMIT, link.raw.terminate)
+        committing.add_done_callback(lambda _: timer.cancel())
+
+    async def _committing(self, link: Link, transaction: Transaction) -> Exception | None:
+        """Send COMMIT, judge the answer, return the connection, run the callbacks."""
+        try:
+            failure = await _send_commit(link, self._pool._statements.get("COMMIT"))
+        finally:
+            self._give_back(link)
+        if failure is None:
+            await _run_callbacks(self._pool, transaction._callbacks)
+        return failure
+
+
+async def _send_commit(link: Link, statement: Statement) -> Exception | None:
+    link.standby_wait_ended = False
+    try:
+        tag = await link.perform(
+            asyncpg.Connection.execute, "COMMIT", (), statement, limited=False, bounded=False
+        )
+    except DatabaseUnavailable as error:
+        unknown = CommitUnknown(f"the connection to {link.cluster} was lost while it had COMMIT")
+        unknown.__cause__ = error.__cause__
+        return unknown
+    except Exception as error:  # the server's verdict, handed to the caller as it is
+        return error
+    if link.standby_wait_ended:
+        return CommitUnknown(f"{link.cluster} committed, but its synchronous standby did not confirm it")
+    if tag == "ROLLBACK":
+        return pg.InFailedSQLTransactionError(
+            "the transaction was rolled back at COMMIT: one of its statements had failed, "
+            "and its error was swallowed"
+        )
+    return None
+
+
+async def _run_callbacks(pool: Pool, callbacks: list[Callable[[], Awaitable[None] | None]]) -> None:
+    for callback in callbacks:
+        try:
+            result = callback()
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:  # committed is committed: the others run, the caller sees success
+            pool._sink.emit(TaskFailed(f"{pool.name}:on_commit", repr(error), None))
+            _log.exception("on_commit callback %r failed", callback)
