@@ -142,6 +142,8 @@ def redacted(value: object) -> object:
 
 def redacted_entry(name: object, value: object) -> object:
     """`redacted`, stricter under the key `url`, where even what is no proper URL may hold a password."""
+    if name == "url" and isinstance(value, list | tuple):
+        return [redacted_entry(name, inner) for inner in value]
     if name != "url" or not isinstance(value, str):
         return redacted(value)
     hidden = str(redacted(value))

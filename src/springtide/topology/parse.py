@@ -113,7 +113,11 @@ class _Reader:
             bad = [path for path, _ in self.faults]
             for fault in error.faults:
                 path = tuple(fault.key.split("."))
-                if not any(path[: len(known)] == known or known[: len(path)] == path for known in bad):
+                follows = any(path[: len(known)] == known or known[: len(path)] == path for known in bad)
+                lost = any(
+                    known in bad and "must name a" in fault.rule for known in (("nodes",), ("clusters",))
+                )
+                if not follows and not lost:
                     self.faults.append((path, fault))
             return None
         return made
@@ -132,7 +136,17 @@ class _Reader:
                         rule = "there is nothing to take out: the stage has no such part"
                         self._add((field.name, name), None, rule)
                     del given[name]
-        _merge(plain, self._raw)
+        self._merge(plain, self._raw, ())
+
+    def _merge(self, below: dict[str, object], above: Mapping[str, object], path: tuple[str, ...]) -> None:
+        for name, value in above.items():
+            present = below.get(name)
+            if not isinstance(present, dict):
+                below[name] = value
+            elif isinstance(value, dict):
+                self._merge(present, value, (*path, name))
+            else:
+                self._add((*path, name), value, "must be a table")
 
     def _add(self, path: tuple[str, ...], value: object, rule: str) -> None:
         shown = redacted_entry(path[-1], value)
@@ -176,7 +190,7 @@ class _Reader:
 
     def _structures(self, structure: type, plain: object, path: tuple[str, ...]) -> dict[str, object]:
         if not isinstance(plain, dict):
-            self._add(path, plain, "must be a table of tables")
+            self._add(path, plain, "must be a table")
             return {}
         made = {}
         for name, item in plain.items():
@@ -217,12 +231,3 @@ def _placeholders(structure: type) -> dict[str, object]:
 
 def _dotted(path: tuple[str, ...]) -> str:
     return ".".join(path)
-
-
-def _merge(below: dict[str, object], above: Mapping[str, object]) -> None:
-    for name, value in above.items():
-        present = below.get(name)
-        if isinstance(present, dict) and isinstance(value, dict):
-            _merge(present, value)
-        else:
-            below[name] = value

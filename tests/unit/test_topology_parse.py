@@ -1,0 +1,246 @@
+"""A faulty springtide.toml is refused with every fault, its line, key, value and rule; and no password."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from springtide.errors import ConfigurationError, TopologyError
+from springtide.topology import Cluster, Node, PoolSpec, Topology, load, loads
+
+HEAD = 'name = "shop"\nstage = 1\napp = "shop:app"\n'
+
+
+def faults(text: str) -> list[str]:
+    with pytest.raises(TopologyError) as caught:
+        loads(text)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def only(text: str) -> str:
+    (fault,) = faults(text)
+    return fault
+
+
+def test_the_smallest_file() -> None:
+    """Name, stage and app are enough; the rest has defaults."""
+    topology = loads(HEAD)
+    assert topology.nodes["db"].supervised
+    assert topology.pool == PoolSpec()
+    assert topology.database("users").shards == ("main",)
+    assert topology.import_path == Path.cwd()
+
+
+def test_all_faults_at_once_with_lines() -> None:
+    """Each fault names line, key, rule and value; one does not hide another."""
+    found = faults(
+        """name = "two words"
+app = "myapp"
+stage = 9
+[pool]
+size = true
+reserved = -1
+idle = "30"
+[servers]
+port = 70000
+cpu = 0
+trusted_proxies = ["10.0.0.0/33"]
+[clusters.main]
+primary = "nope"
+[databases.default]
+shards = ["missing"]
+"""
+    )
+    assert found == [
+        "line 1: name: must be letters, digits and -, starting with a letter, got 'two words'",
+        "line 2: app: must look like \"module:attr\", got 'myapp'",
+        "line 3: stage: must be between 1 and 7, got 9",
+        "line 5: pool.size: must be an integer, got True",
+        "line 6: pool.reserved: must be >= 0, got -1",
+        "line 7: pool.idle: must be a number, got '30'",
+        "line 9: servers.port: must be between 0 and 65535, got 70000",
+        "line 10: servers.cpu: must be > 0, got 0",
+        "line 11: servers.trusted_proxies: each element must be an address or a network such as"
+        " \"10.0.0.0/8\", none twice, got ['10.0.0.0/33']",
+        "line 13: clusters.main.primary: must name a node of this topology (there are: none), got 'nope'",
+        "line 15: databases.default.shards: must name a cluster of this topology"
+        " (there are: main), got 'missing'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[pool]\nsiez = 5", "line 5: pool.siez: unknown key; did you mean size?"),
+        ("[nodes.db]\nmaxconnections = 5", "did you mean max_connections?"),
+        ("[objective]\np95 = 1", "line 4: objective: unknown key; did you mean objectives?"),
+        ("[pool]\nsize = 2", "pool.reserved: must be < pool.size, which is 2, got 2"),
+        ("[pool]\nsize = 5\nreserved = 5", "line 6: pool.reserved: must be < pool.size"),
+        ("[pool]\nacquire_timeout = 30", "must be < servers.request_timeout, which is 30.0"),
+        ("[nodes.db]\nkind = 'postgrse'", "did you mean postgres?"),
+        ("[nodes.db]\nport = 8000", "line 5: nodes.db.port: must differ from servers.port, got 8000"),
+        ("[nodes.a]\nport = 5\n[nodes.b]\nport = 5", "line 7: nodes.b.port: must differ from nodes.a.port"),
+        ("[nodes.db]\nport = 0", "must be between 1 and 65535, got 0"),
+        ("[nodes.app-1]", "belongs to the app servers"),
+        (
+            "[nodes.x]\nkind='redis'\n[clusters.main]\nprimary='x'",
+            "node of kind postgres; x is of kind redis",
+        ),
+        ("[clusters.second]\nprimary = 'bd'", "line 5: clusters.second.primary: must name a node"),
+        ("[clusters.second]", "line 4: clusters.second.primary: is required"),
+        ("[clusters.main]\nreplicas = ['db']", "must not list the cluster's primary"),
+        ("[clusters.b]\nprimary = 'db'\ndbname = 'main'", "uses database 'main' on node db already"),
+        ("[databases.default]\nshards = []", "must name 1 to 1024 clusters"),
+        ("[databases.default]\nshards = ['main', 'main']", "none twice"),
+        ("[databases.default]\nshards = 'main'", "must be a list of strings, got 'main'"),
+        ("[databases.default]\nshards = [1]", "must be a list of strings, got [1]"),
+        ("[objectives]\np95 = 3.0", "must be <= objectives.page, which is 2.0"),
+        ("[objectives]\npeak_rps = nan", "must be > 0, got nan"),
+        ("[objectives]\npeak_rps = inf", "must be > 0, got inf"),
+        ("[pool]\nsize = 0xFFFFFFFFFFFFFFFFFFFF", "must fit into 64 bits, got 'an integer of 80 bits'"),
+        ("[nodes.db]\nurl = 'mysql://h/x'", "must start with postgresql:// or postgres://"),
+        ("[nodes.db]\nurl = 'postgresql://h/x'\nport = 5", "remove this key or the url"),
+        ("[nodes.db]\nurl = 'postgresql://h:99999/x'", "must have a valid host and port"),
+        ("[nodes.r]\nkind = 'redis'\nmax_connections = 10", "only a node of kind postgres has it"),
+        ("pool = 5", "line 4: pool: must be a table, got 5"),
+        ("nodes = 5", "line 4: nodes: must be a table, got 5"),
+        ("nodes.db = 'x'", "line 4: nodes.db: must be a table, got 'x'"),
+        ("nodes.nothing = false", "there is nothing to take out"),
+        ("'a.b' = 1", "line 4: a.b: unknown key"),
+        ("[servers]\ncount = 10", "(10 app servers + 1 workers) * pool.size 20 = 220 connections do not fit"),
+    ],
+)
+def test_one_fault(text: str, expected: str) -> None:
+    """A single mistake gives a single fault that says what to change."""
+    assert expected in only(HEAD + text)
+
+
+def test_too_many_connections_says_what_to_set() -> None:
+    """The number in the sentence is the smallest that works."""
+    text = HEAD + "[servers]\ncount = 10\n[nodes.db]\nmax_connections = "
+    assert "set it to at least 223" in only(text + "222")
+    assert loads(text + "223").nodes["db"].max_connections == 223
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name = ", "line 1: syntax: column 8"),
+        ("a = 1\nb == 2", "line 2: syntax: column 4"),
+        ("a = 1\na = 2", "line 2: syntax: column 6"),
+        ('a = """\n', "line 2: syntax: column 1"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("a = " + "9" * 5000, "syntax"),
+    ],
+)
+def test_syntax_errors_give_line_and_column(text: str, expected: str) -> None:
+    assert expected in only(text)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cret@host:99999/db",
+        "postgresql://me:s3cret@ho st/db",
+        "mysql://me:p@s3cret/x@host/db",
+        "postgresql//me:s3cret@host/db",
+        "me:s3cret@host",
+        "mysql://me:s3cret@host/db",
+        "postgresql://host:bad/db?password=s3cret",
+    ],
+)
+def test_a_password_never_appears_in_an_error(url: str) -> None:
+    """However the url is broken, and under a wrong key or type as well."""
+    as_x = f"x = '{url}'"
+    for text in (as_x, f"nodes.db.url = '{url}'", f"nodes.db.url = ['{url}']", f"nodes.db = '{url}'"):
+        assert "s3cret" not in "\n".join(faults(HEAD + text)), text
+
+
+def test_file_errors(tmp_path: Path) -> None:
+    """A missing file, a folder and wrong bytes each have their sentence."""
+    path = tmp_path / "springtide.toml"
+    with pytest.raises(ConfigurationError, match="there is no file"):
+        load(path)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load(tmp_path)
+    path.write_bytes(b'name = "x"\n\xff')
+    with pytest.raises(TopologyError, match="line 2: syntax: the file must be UTF-8"):
+        load(path)
+    path.write_bytes(b"\xef\xbb\xbf" + HEAD.replace("\n", "\r\n").encode() + b"[pool]\r\nsize = 0\r\n")
+    with pytest.raises(TopologyError, match=r"line 5: pool\.size: must be >= 1, got 0"):
+        load(path)
+
+
+def test_parts_of_a_preset_are_taken_out_with_false() -> None:
+    topology = loads(
+        'name="a"\napp="a:a"\nstage=2\nbackups=false\nnetwork=false\npoolers.main=false\nnodes.pooler=false\n'
+        'nodes.db.machine="local"'
+    )
+    assert topology.backups is None
+    assert set(topology.nodes) == {"db"}
+
+
+def test_addresses_and_given_urls() -> None:
+    """A supervised node's database is named by the cluster, a given one's by its url, `dbname` beats both."""
+    topology = loads(
+        HEAD + "[nodes.far]\nurl='postgresql://u:p@h:1/shop?sslmode=require'\n[clusters.far]\nprimary='far'\n"
+        "[clusters.other]\nprimary='far'\ndbname='other'"
+    )
+    with pytest.raises(ConfigurationError, match="springtide up"):
+        topology.cluster_url("main")
+    started = topology.with_addresses({"db": "postgresql://s@127.0.0.1:5/postgres"})
+    assert started.cluster_url("main") == "postgresql://s@127.0.0.1:5/main"
+    assert started.cluster_url("far") == "postgresql://u:p@h:1/shop?sslmode=require"
+    assert started.cluster_url("other") == "postgresql://u:p@h:1/other?sslmode=require"
+    assert started.nodes["db"].supervised
+    assert "s@127" not in repr(started)
+    with pytest.raises(ConfigurationError, match="nope"):
+        topology.with_addresses({"nope": "x"})
+    with pytest.raises(ConfigurationError, match="no cluster 'nope'"):
+        topology.cluster_url("nope")
+
+
+def test_a_topology_made_in_code_keeps_the_same_rules() -> None:
+    """There is no way around validation."""
+    with pytest.raises(TopologyError, match="size: must be >= 1, got 0"):
+        PoolSpec(size=0)
+    with pytest.raises(TopologyError, match=r"clusters\.main\.primary"):
+        Topology(name="a", app="a:a", clusters={"main": Cluster(name="main", primary="db")})
+    with pytest.raises(TopologyError) as caught:
+        Node(name="db", url="bad:s3cret@host")
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(TopologyError, match="under its own name"):
+        Topology(name="a", app="a:a", nodes={"x": Node(name="y")})
+    with pytest.raises(ConfigurationError, match="has no database"):
+        Topology(name="a", app="a:a").database("users")
+
+
+_scalars = st.one_of(
+    st.text("ab:/@.-é\\'\"\n", max_size=6).map(lambda text: '"' + text.translate(_ESCAPE) + '"'),
+    st.integers(-(2**70), 2**70).map(str),
+    st.sampled_from(["true", "false", "nan", "-inf", "1.5", "[]", "{}", '["main"]', "[{a = 2}]", "07:00:00"]),
+)
+_ESCAPE = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+_known = [
+    *("name", "stage", "app", "path", "pool", "pool.size", "pool.nope", "servers.port", "servers.cpu"),
+    *("nodes", "nodes.db", "nodes.db.url", "nodes.db.kind", "nodes.x.region", "nodes.x", "clusters.main"),
+    *("clusters.c.primary", "clusters.c.replicas", "databases.default.shards", "databases.d", "backups"),
+    *("cache", "cache.node", "regions.r", "stores.s.node", "poolers.p.clusters", "jobs.transport", "'q q'.x"),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(_known), _scalars), max_size=6))
+def test_any_values_give_a_topology_or_faults_with_lines(pairs: list[tuple[str, str]]) -> None:
+    """Nothing but TopologyError comes out; every fault of a key in the file has a line."""
+    text = "".join(f"{key} = {value}\n" for key, value in pairs)
+    try:
+        loads(text)
+    except TopologyError as error:
+        assert str(error)
+        for fault in error.faults:
+            first = fault.key.partition(".")[0]
+            assert fault.line is not None or fault.key == "syntax" or not text.startswith(first), fault
