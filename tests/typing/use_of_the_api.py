@@ -1,0 +1,109 @@
+"""The public API as an application uses it. mypy --strict reads this file; nothing runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, assert_type
+
+import msgspec
+
+from springtide.clock import Clock, SystemClock
+from springtide.context import Part, RequestContext, activate, current
+from springtide.db import Database
+from springtide.errors import SpringtideError, Unavailable
+from springtide.identity.keys import KeyRing
+from springtide.identity.passwords import Passwords, Verified
+from springtide.identity.tokens import AccessTokens, Claims
+from springtide.lifecycle import Group, Periodic, Service, StartStop, Supervised
+from springtide.platform import Platform
+from springtide.services import Background, Module, ModuleContext, raises
+from springtide.signals import FanOut, NullSink, Signal, Sink
+from springtide.testing import ManualClock, stress
+from springtide.topology import Topology, load
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    text: str
+
+
+class Rude(SpringtideError):
+    """Somebody was rude."""
+
+
+class Greeter(Protocol):
+    @raises(Rude)
+    async def greet(self, name: str, *, loud: bool = False) -> Greeting: ...
+
+
+class Polite:
+    def __init__(self, context: ModuleContext) -> None:
+        assert_type(context.db, Database)
+        assert_type(context.clock, Clock)
+        assert_type(context.passwords, Passwords)
+        assert_type(context.tokens, AccessTokens)
+
+    async def greet(self, name: str, *, loud: bool = False) -> Greeting:
+        return Greeting(f"Hello {name}{'!' if loud else '.'}")
+
+    async def sweep(self) -> None:
+        return None
+
+
+MODULES = [
+    Module(
+        "greeter",
+        migrations=Path("migrations"),
+        provides=Greeter,
+        factory=Polite,
+        requires=(),
+        background=[Background(name="sweep", every=60.0, method=Polite.sweep)],
+    )
+]
+
+
+class Deaf:
+    def emit(self, signal: Signal) -> None:
+        return None
+
+
+async def platform() -> None:
+    topology = load(Path("springtide.toml"))
+    assert_type(topology, Topology)
+    async with Platform(topology, modules=MODULES, sink=Deaf()) as running:
+        greeter = running.service(Greeter)
+        assert_type(greeter, Greeter)
+        assert_type(await greeter.greet("you", loud=True), Greeting)
+        assert_type(running.database("greeter"), Database)
+        work: list[Service] = running.background()
+        assert_type(work, list[Service])
+
+
+async def identity() -> None:
+    passwords = Passwords(concurrency=2)
+    verdict = await passwords.verify("secret", await passwords.hash("secret"))
+    assert_type(verdict, Verified)
+    assert_type(verdict.ok, bool)
+    tokens = AccessTokens(lambda: KeyRing([]), issuer="me", audience="you")
+    assert_type(tokens.verify(tokens.issue(7, scopes=["read"])), Claims)
+
+
+async def core() -> None:
+    sink: Sink = FanOut([NullSink(), Deaf()])
+
+    async def nothing() -> None:
+        return None
+
+    services: list[Service] = [
+        Supervised("a", nothing, clock=ManualClock()),
+        Periodic("b", nothing, every=1.0, clock=SystemClock(), sink=sink),
+        StartStop("c", nothing, nothing),
+    ]
+    group: Service = Group("all", services)
+    await stress(lambda: group)
+    with activate(RequestContext()) as context:
+        context.ledger.add(Part.CPU, 0.1)
+        assert_type(current(), RequestContext | None)
+    try:
+        await nothing()
+    except Unavailable as error:
+        assert_type(error.retry_after, float | None)

@@ -1,0 +1,151 @@
+"""What travels with a request: ledger, causality token, deadline, and who sees it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from springtide.context import (
+    MAX_STATEMENTS,
+    OTHER,
+    CausalityToken,
+    Ledger,
+    Part,
+    Position,
+    RequestContext,
+    Trace,
+    activate,
+    current,
+    detached,
+)
+
+clusters = st.text(
+    st.characters(codec="ascii", categories=("Ll", "Lu", "Nd"), include_characters="-_"),
+    min_size=1,
+    max_size=20,
+)
+positions = st.builds(Position, st.integers(0, 10**9), st.integers(0, 2**64 - 1))
+tokens = st.dictionaries(clusters, positions, max_size=5).map(CausalityToken)
+
+
+@given(tokens)
+def test_a_token_survives_its_text(token: CausalityToken) -> None:
+    """decode is the inverse of encode."""
+    assert CausalityToken.decode(token.encode()) == token
+
+
+@given(tokens, tokens)
+def test_merging_tokens_never_loses_a_position(one: CausalityToken, other: CausalityToken) -> None:
+    """The merge is the maximum per cluster, in whatever order."""
+    forward, backward = CausalityToken.decode(one.encode()), CausalityToken.decode(other.encode())
+    forward.merge(other)
+    backward.merge(one)
+    assert forward == backward
+    for token in (one, other):
+        for part in filter(None, token.encode().split(",")):
+            name = part.split(":")[0]
+            assert forward.position(name) >= token.position(name)  # type: ignore[operator]  # both are there
+
+
+def test_a_position_of_a_later_epoch_is_later() -> None:
+    """After a failover the log may be shorter, and is newer all the same."""
+    token = CausalityToken({"main": Position(1, 900)})
+    token.observe("main", Position(2, 100))
+    token.observe("main", Position(1, 999))
+    assert token.position("main") == Position(2, 100)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["main", "main:1", ":1:A", "main:1:A:2", "main:x:A", "main:1:G", "main:-1:A", "main:1:-A", "main:1_0:A",
+     "main: 1:A", "main:1:0x1", "main:\u0661:A", "main:1:" + "A" * 17, "a:1:1,b"],
+)  # fmt: skip
+def test_a_malformed_token_is_refused_by_its_part(text: str) -> None:
+    """ValueError shows the part; numbers are plain digits, as encode writes them."""
+    with pytest.raises(ValueError, match="cluster:epoch:lsn, got"):
+        CausalityToken.decode(text)
+
+
+def test_an_empty_token_is_false() -> None:
+    """A session that has seen nothing waits for nothing."""
+    assert not CausalityToken()
+    assert not CausalityToken.decode("")
+    assert CausalityToken.decode("main:1:A")
+
+
+def test_a_ledger_adds_up_by_part_and_label() -> None:
+    """Seconds, calls and rows, per part and within it."""
+    ledger = Ledger()
+    ledger.add(Part.SQL, 0.25, "select a", rows=2)
+    ledger.add(Part.SQL, 0.5, "select a", rows=1)
+    ledger.add(Part.SQL, 1.0, "select b")
+    ledger.add(Part.POOL, 2.0)
+    assert (ledger.seconds(Part.SQL), ledger.parts[Part.SQL].calls, ledger.parts[Part.SQL].rows) == (
+        1.75,
+        3,
+        3,
+    )
+    assert ledger.labels(Part.SQL)["select a"].seconds == 0.75
+    assert ledger.labels(Part.POOL) == {}
+    assert ledger.seconds(Part.CACHE_L1) == 0.0
+
+
+def test_a_ledger_is_bounded() -> None:
+    """Past the limit, labels are added up under one; the part's total stays right."""
+    ledger = Ledger()
+    for number in range(MAX_STATEMENTS + 36):
+        ledger.add(Part.SQL, 1.0, f"select {number}")
+    assert len(ledger.labels(Part.SQL)) == MAX_STATEMENTS + 1
+    assert ledger.labels(Part.SQL)[OTHER].calls == 36
+    assert ledger.seconds(Part.SQL) == MAX_STATEMENTS + 36
+
+
+async def test_tasks_of_a_request_share_its_context() -> None:
+    """Concurrent work adds to one ledger; outside there is no context."""
+
+    async def work() -> None:
+        context = current()
+        assert context is not None
+        context.ledger.add(Part.CPU, 1.0)
+
+    assert current() is None
+    with activate(RequestContext(request_id="r")) as context:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(work())
+    assert current() is None
+    assert context.ledger.seconds(Part.CPU) == 3.0
+
+
+def test_contexts_nest() -> None:
+    """Leaving the inner one brings back the outer one, also after an error."""
+    with activate(RequestContext(request_id="outer")) as outer:
+        with pytest.raises(RuntimeError), activate(RequestContext(request_id="inner")):
+            raise RuntimeError
+        assert current() is outer
+
+
+def test_a_detached_context_has_no_request() -> None:
+    """For tasks that outlive the request that starts them."""
+    with activate(RequestContext()) as context:
+        assert detached().run(current) is None
+        assert current() is context
+
+
+def test_the_remaining_time_is_never_negative() -> None:
+    """0 when the deadline has passed, None when there is none."""
+    assert RequestContext().remaining(5.0) is None
+    assert RequestContext(deadline=7.0).remaining(5.0) == 2.0
+    assert RequestContext(deadline=4.0).remaining(5.0) == 0.0
+
+
+def test_a_child_span_stays_in_its_trace() -> None:
+    """Same trace, new span, the parent named."""
+    trace = Trace.new()
+    child = trace.child()
+    assert (child.trace_id, child.parent_id) == (trace.trace_id, trace.span_id)
+    assert child.span_id != trace.span_id
+    assert trace.traceparent == f"00-{trace.trace_id}-{trace.span_id}-00"
