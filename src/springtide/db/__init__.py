@@ -1,17 +1,22 @@
 """The database layer: pools to clusters, and modules' tables over them.
 
-shards      which bucket a key belongs to, which shard holds it
-router      `Database`: each statement to the shard of its key
-ids         ids that carry their bucket
-scatter     one statement on every shard, rows merged
-keyset      pages behind a cursor
-causality   positions in the write-ahead log
+    pool          connections to one cluster; who waits for one, and how long
+    transaction   COMMIT, and what is known about it
+    shards        which bucket a key belongs to, which shard holds it
+    router        `Database`: each statement to the shard of its key
+    ids           ids that carry their bucket
+    reservations  values that are unique over all buckets
+    scatter       one statement on every shard, rows merged
+    keyset        pages behind a cursor
+    migrate       tables brought to the newest migration on every shard
+    causality     positions in the write-ahead log
 """
 
 from springtide.db._writing import WriteTransaction
 from springtide.db.consistency import Consistency
 from springtide.db.ids import MAX_ID, Ids
 from springtide.db.keyset import Column, Keyset, Page, Step, asc, desc
+from springtide.db.migrate import MigrationStatus, Migrator
 from springtide.db.router import Database, Queries, Reader, Snapshot
 from springtide.db.scatter import ASC, DESC, Direction
 from springtide.db.shards import BUCKETS, Bucket, Key, ShardMap, bucket_of
@@ -29,6 +34,8 @@ __all__ = [
     "Key",
     "Keyset",
     "MAX_ID",
+    "MigrationStatus",
+    "Migrator",
     "Page",
     "Queries",
     "Reader",

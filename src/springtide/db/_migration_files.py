@@ -117,7 +117,7 @@ def _statement_faults(file: MigrationFile, schema: str) -> Iterator[str]:
         first = statement.tokens[0].text if statement.tokens[0].kind is Kind.WORD else ""
         words = {token.text for token in statement.tokens if token.kind is Kind.WORD}
         if first in _TRANSACTION_CONTROL or statement.begins("prepare", "transaction"):
-            yield f"{where}: {first.upper()} is the migrator's, which commits the file and its record together"
+            yield f"{where}: {first.upper()} is the migrator's: it commits the file and its record together"
             continue
         if statement.begins("create", "schema"):
             yield f"{where}: the migrator creates the schema {schema!r}"
@@ -216,7 +216,7 @@ def _primary_key(found: Sequence[Token]) -> list[str] | None:
             column = token.text
         if token.word("primary") and index + 1 < len(found) and found[index + 1].word("key"):
             if index + 2 < len(found) and found[index + 2].text == "(":
-                columns = []
+                columns: list[str] = []
                 for inner in found[index + 3 :]:
                     if inner.text == ")":
                         return columns

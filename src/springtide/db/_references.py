@@ -45,12 +45,12 @@ class _Level:
 
 _PREFIXES = ("only", "lateral", "if", "not", "exists", "concurrently", "table")
 _QUERIES = ("select", "delete", "update", "insert", "merge")
-_ENDS_LIST = ("where", "group", "order", "having", "limit", "offset", "fetch", "window", "union", "intersect")
-_ENDS_LIST += ("except", "set", "returning", "select", "values", "for")
+_ENDS_LIST = frozenset(
+    ["where", "group", "order", "having", "limit", "offset", "fetch", "window", "union", "intersect", "except", "set", "returning", "select", "values", "for"]
+)
 _DEFINITIONS = ("table", "view", "sequence", "type", "domain", "function", "procedure")
-_BEFORE_DEFINITION = ("create", "alter", "drop", "replace", "unlogged", "materialized", "on", "lock")
-_BEFORE_DEFINITION += ("truncate",)
-_NO_COMMAND_BEFORE = ("for", "key", "on", "do", "or", "then", "before", "after", "instead", "of")
+_BEFORE_DEFINITION = frozenset(["create", "alter", "drop", "replace", "unlogged", "materialized", "on", "lock", "truncate"])
+_NO_COMMAND_BEFORE = frozenset(["for", "key", "on", "do", "or", "then", "before", "after", "instead", "of"])
 _NEVER_NAMES = ("select", "values", "with", "rows", "unnest")
 
 

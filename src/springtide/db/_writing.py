@@ -5,6 +5,9 @@ stay on it, a nested write of the same shard becomes a savepoint. One connection
 time, so whoever shares it takes turns on a lock. A nested write keeps its parent's lock for its whole block:
 what a sibling task did in between would otherwise be undone with the savepoint.
 
+A nested write that is cancelled cannot be undone alone (nobody waits for the server on behalf of a task that
+has left): the outer one then refuses to go on and rolls back.
+
 Invariant: the lock a statement takes belongs to the innermost block of the transaction that is open in its
 own context, so a task never waits for a lock that it holds itself.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["WriteTransaction", "innermost", "join", "opened"]
 
+Callback = Callable[[], Awaitable[None] | None]
+
+DOOMED = "a nested write was cancelled, so the whole transaction can only roll back"
+
 
 class WriteTransaction:
     """One open write on one shard; usable from the tasks that share it until its block ends."""
 
-    __slots__ = ("_depth", "_lock", "_open", "_root", "_tx", "database", "isolation", "shard")
+    __slots__ = ("_callbacks", "_depth", "_doomed", "_lock", "_open", "_root", "_tx", "database", "isolation", "shard")
 
     def __init__(
         self, tx: Transaction, database: object, shard: str, isolation: str, parent: WriteTransaction | None
@@ -39,6 +46,8 @@ class WriteTransaction:
         self._depth: int = 0 if parent is None else parent._depth + 1
         self._lock = asyncio.Lock()
         self._open = True
+        self._doomed = False
+        self._callbacks: list[Callback] = []
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
         async with self._turn():
@@ -61,9 +70,24 @@ class WriteTransaction:
         async with self._turn():
             await self._usable().execute_many(sql, rows)
 
-    def on_commit(self, callback: Callable[[], Any]) -> None:
-        """Call `callback` once the outermost transaction has committed; never when it rolls back."""
-        self._tx.on_commit(callback)
+    async def copy_in(
+        self,
+        table: str,
+        columns: Sequence[str],
+        records: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        *,
+        schema: str | None = None,
+    ) -> int:
+        """COPY rows into `table` (of `schema`) and return how many."""
+        async with self._turn():
+            return await self._usable().copy_in(table, columns, records, schema=schema)
+
+    def on_commit(self, callback: Callback) -> None:
+        """Call `callback` once the outermost transaction has committed; never when this block is undone."""
+        if self is self._root:
+            self._tx.on_commit(callback)
+        else:
+            self._callbacks.append(callback)
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[WriteTransaction]:
@@ -83,6 +107,8 @@ class WriteTransaction:
     def _usable(self) -> Transaction:
         if not self._open:
             raise RuntimeError(f"the write on shard {self.shard!r} has ended; open a new one")
+        if self._root._doomed:
+            raise RuntimeError(DOOMED)
         return self._tx
 
 
@@ -105,17 +131,28 @@ async def opened(
     tx: Transaction, database: object, shard: str, isolation: str
 ) -> AsyncIterator[WriteTransaction]:
     """`tx` is the open write on `database` for this task inside the block."""
-    async with _entered(WriteTransaction(tx, database, shard, isolation, None)) as write:
+    write = WriteTransaction(tx, database, shard, isolation, None)
+    async with _entered(write):
         yield write
+    if write._doomed:
+        raise RuntimeError(DOOMED)
 
 
 @asynccontextmanager
 async def join(parent: WriteTransaction) -> AsyncIterator[WriteTransaction]:
     """A savepoint inside `parent`; the tasks that share the parent wait until the block ends."""
-    async with parent._turn(), parent._usable().savepoint():
+    async with parent._turn():
         write = WriteTransaction(parent._tx, parent.database, parent.shard, parent.isolation, parent)
-        async with _entered(write):
-            yield write
+        try:
+            async with parent._usable().savepoint(), _entered(write):
+                yield write
+        except Exception:
+            raise
+        except BaseException:
+            parent._root._doomed = True  # nothing was sent for somebody who has left: not even ROLLBACK TO
+            raise
+        for callback in write._callbacks:
+            parent.on_commit(callback)
 
 
 @asynccontextmanager

@@ -3,8 +3,8 @@
 Each bucket has one counter, in the table `_id_counter` of the module's schema on the bucket's shard. A
 process takes a block of numbers in one statement that commits by itself, whatever transaction its caller has
 open, and then hands them out without asking again. Two processes never get the same number, because the
-counter moves before the block is used. A process that stops loses the rest of its blocks: ids ascend within one
-process and bucket, and have gaps.
+counter moves before the block is used. A process that stops loses the rest of its blocks: ids ascend within
+one process and bucket, and have gaps.
 
 Who has to wait for a block queues on the bucket's lock; when the one who fetches is cancelled, the next in
 line fetches. Memory is bounded by 1,024 blocks per database.

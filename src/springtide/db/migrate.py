@@ -31,6 +31,7 @@ from springtide.clock import Clock, SystemClock
 from springtide.db import _migration_files as files
 from springtide.db._migration_files import MigrationFile
 from springtide.db._names import identifier
+from springtide.db._sql import Statement
 from springtide.errors import DatabaseUnavailable, MigrationError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class MigrationStatus:
     """One migration on one shard. `source` is "springtide" for the data layer's own tables, else "module".
 
     state: pending, partial (a no-transaction file in the middle), applied, changed (the file differs from
-    what was applied), renamed, skipped (later ones are applied), unknown (in the database, not in the folder).
+    what was applied), renamed, skipped (later ones are applied), unknown (recorded, but not in the folder).
     """
 
     module: str
@@ -179,7 +180,7 @@ class Migrator:
         found: list[MigrationStatus] = []
         for shard, pool in self._pools.items():
             async with pool.acquire() as connection:
-                found += await self._compare(connection.raw, shard, wanted)
+                found += await self._compare(connection, shard, wanted)
         return found
 
     async def pending(self) -> list[str]:
@@ -204,8 +205,8 @@ class Migrator:
     async def _compare(
         self, connection: Any, shard: str, wanted: Sequence[tuple[str, MigrationFile]]
     ) -> list[MigrationStatus]:
-        exists = await connection.fetchval("SELECT to_regclass('springtide.migration') IS NOT NULL")
-        rows = await connection.fetch(RECORDED, self.name) if exists else []
+        found = await connection.fetch("SELECT to_regclass('springtide.migration') IS NOT NULL AS exists")
+        rows = await connection.fetch(RECORDED, self.name) if found[0]["exists"] else []
         return compare(self.name, shard, wanted, rows)
 
     @asynccontextmanager
@@ -258,7 +259,7 @@ class Migrator:
                 await self._in_transaction(connection, single, what, file, offset=statement.start)
 
     async def _concurrently(
-        self, connection: Any, statement: files.Statement, *, resumed: bool, what: str
+        self, connection: Any, statement: Statement, *, resumed: bool, what: str
     ) -> None:
         """Run CREATE or DROP INDEX CONCURRENTLY; `resumed`: an earlier run may have done it already."""
         created = files.created_index(statement) if statement.begins("create") else None

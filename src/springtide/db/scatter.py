@@ -185,9 +185,7 @@ def _way(way: str) -> str:
     return way.upper()
 
 
-def _missing_order_column(
-    error: asyncpg.UndefinedColumnError, statement: str, order: Order
-) -> str | None:
+def _missing_order_column(error: asyncpg.UndefinedColumnError, statement: str, order: Order) -> str | None:
     """The column of `order` that the server did not find in our ORDER BY, None for a fault in the SQL."""
     position = int(error.position) - 1 if error.position is not None else 0
     if position <= statement.rindex("\n) AS scattered"):

@@ -149,7 +149,7 @@ class _Reader:
                 self._add((*path, name), value, "must be a table")
 
     def _add(self, path: tuple[str, ...], value: object, rule: str) -> None:
-        shown = redacted_entry(path[-1], value)
+        shown = redacted_entry("url" if path[0] == "nodes" else path[-1], value)
         if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
             shown = f"an integer of {value.bit_length()} bits"
         self.faults.append((path, TopologyFault(None, _dotted(path), shown, rule)))

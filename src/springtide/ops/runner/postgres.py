@@ -20,8 +20,9 @@ from urllib.parse import quote
 
 from springtide.errors import RunnerError
 from springtide.lifecycle import StartStop
-from springtide.ops.runner import pgdata, processes
+from springtide.ops.runner import logs, pgdata, processes
 from springtide.ops.runner.accounts import Account, server_account
+from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.installs import SHARED, Install, find_install, reachable_install
 from springtide.ops.runner.processes import Process, Stage
 from springtide.signals import Sink
@@ -54,7 +55,7 @@ class EmbeddedPostgres:
         durable: bool = True,
         start_timeout: float = 60.0,
         shared: Path = SHARED,
-        cgroup: object | None = None,
+        cgroup: Cgroup | None = None,
         sink: Sink | None = None,
     ) -> None:
         if not name or "/" in name or name.startswith("."):
@@ -71,6 +72,7 @@ class EmbeddedPostgres:
         self._durable = durable
         self._start_timeout = start_timeout
         self._shared = shared
+        self._cgroup = cgroup
         self._port: int | None = None
         self._password = ""
         self._data: Path | None = None
@@ -97,6 +99,11 @@ class EmbeddedPostgres:
     def port(self) -> int:
         assert self._port is not None, "the server was not started"
         return self._port
+
+    @property
+    def address(self) -> str:
+        """host:port, for people."""
+        return f"127.0.0.1:{self.port}"
 
     @property
     def data(self) -> Path:
@@ -251,6 +258,7 @@ class EmbeddedPostgres:
             except RunnerError:
                 pass
             else:
+                await self._limit(*await asyncio.to_thread(pgdata.servers, data))
                 self._process, self.adopted = process, True
                 return True
         if not await processes.stop(process, SHUTDOWN):
@@ -296,7 +304,9 @@ class EmbeddedPostgres:
             account=self._account.switch,
         )
         try:
+            await self._limit(process.pid)
             await asyncio.wait_for(self._ready(process, data, begin), self._start_timeout)
+            await self._limit(*await asyncio.to_thread(pgdata.servers, data))  # those it started meanwhile
         except BaseException as error:
             await processes.stop(process, SHUTDOWN[1:])
             await asyncio.to_thread(pgdata.clear_stale, data)
@@ -305,6 +315,11 @@ class EmbeddedPostgres:
                 raise RunnerError(await self._failure(what, begin, None)) from None
             raise
         self._process, self.adopted = process, False
+
+    async def _limit(self, *pids: int) -> None:
+        if self._cgroup is not None:
+            for pid in pids:
+                await asyncio.to_thread(self._cgroup.add, pid)
 
     async def _ready(self, process: Process, data: Path, begin: int) -> None:
         ending = asyncio.ensure_future(process.wait())
@@ -343,20 +358,14 @@ class EmbeddedPostgres:
     async def _failure(self, what: str, begin: int, status: int | None) -> str:
         """A sentence with the last lines that this start wrote to the log, and with what to do if known."""
 
-        def tail() -> str:
-            with self.log.open("rb") as file:
-                file.seek(begin)
-                lines = file.read()[-20_000:].decode(errors="replace").splitlines()
-            return "\n".join(f"    {line}" for line in lines[-LOG_LINES:])
-
-        text = await asyncio.to_thread(tail)
+        text = await asyncio.to_thread(logs.tail, self.log, LOG_LINES, begin=begin)
         ended = "" if status is None else f" (exit status {status})"
         message = f"PostgreSQL {self.name} could not {what}{ended}"
         if "No space left on device" in text:
             message += f": the disk of {self._data} is full, free some space"
         elif "Read-only file system" in text:
             message += f": {self._data} is on a file system that is mounted read-only"
-        return f"{message}\n  last lines of {self.log}:\n{text}"
+        return f"{message}\n{text}"
 
 
 class _PortTaken(Exception):
