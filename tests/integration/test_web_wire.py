@@ -45,10 +45,11 @@ async def served(app: Any, *, http: str = "httptools", **options: Any) -> AsyncI
     config = uvicorn.Config(
         layers, http=http, ws="none", lifespan="off", log_config=None, access_log=False,  # type: ignore[arg-type]
         timeout_graceful_shutdown=1,
+        proxy_headers=False,
     )  # fmt: skip
     server = uvicorn.Server(config)
     server.capture_signals = _no_signals  # type: ignore[method-assign]
-    with socket.socket() as listener:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # else asyncio leaves Nagle's algorithm on
         listener.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:

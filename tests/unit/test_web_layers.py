@@ -529,8 +529,10 @@ async def test_an_options_request_that_is_no_preflight_reaches_the_application()
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("cors_origins", ["https://a/path"]), ("cors_origins", ["*", "https://a"]), ("cors_origins", ["null"]),
-        ("request_timeout", 0.0), ("body_bytes", -1), ("trace_sample", 2.0), ("trusted_proxies", ["10.0.0.1/8"]),
+        ("cors_origins", ["https://a/path"]), ("cors_origins", ["*", "https://a"]),
+        ("cors_origins", ["null"]),
+        ("request_timeout", 0.0), ("body_bytes", -1), ("trace_sample", 2.0),
+        ("trusted_proxies", ["10.0.0.1/8"]),
         ("internal_networks", ["nonsense"]), ("max_routes", 0),
     ],
 )  # fmt: skip
