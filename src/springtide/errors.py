@@ -7,6 +7,7 @@
     │   ├── ModuleError               a module's declaration breaks its boundary
     │   └── MigrationError            migrations on disk and in the database disagree
     ├── RunnerError                   a local process could not be started, adopted or stopped
+    │   └── ProcessCrashed            it ended before it was ready; another try may help
     ├── LoadError                     a seeding or a load run could not begin, or its own code failed
     ├── DeadlineExceeded              the request's time is used up
     ├── BodyTooLarge                  a request's body passes the limit
@@ -51,6 +52,7 @@ __all__ = [
     "PoolClosed",
     "PoolSaturated",
     "PoolTimeout",
+    "ProcessCrashed",
     "RoleChanged",
     "RunnerError",
     "SpringtideError",
@@ -116,6 +118,10 @@ class MigrationError(ConfigurationError):
 
 class RunnerError(SpringtideError):
     """A local process could not be started, adopted or stopped."""
+
+
+class ProcessCrashed(RunnerError):
+    """A local process ended before it was ready; the message has the last lines of its log."""
 
 
 class LoadError(SpringtideError):

@@ -1,0 +1,63 @@
+"""`springtide`: the command line.
+
+Each area brings its own commands; only the area of the command that was asked for is imported, so that
+`springtide up` stays small and quick. Errors are one clear message on stderr: exit code 2 for what is
+configured wrongly, 1 for what went wrong, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import springtide
+from springtide.errors import ConfigurationError, SpringtideError
+
+__all__ = ["main"]
+
+AREAS = {
+    "springtide.ops.new.commands": ("new",),
+    "springtide.ops.runner.commands": ("up", "down", "status", "logs"),
+    "springtide.ops.topology_commands": ("topology",),
+    "springtide.ops.db_commands": ("db",),
+    "springtide.ops.load.commands": ("seed", "load"),
+}
+"""Module -> its commands, in the order in which the help lists them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `arguments` None means those of this process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser(given).parse_args(given)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except SpringtideError as error:
+        print(f"springtide: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigurationError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `springtide logs | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="springtide",
+        description="The layers between a Python web application and its next million users.",
+    )
+    parser.add_argument("--version", action="version", version=f"springtide {springtide.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    wanted = next((area for area, names in AREAS.items() if given and given[0] in names), None)
+    for area in [wanted] if wanted else AREAS:
+        importlib.import_module(area).add_commands(subparsers)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The folder `.springtide` of one platform: its lock, what it noted about its processes, its addresses.
+
+    data/      one folder (or link) per PostgreSQL node        secrets/   passwords and keys, 0600
+    logs/      one file per node                               run/       lock, state.json, addresses.json
+
+Files are replaced atomically. The lock is the kernel's (flock), so it ends with its holder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from springtide.errors import RunnerError
+from springtide.ops.runner.pgdata import explain
+from springtide.ops.runner.processes import Identity
+
+__all__ = ["Home", "NodeState", "State"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """One process as `springtide status` shows it. `since` is seconds since 1970."""
+
+    name: str
+    kind: str
+    state: str
+    identity: Identity | None
+    address: str | None
+    since: float
+    restarts: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the supervisor noted last; it may be dead since, so every identity is checked before use."""
+
+    platform: str
+    supervisor: Identity
+    topology: str
+    url: str | None
+    ready: bool
+    nodes: tuple[NodeState, ...] = field(default=())
+
+
+class Home:
+    """Paths and files only; starting and stopping is the supervisor's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.run = self.path / "run"
+        self.logs = self.path / "logs"
+
+    def create(self) -> None:
+        """Make the folders. Raises RunnerError when the place cannot be written."""
+        try:
+            for folder, mode in (
+                (self.path, 0o755),
+                (self.path / "data", 0o755),
+                (self.run, 0o700),
+                (self.logs, 0o700),
+                (self.path / "secrets", 0o700),
+            ):
+                if not folder.is_dir():
+                    folder.mkdir(parents=True)
+                    folder.chmod(mode)
+            probe = self.run / f".probe-{secrets.token_hex(4)}"
+            probe.write_bytes(b"x" * 4096)
+            probe.unlink()
+        except FileExistsError as error:
+            raise RunnerError(f"{error.filename} is in the way: a folder is needed there") from error
+        except OSError as error:
+            raise explain(error, "write to the platform's folder") from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the home. Raises RunnerError, naming the holder, when another process does."""
+        path = self.run / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise explain(error, "lock the platform's folder") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+                raise RunnerError(
+                    f"a platform already runs from {self.path} (process {holder}): "
+                    "see `springtide status`, stop it with `springtide down`"
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def write_state(self, state: State) -> None:
+        self._replace("state.json", json.dumps(asdict(state), indent=1))
+
+    def read_state(self) -> State | None:
+        """None when there is none, or when it was written by a version that noted other things."""
+        try:
+            raw = json.loads((self.run / "state.json").read_text())
+            nodes = tuple(
+                NodeState(**{**node, "identity": node["identity"] and Identity(**node["identity"])})
+                for node in raw.pop("nodes")
+            )
+            return State(**{**raw, "supervisor": Identity(**raw["supervisor"])}, nodes=nodes)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except PermissionError as error:
+            raise explain(error, "read the platform's state") from error
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def write_addresses(self, urls: Mapping[str, str]) -> None:
+        self._replace("addresses.json", json.dumps(dict(urls), indent=1))
+
+    def clear(self) -> None:
+        """Forget processes and addresses, after everything was stopped."""
+        for name in ("state.json", "addresses.json"):
+            (self.run / name).unlink(missing_ok=True)
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.run / f".{name}.{secrets.token_hex(4)}"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+            temporary.replace(self.run / name)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise explain(error, f"write {name}:") from error

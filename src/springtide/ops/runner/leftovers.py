@@ -1,0 +1,69 @@
+"""What a supervisor that was killed left running: found by evidence in /proc, then ended.
+
+App servers and workers are known by their command line and by SPRINGTIDE_HOME in their environment, so even
+one that was started in the very moment of the kill is found, and a recycled pid is never touched.
+PostgreSQL is known by its data folder. Only for the holder of the home's lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from springtide.errors import RunnerError
+from springtide.ops.runner import pgdata, processes
+from springtide.ops.runner.home import Home
+from springtide.ops.runner.postgres import SHUTDOWN
+from springtide.ops.runner.processes import Process, Stage
+
+__all__ = ["end_leftovers", "left_databases", "left_programs"]
+
+MODULES = (b"springtide.ops.runner.appserver", b"springtide.ops.runner.worker")
+STAGES = (Stage(signal.SIGTERM, 5.0), Stage(signal.SIGKILL, 5.0))
+
+
+def left_programs(home: Home) -> list[int]:
+    """App servers and workers of this home that run now."""
+    mark = b"SPRINGTIDE_HOME=" + os.fsencode(home.path)
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):  # ended meanwhile, or another user's
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            if not any(module in arguments for module in MODULES):
+                continue
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def left_databases(home: Home) -> list[int]:
+    """Postmasters that run on this home's data."""
+    folders = [folder.resolve() for folder in (home.path / "data").glob("*") if folder.is_dir()]
+    return [found.pid for folder in folders if (found := pgdata.postmaster(folder)) is not None]
+
+
+async def end_leftovers(home: Home, *, databases: bool) -> list[int]:
+    """End app servers and workers, and with `databases` PostgreSQL after them; the pids that were ended."""
+    ended = await _end(await asyncio.to_thread(left_programs, home), STAGES)
+    if databases:
+        ended += await _end(await asyncio.to_thread(left_databases, home), SHUTDOWN)
+    return ended
+
+
+async def _end(pids: list[int], stages: tuple[Stage, ...]) -> list[int]:
+    held = []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            held.append(Process(pid))
+    results = await asyncio.gather(*(processes.stop(process, stages) for process in held))
+    if stubborn := [process.pid for process, ended in zip(held, results, strict=True) if not ended]:
+        raise RunnerError(f"processes {stubborn} do not end, not even when killed")
+    for process in held:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what they had started
+    return [process.pid for process in held]

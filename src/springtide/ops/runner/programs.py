@@ -1,0 +1,160 @@
+"""What the supervisor runs: a `Program` is one node's process behind start, stop, wait.
+
+Two kinds exist: `EmbeddedPostgres` and, here, `PythonProgram` for app servers and workers. The child says
+that it is ready by writing a byte into a pipe that it inherited; to end, or be silent, before that is a
+failed start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from springtide.errors import ProcessCrashed, RunnerError
+from springtide.ops.runner import logs, processes
+from springtide.ops.runner.cgroups import Cgroup
+from springtide.ops.runner.processes import Identity, Process, Stage
+
+__all__ = ["Program", "PythonProgram"]
+
+
+class Program(Protocol):
+    """The process of one node. After the process ended by itself: `stop`, then `start` starts a new one."""
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+
+    @property
+    def identity(self) -> Identity:
+        """The process that runs now."""
+
+    @property
+    def address(self) -> str | None:
+        """host:port for people; None when nobody connects to it."""
+
+    async def start(self) -> None:
+        """Return when it is ready; raise RunnerError, with nothing left running, when it cannot be."""
+
+    async def stop(self) -> None:
+        """Return when nothing of it is left."""
+
+    async def wait(self) -> int | None:
+        """Return when the process has ended: its exit status, None if it is not known."""
+
+
+class PythonProgram:
+    """`python -m <module> <arguments> --ready-fd N`, in the topology's folder.
+
+    `drain` is how long it may finish what it does after SIGTERM before it is killed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        folder: Path,
+        env: dict[str, str],
+        address: str | None = None,
+        pass_fds: Sequence[int] = (),
+        start_timeout: float = 60.0,
+        drain: float = 10.0,
+        cgroup: Cgroup | None = None,
+    ) -> None:
+        if start_timeout <= 0 or drain <= 0:
+            raise ValueError(f"start_timeout and drain must be > 0 seconds, got {start_timeout} and {drain}")
+        self.name = name
+        self.log = log
+        self.address = address
+        self._command = [sys.executable, "-P", "-m", module, *arguments]
+        self._folder = folder
+        self._env = env
+        self._pass_fds = tuple(pass_fds)
+        self._start_timeout = start_timeout
+        self._drain = drain
+        self._cgroup = cgroup
+        self._process: Process | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return self._running().identity
+
+    async def start(self) -> None:
+        begin = await asyncio.to_thread(lambda: self.log.stat().st_size if self.log.exists() else 0)
+        reader, writer = os.pipe()
+        try:
+            try:
+                process = await processes.spawn(
+                    [*self._command, "--ready-fd", str(writer)],
+                    log=self.log,
+                    env={**self._env, "SPRINGTIDE_NODE": self.name},
+                    cwd=self._folder,
+                    pass_fds=(*self._pass_fds, writer),
+                )
+            finally:
+                os.close(writer)
+            try:
+                if self._cgroup is not None:
+                    await asyncio.to_thread(self._cgroup.add, process.pid)
+                ready = await asyncio.wait_for(_read_byte(reader), self._start_timeout)
+                if not ready:
+                    status = await asyncio.wait_for(process.wait(), 10.0)
+                    raise ProcessCrashed(await self._failure(f"ended at once (exit status {status})", begin))
+            except TimeoutError:
+                what = f"was not ready within {self._start_timeout:g} s"
+                raise RunnerError(await self._failure(what, begin)) from None
+            except BaseException:
+                await self._end(process, (Stage(signal.SIGKILL, 5.0),))
+                raise
+        finally:
+            os.close(reader)
+        self._process = process
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await self._end(process, (Stage(signal.SIGTERM, self._drain + 2.0), Stage(signal.SIGKILL, 5.0)))
+
+    async def wait(self) -> int | None:
+        return await self._running().wait()
+
+    def _running(self) -> Process:
+        if self._process is None:
+            raise RunnerError(f"{self.name} is not running")
+        return self._process
+
+    async def _end(self, process: Process, stages: Sequence[Stage]) -> None:
+        ended = await processes.stop(process, stages)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started and left: same session, so ours
+        if not ended:
+            raise RunnerError(f"{self.name} (process {process.pid}) does not end, not even when killed")
+
+    async def _failure(self, what: str, begin: int) -> str:
+        return f"{self.name} {what}\n{await asyncio.to_thread(logs.tail, self.log, 15, begin=begin)}"
+
+
+async def _read_byte(descriptor: int) -> bytes:
+    """One byte, or b"" when every writer has closed the pipe."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if readable.done() else readable.set_result(None))
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)
+    os.set_blocking(descriptor, False)
+    return os.read(descriptor, 1)

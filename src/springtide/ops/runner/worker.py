@@ -1,0 +1,52 @@
+"""One worker: the modules' periodic work, until SIGTERM. `python -m ...worker`.
+
+It builds the same platform as the app servers, without serving HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+
+from springtide.errors import SpringtideError
+from springtide.lifecycle import Group
+from springtide.platform import Platform
+
+__all__ = ["main"]
+
+
+async def _work(ready_fd: int) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, stopping.set)
+    platform = Platform.from_topology()  # the one that the supervisor named in the environment
+    async with platform:
+        background = Group("background", platform.background())
+        await background.start()
+        try:
+            os.write(ready_fd, b"1")
+            os.close(ready_fd)
+            await stopping.wait()
+        finally:
+            await background.stop()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="springtide worker")
+    parser.add_argument("--ready-fd", type=int, required=True)
+    args = parser.parse_args(arguments)
+    os.set_inheritable(args.ready_fd, False)
+    try:
+        asyncio.run(_work(args.ready_fd))
+    except SpringtideError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
