@@ -20,7 +20,7 @@ text = """
 no = "key"
 \\""" still text """
 raw = \'\'\'
-[[also]] = 'text'\'\'\'\'\'
+[[also]] = 'text'\'\'\'\'
 list = [
     1,  # one ]
     "two, ]",

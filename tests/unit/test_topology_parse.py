@@ -39,7 +39,7 @@ def test_all_faults_at_once_with_lines() -> None:
     found = faults(
         """name = "two words"
 app = "myapp"
-stage = 9
+path = ""
 [pool]
 size = true
 reserved = -1
@@ -57,7 +57,7 @@ shards = ["missing"]
     assert found == [
         "line 1: name: must be letters, digits and -, starting with a letter, got 'two words'",
         "line 2: app: must look like \"module:attr\", got 'myapp'",
-        "line 3: stage: must be between 1 and 7, got 9",
+        "line 3: path: must not be empty, got ''",
         "line 5: pool.size: must be an integer, got True",
         "line 6: pool.reserved: must be >= 0, got -1",
         "line 7: pool.idle: must be a number, got '30'",
@@ -87,7 +87,7 @@ shards = ["missing"]
         ("[nodes.app-1]", "belongs to the app servers"),
         (
             "[nodes.x]\nkind='redis'\n[clusters.main]\nprimary='x'",
-            "node of kind postgres; x is of kind redis",
+            "must name a node of kind postgres; nodes.x.kind is redis",
         ),
         ("[clusters.second]\nprimary = 'bd'", "line 5: clusters.second.primary: must name a node"),
         ("[clusters.second]", "line 4: clusters.second.primary: is required"),
@@ -110,12 +110,30 @@ shards = ["missing"]
         ("nodes.db = 'x'", "line 4: nodes.db: must be a table, got 'x'"),
         ("nodes.nothing = false", "there is nothing to take out"),
         ("'a.b' = 1", "line 4: a.b: unknown key"),
-        ("[servers]\ncount = 10", "(10 app servers + 1 workers) * pool.size 20 = 220 connections do not fit"),
+        (
+            "[servers]\ncount = 10",
+            "(servers.count 10 + workers.count 1) * pool.size 20 = 220 connections do not fit",
+        ),
     ],
 )
 def test_one_fault(text: str, expected: str) -> None:
     """A single mistake gives a single fault that says what to change."""
     assert expected in only(HEAD + text)
+
+
+def test_a_fault_does_not_cause_others() -> None:
+    """What would only follow from a value that is faulty itself is not reported."""
+    for text in (
+        "[pool]\nsize = '50'\nreserved = 25",
+        "[servers]\nrequest_timeout = -1\n[pool]\nacquire_timeout = 100",
+        "[nodes.cache]\nkind = 'rediss'\nurl = 'redis://h'\n[cache]\nnode = 'cache'",
+        "[nodes.db]\nkind = 'postgrse'",
+        "[clusters]\nsecond = 5\n[databases.default]\nshards = ['second']",
+    ):
+        only(HEAD + text)
+    head = "name = 'a'\napp = 'a:a'\n"
+    assert "line 3: stage: must be between 1 and 7, got 9" in only(head + "stage = 9")
+    only("name = 'a'\napp = 'a:a'\nstage = '1'\n[clusters.second]\nprimary = 'db'")
 
 
 def test_too_many_connections_says_what_to_set() -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "BalancerSpec",
     "BreakerSpec",
     "CacheSpec",
+    "Checked",
     "DeploySpec",
     "EdgeSpec",
     "EventSpec",
@@ -39,7 +40,7 @@ __all__ = [
 NAME = matching(r"[A-Za-z][A-Za-z0-9-]{0,62}", "must be letters, digits and -, starting with a letter")
 
 
-class _Checked:
+class Checked:
     """Every layer's table checks its own values when it is made."""
 
     __slots__ = ()
@@ -49,7 +50,7 @@ class _Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackupSpec(_Checked):
+class BackupSpec(Checked):
     """Backups of every cluster."""
 
     every: Annotated[float, Key(says="time between base backups", unit="s", rule=above(0))] = 86_400.0
@@ -58,7 +59,7 @@ class BackupSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSpec(_Checked):
+class NetworkSpec(Checked):
     """TLS and separation between the tiers."""
 
     tls: Annotated[bool, Key(says="TLS between the tiers")] = True
@@ -66,7 +67,7 @@ class NetworkSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolerSpec(_Checked):
+class PoolerSpec(Checked):
     """A connection pooler in front of clusters."""
 
     name: str
@@ -81,7 +82,7 @@ class PoolerSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BalancerSpec(_Checked):
+class BalancerSpec(Checked):
     """The load balancer in front of the app servers."""
 
     node: Annotated[str, Key(says="node of the balancer", rule=NAME, kinds=("haproxy", "nginx"))]
@@ -94,14 +95,14 @@ class BalancerSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSpec(_Checked):
+class SessionSpec(Checked):
     """Sessions outside the app servers' memory."""
 
     store: Annotated[str, Key(says="where sessions live", rule=one_of(("postgres", "redis")))] = "postgres"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeploySpec(_Checked):
+class DeploySpec(Checked):
     """How a new version replaces the running one."""
 
     strategy: Annotated[
@@ -111,7 +112,7 @@ class DeploySpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MonitoringSpec(_Checked):
+class MonitoringSpec(Checked):
     """Collecting metrics of many servers, alerts and dashboards."""
 
     metrics: Annotated[str, Key(says="node that collects", rule=NAME, kinds=("prometheus",))]
@@ -120,7 +121,7 @@ class MonitoringSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CacheSpec(_Checked):
+class CacheSpec(Checked):
     """The two-level cache: memory of each process (L1) and Redis."""
 
     node: Annotated[str, Key(says="node of the shared level", rule=NAME, kinds=("redis",))]
@@ -135,7 +136,7 @@ class CacheSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LimitSpec(_Checked):
+class LimitSpec(Checked):
     """Rate limits that hold over all servers."""
 
     node: Annotated[str, Key(says="node that counts", rule=NAME, kinds=("redis",))]
@@ -146,7 +147,7 @@ class LimitSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeSpec(_Checked):
+class EdgeSpec(Checked):
     """The cache in front of the balancer: static files and public answers."""
 
     node: Annotated[str, Key(says="node of the edge", rule=NAME, kinds=("nginx", "varnish"))]
@@ -154,7 +155,7 @@ class EdgeSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AutoscalingSpec(_Checked):
+class AutoscalingSpec(Checked):
     """The number of app servers follows the load: up fast, down slow."""
 
     min: Annotated[int, Key(says="fewest app servers", unit="processes", rule=at_least(1))] = 2
@@ -176,7 +177,7 @@ class AutoscalingSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerScalingSpec(_Checked):
+class WorkerScalingSpec(Checked):
     """The number of workers follows the queues' depth."""
 
     min: Annotated[int, Key(says="fewest workers", unit="processes", rule=at_least(0))] = 1
@@ -187,7 +188,7 @@ class WorkerScalingSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSpec(_Checked):
+class TokenSpec(Checked):
     """Signed access tokens and revocable refresh tokens."""
 
     access: Annotated[float, Key(says="life of an access token", unit="s", rule=above(0))] = 900.0
@@ -195,7 +196,7 @@ class TokenSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobSpec(_Checked):
+class JobSpec(Checked):
     """Durable jobs: their queue, and what carries them to the workers."""
 
     transport: Annotated[
@@ -208,7 +209,7 @@ class JobSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EventSpec(_Checked):
+class EventSpec(Checked):
     """Domain events on a broker, with many independent consumers."""
 
     node: Annotated[
@@ -218,14 +219,14 @@ class EventSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatewaySpec(_Checked):
+class GatewaySpec(Checked):
     """The one door in front of the services."""
 
     node: Annotated[str, Key(says="node of the gateway", rule=NAME, kinds=("nginx", "haproxy"))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerSpec(_Checked):
+class BreakerSpec(Checked):
     """Circuit breakers around calls between services."""
 
     timeout: Annotated[float, Key(says="longest call", unit="s", rule=above(0))] = 3.0
@@ -234,7 +235,7 @@ class BreakerSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceSpec(_Checked):
+class ServiceSpec(Checked):
     """Modules that run as a service of their own."""
 
     name: str
@@ -243,7 +244,7 @@ class ServiceSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreSpec(_Checked):
+class StoreSpec(Checked):
     """An engine for one access pattern: search, documents, timeseries or graph."""
 
     name: str
@@ -254,7 +255,7 @@ class StoreSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RegionSpec(_Checked):
+class RegionSpec(Checked):
     """One region; nodes belong to it by their `region`."""
 
     name: str
@@ -262,7 +263,7 @@ class RegionSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicationSpec(_Checked):
+class ReplicationSpec(Checked):
     """What the regions do with conflicting writes and when they cannot see each other."""
 
     conflicts: Annotated[str, Key(says="who wins", rule=one_of(("last_writer", "home_region", "merge")))] = (

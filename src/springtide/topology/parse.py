@@ -27,6 +27,7 @@ __all__ = ["load", "loads"]
 _WHERE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _PLACEHOLDERS: tuple[object, ...] = ("unknown", "unknown:unknown", ("unknown",))
 _LARGEST = 2**63
+_WHOLE = frozenset({("stage",), ("nodes",), ("clusters",)})  # without these no name can be looked up
 
 
 def load(path: Path) -> Topology:
@@ -114,10 +115,9 @@ class _Reader:
             for fault in error.faults:
                 path = tuple(fault.key.split("."))
                 follows = any(path[: len(known)] == known or known[: len(path)] == path for known in bad)
-                lost = any(
-                    known in bad and "must name a" in fault.rule for known in (("nodes",), ("clusters",))
-                )
-                if not follows and not lost:
+                lost = "must name a" in fault.rule and not _WHOLE.isdisjoint(bad)
+                replaced = any(re.search(rf"{re.escape(_dotted(known))}\b", fault.rule) for known in bad)
+                if not (follows or lost or replaced):
                     self.faults.append((path, fault))
             return None
         return made

@@ -1,5 +1,8 @@
 """The rules between the keys of a topology: what must fit together for the platform to run.
 
+A sentence names the other keys it depends on, dotted: the reader sees where to look, and the parser leaves
+out faults that follow from a key which is faulty itself.
+
 Pure: a topology's values in, faults out, every one of them. Lines are added by the parser.
 """
 
@@ -93,7 +96,8 @@ def _bad_url(node: Node) -> str | None:
     except ValueError:
         return "must have a valid host and port"
     if parts.scheme not in schemes:
-        return f"the url of a {node.kind} node must start with {' or '.join(f'{s}://' for s in schemes)}"
+        starts = " or ".join(f"{scheme}://" for scheme in schemes)
+        return f"must start with {starts}, because nodes.{node.name}.kind is {node.kind}"
     return None if parts.hostname else "must have a host"
 
 
@@ -120,7 +124,7 @@ def _node_references(topology: Topology) -> Iterator[TopologyFault]:
                     yield _fault(f"{path}.{field.name}", name, _missing("node", name, topology.nodes))
                 elif node.kind not in field.key.kinds:
                     wanted = " or ".join(field.key.kinds)
-                    rule = f"must name a node of kind {wanted}; {name} is of kind {node.kind}"
+                    rule = f"must name a node of kind {wanted}; nodes.{name}.kind is {node.kind}"
                     yield _fault(f"{path}.{field.name}", name, rule)
 
 
@@ -187,51 +191,48 @@ def _pool(topology: Topology) -> Iterator[TopologyFault]:
         yield _fault("pool.acquire_timeout", pool.acquire_timeout, rule)
 
 
-def _processes(topology: Topology) -> tuple[int, int]:
-    """The most app servers and workers that may run at once."""
-    servers, workers = topology.servers.count, topology.workers.count
+def _processes(topology: Topology) -> tuple[int, str]:
+    """The most processes with a pool that may run at once, and the sum of keys that gives it."""
+    servers, workers = (topology.servers.count, "servers.count"), (topology.workers.count, "workers.count")
     if topology.autoscaling is not None:
-        servers = max(servers, topology.autoscaling.max)
+        servers = max(servers, (topology.autoscaling.max, "autoscaling.max"))
     if topology.worker_scaling is not None:
-        workers = max(workers, topology.worker_scaling.max)
-    return servers, workers
+        workers = max(workers, (topology.worker_scaling.max, "worker_scaling.max"))
+    return servers[0] + workers[0], f"({servers[1]} {servers[0]} + {workers[1]} {workers[0]})"
 
 
 def _connections(topology: Topology) -> Iterator[TopologyFault]:
     """Every process may fill one pool per cluster; PostgreSQL refuses what exceeds max_connections."""
-    servers, workers = _processes(topology)
+    processes, counted = _processes(topology)
+    size = topology.pool.size
+    advice = "or lower the number of processes or pool.size"
     pooled = {cluster: name for name, pooler in topology.poolers.items() for cluster in pooler.clusters}
     asked: dict[str, int] = {}
-    direct: Counter[str] = Counter()
+    terms: dict[str, Counter[str]] = {}
     for name, cluster in topology.clusters.items():
-        pooler = topology.poolers[pooled[name]] if name in pooled else None
-        amount = (servers + workers) * topology.pool.size if pooler is None else pooler.server_connections
-        asked[cluster.primary] = asked.get(cluster.primary, 0) + amount
-        direct[cluster.primary] += pooler is None
-        for replica in cluster.replicas:
-            asked[replica] = asked.get(replica, 0) + (servers + workers) * topology.pool.size
-            direct[replica] += 1
+        for node_name in (cluster.primary, *cluster.replicas):
+            amount, term = processes * size, f"{counted} * pool.size {size}"
+            if name in pooled and node_name == cluster.primary:
+                amount = topology.poolers[pooled[name]].server_connections
+                term = f"poolers.{pooled[name]}.server_connections {amount}"
+            asked[node_name] = asked.get(node_name, 0) + amount
+            terms.setdefault(node_name, Counter())[term] += 1
     for node_name, amount in asked.items():
         node = topology.nodes.get(node_name)
         if node is None or amount <= node.max_connections - SUPERUSER_CONNECTIONS:
             continue
-        sum_ = f"({servers} app servers + {workers} workers) * pool.size {topology.pool.size}"
-        sum_ += f" * {direct[node_name]} clusters" if direct[node_name] > 1 else ""
-        if not direct[node_name]:
-            sum_ = "the server_connections of its poolers"
+        sum_ = " + ".join(t if n == 1 else f"{t} * {n} clusters" for t, n in terms[node_name].items())
         rule = (
             f"{sum_} = {amount} connections do not fit, {SUPERUSER_CONNECTIONS} are kept for the superuser:"
-            f" set it to at least {amount + SUPERUSER_CONNECTIONS},"
-            " or lower the number of processes or pool.size"
+            f" set it to at least {amount + SUPERUSER_CONNECTIONS}, {advice}"
         )
         yield _fault(f"nodes.{node_name}.max_connections", node.max_connections, rule)
     for name, pooler in topology.poolers.items():
-        clients = (servers + workers) * topology.pool.size * len(pooler.clusters)
+        clients = processes * size * len(pooler.clusters)
         if clients > pooler.max_clients:
             rule = (
-                f"({servers} app servers + {workers} workers) * pool.size {topology.pool.size} *"
-                f" {len(pooler.clusters)} clusters = {clients} clients: set it to at least {clients},"
-                " or lower the number of processes or pool.size"
+                f"{counted} * pool.size {size} * {len(pooler.clusters)} clusters = {clients} clients:"
+                f" set it to at least {clients}, {advice}"
             )
             yield _fault(f"poolers.{name}.max_clients", pooler.max_clients, rule)
 
@@ -261,9 +262,13 @@ def _layers(topology: Topology) -> Iterator[TopologyFault]:
             yield _fault(f"{scaling}.min", spec.min, f"must be <= {scaling}.max, which is {spec.max}")
     scale = topology.autoscaling
     if scale is not None and scale.down_cpu >= scale.up_cpu:
-        yield _fault("autoscaling.down_cpu", scale.down_cpu, f"must be < up_cpu, which is {scale.up_cpu}")
+        yield _fault(
+            "autoscaling.down_cpu", scale.down_cpu, f"must be < autoscaling.up_cpu, which is {scale.up_cpu}"
+        )
     if scale is not None and scale.down_rps >= scale.up_rps:
-        yield _fault("autoscaling.down_rps", scale.down_rps, f"must be < up_rps, which is {scale.up_rps}")
+        yield _fault(
+            "autoscaling.down_rps", scale.down_rps, f"must be < autoscaling.up_rps, which is {scale.up_rps}"
+        )
     kinds = {node.kind for node in topology.nodes.values()}
     for table, key in (("jobs", "transport"), ("sessions", "store")):
         spec = getattr(topology, table)
@@ -273,7 +278,11 @@ def _layers(topology: Topology) -> Iterator[TopologyFault]:
         if name not in STORES:
             yield _fault(f"stores.{name}", None, f"a store must be one of {', '.join(STORES)}")
         elif (node := topology.nodes.get(store.node)) is not None and node.kind != STORES[name]:
-            yield _fault(f"stores.{name}.node", store.node, f"must name a node of kind {STORES[name]}")
+            yield _fault(
+                f"stores.{name}.node",
+                store.node,
+                f"must name a node of kind {STORES[name]}; nodes.{store.node}.kind is {node.kind}",
+            )
     owners: dict[str, str] = {}
     for name, service in topology.services.items():
         for module in service.modules:

@@ -30,6 +30,7 @@ from springtide.topology.layers import (
     BalancerSpec,
     BreakerSpec,
     CacheSpec,
+    Checked,
     DeploySpec,
     EdgeSpec,
     EventSpec,
@@ -46,7 +47,6 @@ from springtide.topology.layers import (
     StoreSpec,
     TokenSpec,
     WorkerScalingSpec,
-    _Checked,
 )
 from springtide.topology.rules import faults_between
 
@@ -74,7 +74,7 @@ MemoryBytes = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objectives(_Checked):
+class Objectives(Checked):
     """What the platform must reach; the doctor and the planner measure against it."""
 
     peak_rps: Annotated[float, Key(says="busiest expected load", unit="requests/s", rule=above(0))] = 50.0
@@ -90,7 +90,7 @@ class Objectives(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSpec(_Checked):
+class ServerSpec(Checked):
     """The app servers: `count` processes behind one public address."""
 
     count: Annotated[int, Key(says="app server processes", unit="processes", rule=between(1, 1000))] = 1
@@ -115,7 +115,7 @@ class ServerSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpec(_Checked):
+class WorkerSpec(Checked):
     """The worker processes that do what no request waits for; 0 = none."""
 
     count: Annotated[int, Key(says="worker processes", unit="processes", rule=between(0, 1000))] = 1
@@ -124,7 +124,7 @@ class WorkerSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSpec(_Checked):
+class PoolSpec(Checked):
     """The connection pool that each app server and worker keeps per cluster."""
 
     size: Annotated[
@@ -142,7 +142,7 @@ class PoolSpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TelemetrySpec(_Checked):
+class TelemetrySpec(Checked):
     """Logs and traces; metrics are always on."""
 
     slow_request: Annotated[
@@ -156,7 +156,7 @@ class TelemetrySpec(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node(_Checked):
+class Node(Checked):
     """One process with an address: given (`url`) or supervised (`port`, or a free one)."""
 
     name: str
@@ -193,7 +193,7 @@ class Node(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster(_Checked):
+class Cluster(Checked):
     """One PostgreSQL server group: the node of its primary and those of its replicas."""
 
     name: str
@@ -211,7 +211,7 @@ class Cluster(_Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseSpec(_Checked):
+class DatabaseSpec(Checked):
     """Which clusters hold the buckets of one module's tables; "default" is for every module not listed."""
 
     name: str
