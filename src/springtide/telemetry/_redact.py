@@ -17,10 +17,10 @@ _SECRET_NAME = re.compile(
 )
 _IN_TEXT = re.compile(
     r"""(?ix)
-      ( (?:proxy-)?authorization ["']? \s* [:=,] \s* b?["']? )
+      ( (?:proxy-)?authorization ["']? \s* [:=,] \s* (?:b?["'])? )
         (?: (?:bearer|token|basic|digest) \s+ )? [^\s"',;]+
     | ( \b(?:bearer|basic) \s+ ) [A-Za-z0-9._~+/=-]{8,}
-    | ( (?:set-)?cookie ["']? \s* [:=,] \s* b?["']? ) [^\r\n"']+
+    | ( (?:set-)?cookie ["']? \s* [:=,] \s* (?:b?["'])? ) [^\r\n"']+
     | ( ://[^\s/:@]+: ) [^\s/@]+ (?=@)
     """
 )
