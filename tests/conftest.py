@@ -31,6 +31,10 @@ def _nothing_blocks_the_loop() -> Iterator[BlockBuster]:
         # asyncpg looks for ~/.pgpass and ~/.postgresql once per new connection; both are local and tiny.
         for call in ("os.stat", "io.TextIOWrapper.read"):
             watch.functions[call].can_block_in("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args"})
+        # The process collector reads /proc, which no disk is behind.
+        for call in ("io.BufferedReader.read", "os.listdir"):
+            if call in watch.functions:
+                watch.functions[call].can_block_in("prometheus_client/process_collector.py", {"collect"})
         yield watch
 
 
