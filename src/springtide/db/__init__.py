@@ -1,15 +1,15 @@
 """The database layer: pools to clusters, and modules' tables over them.
 
-    pool          connections to one cluster; who waits for one, and how long
-    transaction   COMMIT, and what is known about it
-    shards        which bucket a key belongs to, which shard holds it
-    router        `Database`: each statement to the shard of its key
-    ids           ids that carry their bucket
-    reservations  values that are unique over all buckets
-    scatter       one statement on every shard, rows merged
-    keyset        pages behind a cursor
-    migrate       tables brought to the newest migration on every shard
-    causality     positions in the write-ahead log
+pool          connections to one cluster; who waits for one, and how long
+transaction   COMMIT, and what is known about it
+shards        which bucket a key belongs to, which shard holds it
+router        `Database`: each statement to the shard of its key
+ids           ids that carry their bucket
+reservations  values that are unique over all buckets
+scatter       one statement on every shard, rows merged
+keyset        pages behind a cursor
+migrate       tables brought to the newest migration on every shard
+causality     positions in the write-ahead log
 """
 
 from springtide.db._writing import WriteTransaction

@@ -46,10 +46,29 @@ class _Level:
 _PREFIXES = ("only", "lateral", "if", "not", "exists", "concurrently", "table")
 _QUERIES = ("select", "delete", "update", "insert", "merge")
 _ENDS_LIST = frozenset(
-    ["where", "group", "order", "having", "limit", "offset", "fetch", "window", "union", "intersect", "except", "set", "returning", "select", "values", "for"]
+    [
+        "where",
+        "group",
+        "order",
+        "having",
+        "limit",
+        "offset",
+        "fetch",
+        "window",
+        "union",
+        "intersect",
+        "except",
+        "set",
+        "returning",
+        "select",
+        "values",
+        "for",
+    ]
 )
 _DEFINITIONS = ("table", "view", "sequence", "type", "domain", "function", "procedure")
-_BEFORE_DEFINITION = frozenset(["create", "alter", "drop", "replace", "unlogged", "materialized", "on", "lock", "truncate"])
+_BEFORE_DEFINITION = frozenset(
+    ["create", "alter", "drop", "replace", "unlogged", "materialized", "on", "lock", "truncate"]
+)
 _NO_COMMAND_BEFORE = frozenset(["for", "key", "on", "do", "or", "then", "before", "after", "instead", "of"])
 _NEVER_NAMES = ("select", "values", "with", "rows", "unnest")
 
@@ -181,8 +200,10 @@ def _with_queries(found: list[Token]) -> set[str]:
         before = index - 1
         if before >= 0 and found[before].text == ")":
             before = _opening(found, before) - 1
-        if before >= 1 and found[before].name and (
-            found[before - 1].word("with", "recursive") or found[before - 1].text == ","
+        if (
+            before >= 1
+            and found[before].name
+            and (found[before - 1].word("with", "recursive") or found[before - 1].text == ",")
         ):
             names.add(found[before].text)
     return names

@@ -171,8 +171,6 @@ def without_terminator(sql: str) -> str:
     return sql if last is None else sql[: last.end]
 
 
-
-
 _AGGREGATE = re.compile(
     r"(array|json|jsonb|json_object|jsonb_object|range|string|xml)_?agg|avg|bit_(and|or|xor)|bool_(and|or)|count"
     r"|every|max|min|mode|percentile_(cont|disc)|stddev(_pop|_samp)?|sum|var_(pop|samp)|variance"

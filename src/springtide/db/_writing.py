@@ -33,7 +33,18 @@ DOOMED = "a nested write was cancelled, so the whole transaction can only roll b
 class WriteTransaction:
     """One open write on one shard; usable from the tasks that share it until its block ends."""
 
-    __slots__ = ("_callbacks", "_depth", "_doomed", "_lock", "_open", "_root", "_tx", "database", "isolation", "shard")
+    __slots__ = (
+        "_callbacks",
+        "_depth",
+        "_doomed",
+        "_lock",
+        "_open",
+        "_root",
+        "_tx",
+        "database",
+        "isolation",
+        "shard",
+    )
 
     def __init__(
         self, tx: Transaction, database: object, shard: str, isolation: str, parent: WriteTransaction | None

@@ -258,9 +258,7 @@ class Migrator:
 
                 await self._in_transaction(connection, single, what, file, offset=statement.start)
 
-    async def _concurrently(
-        self, connection: Any, statement: Statement, *, resumed: bool, what: str
-    ) -> None:
+    async def _concurrently(self, connection: Any, statement: Statement, *, resumed: bool, what: str) -> None:
         """Run CREATE or DROP INDEX CONCURRENTLY; `resumed`: an earlier run may have done it already."""
         created = files.created_index(statement) if statement.begins("create") else None
         name = created or files.dropped_index(statement)
