@@ -116,7 +116,7 @@ class _Reader:
                 path = tuple(fault.key.split("."))
                 follows = any(path[: len(known)] == known or known[: len(path)] == path for known in bad)
                 lost = "must name a" in fault.rule and not _WHOLE.isdisjoint(bad)
-                replaced = any(re.search(rf"{re.escape(_dotted(known))}\b", fault.rule) for known in bad)
+                replaced = any(len(known) > 1 and _mentions(fault.rule, known) for known in bad)
                 if not (follows or lost or replaced):
                     self.faults.append((path, fault))
             return None
@@ -218,6 +218,10 @@ class _Reader:
 
 def _words(sentence: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", sentence.partition("one of")[2])
+
+
+def _mentions(rule: str, path: tuple[str, ...]) -> bool:
+    return re.search(rf"(?<![\w.-]){re.escape(_dotted(path))}(?![\w.-])", rule) is not None
 
 
 def _placeholder(field: Field) -> object:
