@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -134,7 +134,8 @@ class Platform:
             home = Path(named)
         topology = topology.with_addresses(_addresses(home / "run" / "addresses.json", topology))
         if "SPRINGTIDE_NODE" in os.environ:
-            logs.configure(topology.telemetry.log_format, topology.telemetry.log_level)
+            form = cast(logs.Format, topology.telemetry.log_format)  # the topology allows no other
+            logs.configure(form, topology.telemetry.log_level)
         if modules is None:
             modules = load_modules(topology)
         return cls(topology, modules=modules, home=home, sink=sink, check_calls=check_calls)
