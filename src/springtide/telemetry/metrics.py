@@ -104,7 +104,7 @@ class MetricsSink:
         max_statements: int = 300,
         process: bool = True,
     ) -> None:
-        self.registry = registry = registry or CollectorRegistry(auto_describe=True)
+        self.registry = registry = registry or CollectorRegistry()
         self._requests = Series(
             Counter(
                 "http_requests_total", "Requests answered; 499: the client left.",

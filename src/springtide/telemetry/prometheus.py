@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
@@ -53,7 +54,8 @@ class MetricsEndpoint:
             status, body, content_type = 405, b"GET or HEAD\n", "text/plain; charset=utf-8"
         else:
             accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
-            body, content_type = render(self._registry, accept.decode("latin-1"))
+            # In a thread: writing thousands of series takes milliseconds, and process metrics read files.
+            body, content_type = await asyncio.to_thread(render, self._registry, accept.decode("latin-1"))
             status = 200
         headers = [
             (b"content-type", content_type.encode("ascii")),

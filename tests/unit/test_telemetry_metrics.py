@@ -1,0 +1,184 @@
+"""Signals become metrics: right, bounded and documented."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as prometheus
+
+from springtide.context import Ledger, Part
+from springtide.signals import (
+    ConnectionClosed,
+    ConnectionOpened,
+    PoolWaited,
+    RequestFinished,
+    ServiceChanged,
+    StatementFinished,
+    TaskFailed,
+)
+from springtide.telemetry.loop import LoopMonitor
+from springtide.telemetry.metrics import MetricsSink
+from springtide.telemetry.prometheus import MetricsEndpoint, render
+from springtide.testing import ManualClock
+
+PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
+
+
+@dataclass
+class Stats:
+    size: int = 20
+    idle: int = 3
+    busy: int = 2
+    waiting: int = 1
+    generation: int = 4
+
+
+def request(
+    route: str = "/a", status: int = 200, seconds: float = 0.03, method: str = "GET"
+) -> RequestFinished:
+    ledger = Ledger()
+    ledger.add(Part.SQL, 0.002, "select 1")
+    ledger.add(Part.CPU, 0.0004)
+    return RequestFinished(method, route, status, seconds, "r", ledger, None, None)
+
+
+def everything(sink: MetricsSink) -> None:
+    sink.emit(request())
+    sink.emit(StatementFinished("main", "select 1", 0.002, 5, "57014"))
+    sink.emit(PoolWaited("main", "normal", 0.01, "acquired"))
+    sink.emit(ConnectionOpened("main", 0.005))
+    sink.emit(ConnectionClosed("main", "aged", 100.0))
+    sink.emit(ServiceChanged("pool main", "running"))
+    sink.emit(TaskFailed("relay", "boom", 1.0))
+    sink.observe_loop_lag(0.001)
+    sink.watch_pool("main", Stats)
+
+
+def value(sink: MetricsSink, name: str, **labels: str) -> float | None:
+    return sink.registry.get_sample_value(name, labels)
+
+
+def test_every_signal_is_counted() -> None:
+    sink = MetricsSink()
+    everything(sink)
+    assert value(sink, "http_requests_total", method="GET", route="/a", status="200") == 1
+    slow = {"method": "GET", "route": "/a", "status_class": "2xx"}
+    assert value(sink, "http_request_duration_seconds_bucket", le="0.025", **slow) == 0
+    assert value(sink, "http_request_duration_seconds_bucket", le="0.05", **slow) == 1
+    assert value(sink, "springtide_request_part_seconds_sum", route="/a", part="sql") == 0.002
+    assert value(sink, "springtide_db_statement_seconds_count", cluster="main", statement="select 1") == 1
+    assert value(sink, "springtide_db_statement_rows_total", cluster="main", statement="select 1") == 5
+    assert value(sink, "springtide_db_statement_errors_total", cluster="main", error="57014") == 1
+    wait = {"cluster": "main", "priority": "normal", "outcome": "acquired"}
+    assert value(sink, "springtide_pool_wait_seconds_sum", **wait) == 0.01
+    assert value(sink, "springtide_pool_connections", cluster="main", state="open") == 5
+    assert value(sink, "springtide_pool_waiting", cluster="main") == 1
+    assert value(sink, "springtide_loop_lag_seconds_count") == 1
+    sink.emit(ServiceChanged("pool main", "stopped"))
+    assert value(sink, "springtide_service_state", service="pool main", state="running") == 0
+    assert value(sink, "springtide_service_state", service="pool main", state="stopped") == 1
+
+
+def test_series_are_bounded_and_sums_stay_right() -> None:
+    sink = MetricsSink(max_routes=10, max_statements=10, process=False)
+    for number in range(2000):
+        sink.emit(request(route=f"/{number}", method=f"M{number}"))
+        sink.emit(StatementFinished("main", f"select {number}", 0.001, 1, f"E{number}"))
+        sink.emit(PoolWaited("main", f"p{number}", 0.1, f"o{number}"))
+        sink.emit(TaskFailed(f"t{number}", "x", None))
+    samples = [sample for metric in sink.registry.collect() for sample in metric.samples]
+    assert len(samples) < 8000
+    counted = [sample.value for sample in samples if sample.name == "http_requests_total"]
+    assert sum(counted) == 2000
+    assert len(counted) <= 10 * 4 + 1
+    rows = [sample.value for sample in samples if sample.name == "springtide_db_statement_rows_total"]
+    assert sum(rows) == 2000
+    assert len(rows) == 11
+
+
+def test_registries_are_separate() -> None:
+    first, second = MetricsSink(), MetricsSink()
+    first.emit(request())
+    assert value(second, "http_requests_total", method="GET", route="/a", status="200") is None
+
+
+async def test_the_endpoint_speaks_both_formats() -> None:
+    sink = MetricsSink()
+    everything(sink)
+    http = httpx.AsyncClient(
+        transport=httpx.ASGITransport(MetricsEndpoint(sink.registry)), base_url="http://t"
+    )
+    plain = await http.get("/metrics", headers={"accept": "text/plain"})
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    assert {"http_requests", "process_cpu_seconds"} <= {family.name for family in prometheus(plain.text)}
+    open_form = await http.get(
+        "/metrics", headers={"accept": "application/openmetrics-text;version=junk,*/*"}
+    )
+    assert open_form.headers["content-type"].startswith("application/openmetrics-text")
+    assert open_form.text.endswith("# EOF\n")
+    assert "http_requests" in {family.name for family in openmetrics(open_form.text)}
+    assert "_created" not in plain.text + open_form.text
+    assert (await http.head("/metrics")).content == b""
+    assert (await http.post("/metrics")).status_code == 405
+
+
+def test_hostile_labels_cannot_forge_metrics() -> None:
+    sink = MetricsSink(process=False)
+    sink.emit(request(route='/a"} 1\nforged_total 5\n'))
+    body, _ = render(sink.registry)
+    assert "\nforged_total" not in body.decode()
+    assert "forged_total" not in {family.name for family in prometheus(body.decode())}
+
+
+def test_the_page_lists_exactly_the_metrics_that_exist() -> None:
+    sink = MetricsSink(process=False)
+    everything(sink)
+    exist: dict[str, tuple[str, ...]] = {}
+    for metric in sink.registry.collect():
+        name = metric.name + ("_total" if metric.type == "counter" else "")
+        labels = {label for sample in metric.samples for label in sample.labels} - {"le"}
+        exist[name] = tuple(sorted(labels))
+    listed = {
+        name: tuple(sorted(re.findall(r"`(\w+)`", labels)))
+        for name, labels in re.findall(
+            r"^\| `((?:http|springtide)_\w+)` \|[^|]*\|([^|]*)\|", PAGE.read_text(), re.M
+        )
+    }
+    assert listed == exist
+
+
+async def test_the_monitor_measures_how_late_the_loop_is() -> None:
+    clock, lags = ManualClock(), list[float]()
+    monitor = LoopMonitor(observe=lags.append, every=0.5, clock=clock)
+    await monitor.start()
+    await clock.until_sleeping()
+    await clock.advance(0.5)
+    assert lags == [0.0]
+    clock._monotonic += 3.0  # the loop stood still: time went by and nobody was woken
+    assert monitor.lag() == pytest.approx(2.5)
+    await clock.until_sleeping()
+    await clock.advance(0.0)
+    assert lags[-1] == pytest.approx(2.5)
+    await monitor.stop()
+    assert monitor.lag() == 0.0
+
+
+async def test_a_loop_that_is_held_up_shows_in_the_lag() -> None:
+    lags = asyncio.Queue[float]()
+    monitor = LoopMonitor(observe=lags.put_nowait, every=0.01)
+    await monitor.start()
+    await lags.get()
+
+    def hog() -> Any:
+        return sum(range(3_000_000))
+
+    hog()
+    assert max(await lags.get(), await lags.get()) > 0.005
+    await monitor.stop()

@@ -1,0 +1,80 @@
+"""FastAPI at the rim."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol, TypeVar
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+
+from springtide.errors import AlreadyReserved, PoolSaturated
+from springtide.web.asgi import ErrorReply, Layers
+from springtide.web.fastapi import install, platform, service
+
+T = TypeVar("T")
+
+
+class Greeter(Protocol):
+    async def greet(self, name: str) -> str: ...
+
+
+class Polite:
+    async def greet(self, name: str) -> str:
+        if name == "taken":
+            raise AlreadyReserved("name", name)
+        if name == "busy":
+            raise PoolSaturated("no", retry_after=3.2)
+        return f"Good day, {name}"
+
+
+class Platform:
+    def service(self, interface: type[T], /) -> T:
+        assert interface is Greeter
+        return Polite()  # type: ignore[return-value]  # a registry of one
+
+
+def application(**options: Any) -> FastAPI:
+    app = FastAPI()
+    install(app, Platform(), **options)
+
+    @app.get("/hello/{name}")
+    async def hello(name: str, greeter: Annotated[Greeter, Depends(service(Greeter))]) -> str:
+        return await greeter.greet(name)
+
+    return app
+
+
+def client(app: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t")
+
+
+@pytest.mark.parametrize("layers", [False, True])
+async def test_a_service_by_dependency_and_its_errors_as_answers(layers: bool) -> None:
+    app: Any = application()
+    http = client(Layers(app) if layers else app)
+    assert (await http.get("/hello/you")).json() == "Good day, you"
+    taken = await http.get("/hello/taken")
+    assert (taken.status_code, taken.json()["code"]) == (409, "already-taken")
+    busy = await http.get("/hello/busy")
+    assert (busy.status_code, busy.headers["retry-after"]) == (503, "3")
+    assert busy.headers["content-type"] == "application/problem+json"
+
+
+async def test_the_form_of_errors_can_be_chosen() -> None:
+    def render(reply: ErrorReply, scope: Any) -> tuple[bytes, str]:
+        return f"{reply.code}".encode(), "text/plain"
+
+    answer = await client(application(render_error=render)).get("/hello/taken")
+    assert (answer.status_code, answer.text) == (409, "already-taken")
+
+
+async def test_an_application_without_a_platform_says_so() -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def root(found: Annotated[object, Depends(platform)]) -> None:
+        raise AssertionError
+
+    with pytest.raises(RuntimeError, match=r"call springtide\.web.fastapi.install"):
+        await client(app).get("/")
