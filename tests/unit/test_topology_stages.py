@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import springtide.topology
 from springtide.errors import ConfigurationError, StageNotBuilt, TopologyError
 from springtide.ops import topology_commands
 from springtide.topology import (
@@ -186,6 +187,15 @@ def _topologies(draw: st.DrawFn) -> Topology:
         raise
 
 
+@pytest.mark.parametrize(
+    "char", [*map(chr, range(1, 0x20)), '"', "\\", "\x7f", "\x85", "\u2028", "\U0001f30a"]
+)
+def test_every_character_survives_being_shown(char: str) -> None:
+    """TOML forbids raw control characters, DEL among them."""
+    topology = replace(stage_topology(1), path=f"a{char}b")
+    assert loads(to_toml(topology)) == topology
+
+
 @settings(max_examples=200, deadline=None)
 @given(_topologies())
 def test_what_is_shown_reads_back_to_an_equal_topology(topology: Topology) -> None:
@@ -201,6 +211,10 @@ def test_a_diff_is_empty_only_between_equals_and_reverses(one: Topology, two: To
     there, back = diff(one, two), diff(two, one)
     assert bool(there) == (one != two)
     assert {(c.key, repr(c.before)) for c in there} == {(c.key, repr(c.after)) for c in back}
+
+
+def test_all_names_what_is_there() -> None:
+    assert all(hasattr(springtide.topology, name) for name in springtide.topology.__all__)
 
 
 def run(*arguments: str) -> int:
