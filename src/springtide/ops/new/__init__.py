@@ -1,0 +1,1 @@
+"""Write a small working application to start from."""
