@@ -15,6 +15,7 @@ import math
 import select
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 else:
     RawConnection = asyncpg.Connection
 
-__all__ = ["CONNECTION_ERRORS", "Link", "Operation", "RawConnection", "bucket", "open_link"]
+__all__ = ["ASYNCPG_ERRORS", "CONNECTION_ERRORS", "Link", "Operation", "RawConnection", "bucket", "open_link"]
 
 Operation = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -44,6 +45,9 @@ CONNECTION_ERRORS = (
     OSError,
 )
 """The connection failed, whatever the statement was. (`TimeoutError` is an OSError: look at it first.)"""
+
+ASYNCPG_ERRORS = (pg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""All that asyncpg raises itself; they have no root of their own."""
 
 _STEP = math.log(1.25)
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
@@ -80,6 +84,15 @@ def _decode_jsonb(data: bytes) -> Any:
     return _decode_json(memoryview(data)[1:])
 
 
+def _is_local(dsn: str) -> bool:
+    """True when the server is on this machine and the URL does not speak of TLS.
+
+    asyncpg would try TLS first, and read the user's certificates from disk in the event loop for it.
+    """
+    url = urlsplit(dsn)
+    return "ssl" not in url.query and url.hostname in ("127.0.0.1", "::1", "localhost")
+
+
 async def open_link(
     dsn: str,
     *,
@@ -94,7 +107,11 @@ async def open_link(
     """Connect. Raises what asyncpg raises, and TimeoutError after `timeout` seconds."""
     begun = clock.monotonic()
     raw = await asyncpg.connect(
-        dsn, timeout=timeout, connection_class=_Wire, server_settings=dict(server_settings)
+        dsn,
+        timeout=timeout,
+        connection_class=_Wire,
+        server_settings=dict(server_settings),
+        ssl=False if _is_local(dsn) else None,
     )
     try:
         # both types are known to asyncpg, so this asks the server nothing
@@ -259,6 +276,8 @@ class Link:
             return failure
         if isinstance(failure, CONNECTION_ERRORS) or self.raw.is_closed():
             self.broken = True
+            if isinstance(failure, asyncpg.InternalClientError) and "switch to state" in str(failure):
+                self.sent = False  # the server's farewell had been read before: nothing was written
             return DatabaseUnavailable(
                 f"the connection to {self.cluster} was lost while running {statement.label}"
             )

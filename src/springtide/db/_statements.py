@@ -48,8 +48,8 @@ _TOKENS = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _SPACE = re.compile(r"\s+")
-_LISTS = re.compile(r"\(\s*\?(?:\s*,\s*\?)+\s*\)")
-_ROWS = re.compile(r"(\((?:\?|\.\.\.)\))(?:\s*,\s*\((?:\?|\.\.\.)\))+")
+_LISTS = re.compile(r"\b(IN\s*)\(\s*\?(?:\s*,\s*\?)*\s*\)", re.IGNORECASE)
+_ROWS = re.compile(r"\b(VALUES\s*\([^()]*\))(?:\s*,\s*\([^()]*\))+", re.IGNORECASE)
 
 _READ = re.compile(r"(SELECT|WITH|VALUES|TABLE|SHOW)\b")
 _EFFECT = re.compile(
@@ -78,7 +78,7 @@ def _mask(match: re.Match[str]) -> str:
 def describe(sql: str) -> Statement:
     """Look at `sql` once. Literals, arguments and comments never reach the label."""
     masked = _SPACE.sub(" ", _TOKENS.sub(_mask, sql)).strip().rstrip("; ")
-    label = _ROWS.sub(r"\1", _LISTS.sub("(...)", masked))
+    label = _ROWS.sub(r"\1", _LISTS.sub(r"\1(...)", masked))
     if len(label) > MAX_LABEL:
         mark = hashlib.blake2b(label.encode(), digest_size=4).hexdigest()
         label = f"{label[: MAX_LABEL - 12].rstrip()}... #{mark}"

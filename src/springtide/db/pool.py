@@ -30,7 +30,7 @@ from asyncpg import exceptions as pg
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import Part, Priority, current
-from springtide.db._link import CONNECTION_ERRORS, Link, Operation, open_link
+from springtide.db._link import ASYNCPG_ERRORS, Link, Operation, open_link
 from springtide.db._statements import Dirt, Statements
 from springtide.db._waiting import Line, Waiter
 from springtide.db.connection import Connection
@@ -60,7 +60,7 @@ STOP_GRACE = 5.0
 """Seconds that `stop` waits for connections still lent."""
 
 BACKOFF = 0.05
-MAX_BACKOFF = 1.0
+MAX_BACKOFF = 0.5
 RETRIES = 5
 """Fresh connections that one statement may try, within its time, before its failure is reported."""
 
@@ -568,7 +568,7 @@ class Pool:
                     await raw.execute(_RESET)
                     link.limit = None
                     link.dirt = Dirt.NONE
-        except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (TimeoutError, *ASYNCPG_ERRORS, OSError) as error:
             _log.debug("%s: a connection could not be recovered: %r", self.name, error)
             if reason == "broken" or not isinstance(error, TimeoutError):
                 self._lose(link)
@@ -578,6 +578,7 @@ class Pool:
             return
         except BaseException:
             self._drop(link, reason)
+            self._want()
             raise
         if link.dirt is Dirt.REPLACE:
             self._drop(link, "replaced")
@@ -646,14 +647,14 @@ class Pool:
                 generation=self._generation,
                 max_age=self._max_age * random.uniform(0.8, 1.0),  # noqa: S311 - spreads load
             )
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        except (TimeoutError, *ASYNCPG_ERRORS, OSError, ValueError) as error:
             self._failures += 1
             self._connect_error = error
             if isinstance(error, (*_HOPELESS, asyncpg.InterfaceError, ValueError)):
                 while (waiter := self._line.pop()) is not None:
                     waiter.future.set_exception(self._unavailable(error))
                 return None
-            pause = min(BACKOFF * 2 ** min(self._failures - 1, 10), MAX_BACKOFF)
+            pause = min(BACKOFF * 2 ** min(self._failures - 1, 10), MAX_BACKOFF, self._acquire_timeout / 4)
             await self._clock.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
             return None
         link.incident = self._incident
@@ -685,5 +686,5 @@ async def _hang_up(link: Link) -> None:
     """Ask the server to stop what it does for this connection, and leave."""
     try:
         await link.raw.close(timeout=RECOVERY)
-    except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (TimeoutError, *ASYNCPG_ERRORS, OSError) as error:
         _log.debug("hanging up on %s: %r", link.cluster, error)

@@ -1,0 +1,154 @@
+"""A TCP proxy that a test puts between a client and a server, to cut, stall and slow what passes.
+
+    async with FaultProxy(target=5432) as proxy:
+        ...connect to 127.0.0.1:proxy.port...
+        cut = proxy.on(b"COMMIT", "cut")    # passed on to the server, but no answer comes back
+        ...
+        await cut
+
+Bytes pass unchanged and in order until a fault is set. Faults hold for open and for new connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+__all__ = ["FaultProxy"]
+
+_CHUNK = 65_536
+
+
+class FaultProxy:
+    """Forwards 127.0.0.1:`port` (chosen when the proxy starts) to `host`:`target`.
+
+    `cut` resets every connection. `stall` stops passing bytes on, with the connections open. `slow` delays
+    each piece. `refuse` closes new connections at once. `resume` ends stall, slow and refuse.
+    """
+
+    def __init__(self, *, target: int, host: str = "127.0.0.1") -> None:
+        self._host = host
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._delay = 0.0
+        self._refusing = False
+        self._watches: list[tuple[bytes, str, str, asyncio.Future[None]]] = []
+        self.accepted = 0
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None, "the proxy was not started"
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aenter__(self) -> FaultProxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.resume()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._server.wait_closed()
+
+    def cut(self) -> None:
+        """Reset every open connection, on both sides."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    def stall(self) -> None:
+        """Keep the connections and pass nothing on."""
+        self._flowing.clear()
+
+    def slow(self, seconds: float) -> None:
+        """Delay each piece of bytes by `seconds`, in both directions."""
+        self._delay = seconds
+
+    def refuse(self) -> None:
+        """Close new connections as soon as they are made."""
+        self._refusing = True
+
+    def resume(self) -> None:
+        self._delay = 0.0
+        self._refusing = False
+        self._flowing.set()
+
+    def on(self, pattern: bytes, action: str, *, side: str = "client") -> asyncio.Future[None]:
+        """Once, when a piece of bytes from `side` ("client" or "server") contains `pattern`:
+
+        "cut" passes it on and resets the connections, "drop" resets them without passing it on, "stall"
+        holds it and everything after it, "pass" only tells. The future is done when it has happened.
+        """
+        if action not in ("cut", "drop", "stall", "pass") or side not in ("client", "server"):
+            raise ValueError(
+                f"action is cut, drop, stall or pass, and side client or server, got {action!r} and {side!r}"
+            )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watches.append((pattern, action, side, done))
+        return done
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        if self._refusing:
+            writer.transport.abort()
+            return
+        self._writers.add(writer)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(self._host, self._target)
+        except OSError:
+            writer.transport.abort()
+            self._writers.discard(writer)
+            return
+        self._writers.add(far_writer)
+        both = [
+            asyncio.create_task(self._pump(reader, far_writer, "client")),
+            asyncio.create_task(self._pump(far_reader, writer, "server")),
+        ]
+        self._tasks.update(both)
+        try:
+            await asyncio.wait(both)
+        finally:
+            self._tasks.difference_update(both)
+            self._writers.difference_update((writer, far_writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, side: str) -> None:
+        try:
+            while piece := await reader.read(_CHUNK):
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+                action = self._watched(piece, side)
+                if action == "drop":
+                    self.cut()
+                    return
+                await self._flowing.wait()
+                writer.write(piece)
+                await writer.drain()
+                if action == "cut":
+                    self.cut()
+                    return
+            writer.close()
+        except (ConnectionError, TimeoutError):
+            writer.transport.abort()
+
+    def _watched(self, piece: bytes, side: str) -> str | None:
+        for watch in self._watches:
+            pattern, action, wanted, done = watch
+            if side == wanted and pattern in piece:
+                self._watches.remove(watch)
+                if action == "stall":
+                    self.stall()
+                if not done.done():
+                    done.set_result(None)
+                return action
+        return None
