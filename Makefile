@@ -29,7 +29,7 @@ check: $(VENV)/.dev ## lint, format, types, import boundaries
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@$(VENV)/bin/lint-imports
+	@PYTHONPATH=apps $(VENV)/bin/lint-imports
 
 stress: $(VENV)/.dev ## the long runs that break the world
 	@bash .ci/servers ensure
