@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 
 @dataclass
 class Stats:
-    size: int = 20
+    size: int = 5
     idle: int = 3
     busy: int = 2
     waiting: int = 1
@@ -58,7 +58,7 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(ServiceChanged("pool main", "running"))
     sink.emit(TaskFailed("relay", "boom", 1.0))
     sink.observe_loop_lag(0.001)
-    sink.watch_pool("main", Stats)
+    sink.watch_pool("main", Stats, max_size=20)
 
 
 def value(sink: MetricsSink, name: str, **labels: str) -> float | None:
@@ -79,6 +79,7 @@ def test_every_signal_is_counted() -> None:
     wait = {"cluster": "main", "priority": "normal", "outcome": "acquired"}
     assert value(sink, "springtide_pool_wait_seconds_sum", **wait) == 0.01
     assert value(sink, "springtide_pool_connections", cluster="main", state="open") == 5
+    assert value(sink, "springtide_pool_connections_limit", cluster="main") == 20
     assert value(sink, "springtide_pool_waiting", cluster="main") == 1
     assert value(sink, "springtide_loop_lag_seconds_count") == 1
     sink.emit(ServiceChanged("pool main", "stopped"))

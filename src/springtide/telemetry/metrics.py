@@ -44,7 +44,7 @@ MAX_LABEL_CHARS = 200
 
 
 class PoolGauges(Protocol):
-    """What of a pool is shown; `db.pool.PoolStats` has this shape."""
+    """What of a pool is shown; `db.pool.PoolStats` has this shape. `size` is how many are open."""
 
     @property
     def size(self) -> int: ...
@@ -62,10 +62,10 @@ class _Pools(Collector):
     """Reads the pools when the registry is asked."""
 
     def __init__(self) -> None:
-        self._pools: dict[str, Callable[[], PoolGauges]] = {}
+        self._pools: dict[str, tuple[Callable[[], PoolGauges], int | None]] = {}
 
-    def add(self, cluster: str, stats: Callable[[], PoolGauges]) -> None:
-        self._pools[cluster] = stats
+    def add(self, cluster: str, stats: Callable[[], PoolGauges], max_size: int | None) -> None:
+        self._pools[cluster] = (stats, max_size)
 
     def collect(self) -> Iterator[Metric]:
         connections = GaugeMetricFamily(
@@ -82,12 +82,13 @@ class _Pools(Collector):
             "How often all connections were retired at once.",
             labels=["cluster"],
         )
-        for cluster, ask in self._pools.items():
+        for cluster, (ask, max_size) in list(self._pools.items()):
             stats = ask()
             connections.add_metric([cluster, "idle"], stats.idle)
             connections.add_metric([cluster, "busy"], stats.busy)
-            connections.add_metric([cluster, "open"], stats.idle + stats.busy)
-            limit.add_metric([cluster], stats.size)
+            connections.add_metric([cluster, "open"], stats.size)
+            if max_size is not None:
+                limit.add_metric([cluster], max_size)
             waiting.add_metric([cluster], stats.waiting)
             generation.add_metric([cluster], stats.generation)
         yield from (connections, limit, waiting, generation)
@@ -191,9 +192,14 @@ class MetricsSink:
         if process:
             ProcessCollector(registry=registry)
 
-    def watch_pool(self, cluster: str, stats: Callable[[], PoolGauges]) -> None:
-        """Show the pool of `cluster`; `stats` is called whenever the metrics are read."""
-        self._pools.add(cluster, stats)
+    def watch_pool(
+        self, cluster: str, stats: Callable[[], PoolGauges], *, max_size: int | None = None
+    ) -> None:
+        """Show the pool of `cluster`; `stats` is called whenever the metrics are read, from any thread.
+
+        `max_size` is how many connections it may open, None when that is not to be shown.
+        """
+        self._pools.add(cluster, stats, max_size)
 
     def observe_loop_lag(self, seconds: float) -> None:
         self._lag.observe(seconds)
