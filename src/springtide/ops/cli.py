@@ -24,6 +24,7 @@ AREAS = {
     "springtide.ops.topology_commands": ("topology",),
     "springtide.ops.db_commands": ("db",),
     "springtide.ops.load.commands": ("seed", "load"),
+    "springtide.ops.demo": ("demo",),
 }
 """Module -> its commands, in the order in which the help lists them."""
 

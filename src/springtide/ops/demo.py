@@ -1,0 +1,151 @@
+"""`springtide demo`: the whole journey of a newcomer in one command.
+
+start the platform -> seed it, unless it has data -> drive it -> show what happened -> serve until Ctrl-C.
+
+Each step is the command that one would type oneself, printed before it runs. Whatever ends the demo (Ctrl-C
+at any moment, SIGTERM, a step that fails), the platform that it started is stopped before it returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from springtide.errors import RunnerError
+from springtide.ops.runner.home import Home
+from springtide.topology import Topology, load
+
+__all__ = ["add_commands"]
+
+INTERRUPTED = 130
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `demo` to the command line's sub-parsers."""
+    demo = subparsers.add_parser("demo", help="start, seed and drive the platform, then keep it serving")
+    demo.add_argument(
+        "--file", type=Path, default=Path("springtide.toml"), help="the topology (default: springtide.toml)"
+    )
+    demo.add_argument("--port", type=int, help="public port (default: servers.port, or a free one)")
+    demo.add_argument("--users", type=int, default=1000, metavar="N", help="how many people (1000)")
+    demo.add_argument("--duration", type=float, default=30.0, metavar="S", help="seconds of traffic (30)")
+    demo.add_argument(
+        "--seconds",
+        type=float,
+        default=os.environ.get("DEMO_SECONDS") or None,
+        metavar="S",
+        help="keep serving so long instead of until Ctrl-C (DEMO_SECONDS)",
+    )
+    demo.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    topology = load(args.file)
+    port = args.port if args.port is not None else _port(topology)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _shown(args, topology, port)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
+    running = Home(args.file.absolute().parent / ".springtide")
+    code = _step(args.file, "up", "--detach", "--port", str(port))
+    if code:
+        return code
+    try:
+        state = running.read_state()
+        if state is None or state.url is None:
+            raise RunnerError("the platform was up and stopped again: see `springtide logs`")
+        if topology.seed is not None:
+            code = _step(args.file, "seed", "--users", str(args.users), "--if-empty")
+        if not code and topology.journeys is not None:
+            code = _step(args.file, "load", "--duration", f"{args.duration:g}")
+        if code:
+            return code
+        _say(_urls(state.url))
+        _serve(args.seconds)
+        return 0
+    finally:
+        _finish(args.file)
+
+
+def _step(file: Path, *words: str) -> int:
+    """Run one springtide command in a process of its own, which hears Ctrl-C as we do; its exit code."""
+    _say(f"\n$ springtide {' '.join(words)}")
+    with subprocess.Popen(_command(file, *words)) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # not everybody who interrupts us reaches it as well
+            process.wait()
+            raise
+
+
+def _finish(file: Path) -> None:
+    """Stop the platform, however impatient whoever interrupts us is."""
+    _say("\n$ springtide down")
+    stopping = subprocess.Popen(_command(file, "down"), start_new_session=True)
+    while True:
+        try:
+            stopping.wait()
+            return
+        except KeyboardInterrupt:
+            _say("stopping")
+
+
+def _command(file: Path, *words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "springtide.ops.cli", words[0], "--file", str(file), *words[1:]]
+
+
+def _serve(seconds: float | None) -> None:
+    if seconds is None:
+        _say("serving until Ctrl-C")
+        signal.pause()
+        return
+    _say(f"serving for {seconds:g} s")
+    time.sleep(seconds)
+
+
+def _urls(url: str) -> str:
+    rows = (
+        ("the application", "/"),
+        ("its API", "/docs"),
+        ("metrics", "/metrics"),
+        ("health", "/health/dependencies"),
+    )
+    lines = [f"  {name:<16} {url}{path}" for name, path in rows]
+    return "\n".join(["", *lines, f"  {'logs':<16} springtide logs -f", ""])
+
+
+def _port(topology: Topology) -> int:
+    """The port that the topology names; a free one when somebody else has it."""
+    spec = topology.servers
+    family = socket.AF_INET6 if ":" in spec.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((spec.host, spec.port))
+        except OSError:
+            _say(f"port {spec.port} is taken, so the demo takes a free one")
+            return 0
+    return spec.port
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
