@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from springtide.context import current
 from springtide.signals import RequestFinished, Signal
 from springtide.web.asgi import Layers
 
@@ -161,6 +162,30 @@ async def test_a_client_that_leaves_in_the_middle_of_a_stream_ends_it() -> None:
         async with asyncio.timeout(2):
             await ended.wait()
         assert (await heard.next()).status == 499
+
+
+async def test_an_event_stream_outlives_the_time_of_a_request_and_so_does_a_handler_that_lifts_it() -> None:
+    async def handler(request: Request) -> Response:
+        async def ticks() -> AsyncIterator[bytes]:
+            for _ in range(10):
+                yield b"data: tick\n\n"
+                await asyncio.sleep(0.03)
+
+        lifted = request.url.query == "lift"
+        if lifted:
+            context = current()
+            assert context is not None
+            context.deadline = None
+        return StreamingResponse(ticks(), media_type="text/plain" if lifted else "text/event-stream")
+
+    async with served(app(handler), request_timeout=0.1) as (port, heard):
+        for path in ("/", "/?lift"):
+            async with connected(port) as wire:
+                await wire.send(get(path, "connection: close\r\n"))
+                assert (await wire.answer())[0] == 200
+                async with asyncio.timeout(5):
+                    assert (await wire.reader.read()).endswith(b"0\r\n\r\n")
+            assert (await heard.next()).error is None
 
 
 @pytest.mark.parametrize("http", HTTP)

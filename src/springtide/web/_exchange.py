@@ -46,6 +46,9 @@ LINGER_BYTES = 16 * 1024 * 1024
 reset connection."""
 
 
+EVENT_STREAM = b"text/event-stream"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What all exchanges of one `Layers` share."""
@@ -169,6 +172,8 @@ class Exchange:
         self._started = True
         context = self._inbound.context
         headers = list(message.get("headers", ()))
+        if any(name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in headers):
+            context.deadline = None  # without an end by its nature; the client's leaving ends it
         headers.append((b"x-request-id", context.request_id.encode("ascii")))
         if self._rules.cors.enabled:
             headers += self._rules.cors.response(self._inbound.headers.get(b"origin"))
