@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import UNSET
 
@@ -82,11 +82,11 @@ class ContentService:
         known = await self._own(slug, author)
         title = None if changes.title is UNSET else changes.title
 
-        async def write(slug: str | None, claim: bool) -> Article:
+        async def write(slug: str | None = None, forget: Sequence[str] = ()) -> Article:
             return await self._store.update(
                 known,
                 slug=slug,
-                claim=claim,
+                forget=forget,
                 title=title,
                 description=None if changes.description is UNSET else changes.description,
                 body=None if changes.body is UNSET else changes.body,
@@ -96,24 +96,16 @@ class ContentService:
 
         try:
             if title is None or rules.same_slug(title, known.title):
-                article = await write(None, False)
-            else:
-                article = await self._rename(known, title, write)
+                return await write()
+            return await self._rename(known, title, write)
         except TitleTaken:
             raise Invalid({"title": ["has already been taken"]}) from None
         except Gone:
             raise NotFound("article") from None
-        return article
 
     async def delete(self, slug: str, author: int) -> None:
         for _ in range(ATTEMPTS):
             known = await self._own(slug, author)
-            for former in await self._store.former_slugs(known.id):
-                if former != slug:
-                    await self._store.forget_slug(known.id, former)
-            if known.slug != slug:
-                await self._store.forget_slug(known.id, slug)
-                slug = known.slug
             try:
                 await self._store.delete(known)
                 return
@@ -191,22 +183,17 @@ class ContentService:
             raise NotFound("article") from None
 
     async def _rename(
-        self, known: Article, title: str, write: Callable[[str, bool], Awaitable[Article]]
+        self, known: Article, title: str, write: Callable[[str, Sequence[str]], Awaitable[Article]]
     ) -> Article:
         """Write with the first slug of the new title that is free, or was this article's before."""
         former = await self._store.former_slugs(known.id)
+        surplus = len(former) + 1 - MAX_FORMER_SLUGS
         reserved: AlreadyReserved | None = None
         for slug in rules.slugs(title, known.id):
-            own = slug == known.slug or slug in former
             try:
-                article = await write(slug, not own)
+                return await write(slug, [old for old in former[: max(surplus, 0)] if old != slug])
             except AlreadyReserved as error:
                 reserved = error
-                continue
-            for oldest in former[: max(0, len(former) + 1 - MAX_FORMER_SLUGS)]:
-                if oldest != slug:
-                    await self._store.forget_slug(known.id, oldest)
-            return article
         raise Invalid({"title": ["has already been taken"]}) from reserved
 
 

@@ -79,8 +79,8 @@ insert into content.former_slug (bucket, article_id, slug, created_at) values ($
 on conflict (bucket, article_id, slug) do nothing
 """
 
-DROP_FORMER_SLUG = """
-delete from content.former_slug where bucket = $1 and article_id = $2 and slug = $3
+DROP_FORMER_SLUGS = """
+delete from content.former_slug where bucket = $1 and article_id = $2 and slug = any($3::text[])
 """
 
 COUNT_ARTICLES = """
@@ -193,7 +193,7 @@ class ContentStore:
         known: Article,
         *,
         slug: str | None,
-        claim: bool,
+        forget: Sequence[str],
         title: str | None,
         description: str | None,
         body: str | None,
@@ -202,10 +202,11 @@ class ContentStore:
     ) -> Article:
         """Change what is given and answer the article as its author sees it.
 
-        `claim` says that `slug` is not this article's yet. Raises AlreadyReserved, TitleTaken, Gone.
+        `forget` are slugs that it had before and lets go of. Raises AlreadyReserved, TitleTaken, Gone.
         """
         id, bucket = known.id, bucket_of(known.id)
-        block = self._db.reserving(id, claim={"slug": slug}) if claim and slug else self._db.write(id)
+        names = {"slug": slug} if slug is not None else {}
+        block = self._db.reserving(id, claim=names, release={"slug": forget}) if names else self._db.write(id)
         async with block as tx:
             before = await tx.fetch_one(LOCK, bucket, id)
             if before is None:
@@ -216,7 +217,7 @@ class ContentStore:
             except asyncpg.UniqueViolationError as error:
                 raise TitleTaken from error
             if slug is not None and slug != before["slug"]:
-                await tx.execute(DROP_FORMER_SLUG, bucket, id, slug)
+                await tx.execute(DROP_FORMER_SLUGS, bucket, id, [slug, *forget])
                 await tx.execute(ADD_FORMER_SLUG, bucket, id, before["slug"], at)
             if tags is not None:
                 change = _difference(before["tags"], tags)
@@ -232,21 +233,20 @@ class ContentStore:
         """The slugs that also lead to the article, the oldest first."""
         return [row[0] for row in await self._db.read(id).fetch(FORMER_SLUGS, bucket_of(id), id)]
 
-    async def forget_slug(self, id: int, slug: str) -> None:
-        """Let go of a slug that the article had before."""
-        async with self._db.reserving(id, claim={}, release={"slug": slug}) as tx:
-            await tx.execute(DROP_FORMER_SLUG, bucket_of(id), id, slug)
-
     async def delete(self, known: Article) -> None:
-        """With everything that hangs on it. Raises Gone; also when its slug is no longer the known one."""
+        """With everything that hangs on it. Raises Gone, also when it is being given another slug."""
         id, bucket = known.id, bucket_of(known.id)
-        async with self._db.reserving(id, claim={}, release={"slug": known.slug}) as tx:
+        former = await self.former_slugs(id)
+        async with self._db.reserving(id, release={"slug": [known.slug, *former]}) as tx:
             before = await tx.fetch_one(LOCK, bucket, id)
             if before is None or before["slug"] != known.slug:
+                raise Gone
+            if [row[0] for row in await tx.fetch(FORMER_SLUGS, bucket, id)] != former:
                 raise Gone
             await tx.execute(DELETE_COMMENTS, bucket, id)
             await tx.execute(DELETE_FAVORITES, bucket, id)
             await tx.execute(REMOVE_TAGS, bucket, id, before["tags"])
+            await tx.execute(DROP_FORMER_SLUGS, bucket, id, former)
             await tx.execute(DELETE, bucket, id)
             await _count(tx, known.author_id, -1, dict.fromkeys(before["tags"], -1))
 

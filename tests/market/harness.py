@@ -1,0 +1,184 @@
+"""market as a client meets it: the wrapped application, over HTTP semantics, on real PostgreSQL.
+
+Every response that passes through `Api` is held against the specification: its status must be one of the
+operation's, and its body must fit the schema of that status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.market.realworld import specification
+
+from market.application import application, render_error
+from market.platform import modules
+from market.settings import Settings
+from springtide.platform import Platform
+from springtide.signals import Signal, StatementFinished
+from springtide.topology import Cluster, DatabaseSpec, Node, ServerSpec, TelemetrySpec, Topology
+
+PASSWORD = "correct horse battery"
+
+
+def topology(urls: Sequence[str], *, servers: ServerSpec | None = None) -> Topology:
+    """One shard per URL, even ranges of buckets."""
+    names = ["main", "second", "third"][: len(urls)]
+    return Topology(
+        name="market",
+        app="market.asgi:app",
+        servers=servers or ServerSpec(body_bytes=1_048_576),
+        telemetry=TelemetrySpec(log_format="text"),
+        nodes={f"db-{name}": Node(name=f"db-{name}", url=url) for name, url in zip(names, urls, strict=True)},
+        clusters={name: Cluster(name=name, primary=f"db-{name}") for name in names},
+        databases={"default": DatabaseSpec(name="default", shards=tuple(names))},
+    )
+
+
+class Recorder:
+    """Remembers the statements that ran."""
+
+    def __init__(self) -> None:
+        self.statements: list[StatementFinished] = []
+
+    def emit(self, signal: Signal) -> None:
+        if isinstance(signal, StatementFinished):
+            self.statements.append(signal)
+
+
+@dataclass(frozen=True)
+class Person:
+    token: str
+    username: str
+    email: str
+
+
+class Api:
+    def __init__(self, client: httpx.AsyncClient, platform: Platform, recorder: Recorder) -> None:
+        self.client = client
+        self.platform = platform
+        self.recorder = recorder
+        self._numbers = itertools.count(1)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        by: Person | str | None = None,
+        expect: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """The decoded body (None when empty) of a request to /api; fails when the status is not `expect`."""
+        response = await self.send(method, path, json, by=by, **options)
+        if expect is not None:
+            assert response.status_code == expect, f"{method} {path}: {response.status_code} {response.text}"
+        return response.json() if response.content else None
+
+    async def send(
+        self, method: str, path: str, json: Any = None, *, by: Person | str | None = None, **options: Any
+    ) -> httpx.Response:
+        headers = dict(options.pop("headers", {}))
+        if by is not None:
+            headers["Authorization"] = f"Token {by.token if isinstance(by, Person) else by}"
+        if json is not None:
+            options["json"] = json
+        response = await self.client.request(method, f"/api{path}", headers=headers, **options)
+        self.check(method, httpx.URL(f"http://market/api{path}").path.removeprefix("/api"), response)
+        return response
+
+    @staticmethod
+    def check(method: str, path: str, response: httpx.Response) -> None:
+        """Hold a response against the specification."""
+        status, operation = response.status_code, specification.operation(method, path)
+        if operation is None:
+            assert status in (404, 405, *specification.TRANSPORT), f"{method} {path}: {status}"
+            expected: Any = specification.ERRORS
+        else:
+            good, schema, refusals = specification.OPERATIONS[operation]
+            allowed = (good, *refusals, *specification.BEYOND.get(operation, ()), *specification.TRANSPORT)
+            assert status in allowed, f"{method} {path}: {status} {response.text}"
+            expected = schema if status == good else specification.ERRORS
+        if expected is None:
+            assert response.content == b""
+            return
+        assert response.headers["content-type"] == "application/json"
+        found = specification.faults(expected, response.json())
+        assert not found, f"{method} {path}: {found}"
+
+    async def person(self, username: str | None = None) -> Person:
+        """Somebody who has just registered."""
+        username = username or f"person{next(self._numbers)}"
+        email = f"{username.replace(' ', '.')}@example.com"
+        user = {"username": username, "email": email, "password": PASSWORD}
+        answer = await self.call("POST", "/users", {"user": user}, expect=201)
+        return Person(answer["user"]["token"], username, email)
+
+    async def article(self, by: Person, title: str | None = None, **fields: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        article = {"title": title or f"Article {number}", "description": "About it", "body": "All of it"}
+        answer = await self.call("POST", "/articles", {"article": {**article, **fields}}, by=by, expect=201)
+        return dict(answer["article"])
+
+    async def comment(self, by: Person, slug: str, body: str = "Well said") -> dict[str, Any]:
+        path = f"/articles/{slug}/comments"
+        answer = await self.call("POST", path, {"comment": {"body": body}}, by=by, expect=201)
+        return dict(answer["comment"])
+
+    async def titles(self, path: str, by: Person | None = None, **params: Any) -> tuple[list[str], int]:
+        """The titles of a list and its articlesCount."""
+        answer = await self.call("GET", path, by=by, expect=200, params=params)
+        return [article["title"] for article in answer["articles"]], answer["articlesCount"]
+
+    async def statements(self, method: str, path: str, **options: Any) -> int:
+        """How many statements one successful request runs."""
+        self.recorder.statements.clear()
+        response = await self.send(method, path, **options)
+        assert response.is_success, response.text
+        return len(self.recorder.statements)
+
+
+@asynccontextmanager
+async def serving(
+    urls: Sequence[str], home: Path, *, settings: Settings | None = None, **servers: Any
+) -> AsyncIterator[Api]:
+    """The whole application, started by its lifespan, on databases that are migrated already."""
+    recorder = Recorder()
+    shape = topology(urls, servers=replace(ServerSpec(), **servers))
+    platform = Platform(shape, modules=modules(), home=home, sink=recorder, check_calls=True)
+    app = platform.wrap(application(platform, settings), render_error=render_error)
+    async with lifespan(app):
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://market") as client:
+            yield Api(client, platform, recorder)
+
+
+@asynccontextmanager
+async def lifespan(app: Any) -> AsyncIterator[None]:
+    """Run the ASGI lifespan protocol around the block, as a server does."""
+    to_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    from_app: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    task = asyncio.create_task(app({"type": "lifespan", "asgi": {}, "state": {}}, to_app.get, from_app.put))
+
+    async def change(verb: str) -> None:
+        await to_app.put({"type": f"lifespan.{verb}"})
+        answer = asyncio.create_task(from_app.get())
+        await asyncio.wait([answer, task], return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            answer.cancel()
+            await task
+        assert answer.result()["type"] == f"lifespan.{verb}.complete", answer.result()
+
+    await change("startup")
+    try:
+        yield
+    finally:
+        await change("shutdown")
+        await task

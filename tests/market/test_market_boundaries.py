@@ -1,0 +1,124 @@
+"""Modules keep to themselves: each one's SQL to its own schema, each one's imports to the others' api."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.market.harness import Api
+
+import market
+from market.content import lists
+from market.content.api import ArticleQuery
+from market.platform import modules
+
+APP = Path(market.__file__).parent
+MODULES = {module.name: APP / module.name for module in modules()}
+
+SQL = re.compile(r"\s*(select|insert|update|delete|with|create|alter|drop|--)\b", re.IGNORECASE)
+TABLE = re.compile(
+    r"\b(?:from|join|into|update|table|on)\s+(?:only\s+)?([a-z_]+)\.([a-z_]+)\b", re.IGNORECASE
+)
+
+
+def texts(module: str) -> Iterator[tuple[str, str]]:
+    """Every text of a module that holds SQL: file and text. Parts of f-strings count by themselves."""
+    for path in sorted(MODULES[module].rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.match(node.value):
+                yield path.name, node.value
+    for path in sorted(MODULES[module].rglob("*.sql")):
+        yield path.name, path.read_text()
+
+
+def every_listing() -> Iterator[str]:
+    """The statements that are put together while running, all combinations."""
+    for tag in (None, "t"):
+        for author in (None, 5):
+            for fan in (None, 6):
+                statement = lists.listing(ArticleQuery(tag=tag, author_id=author, favorited_by=fan), 7)
+                yield from (statement.rows, statement.count)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_statement_keeps_to_its_modules_schema(module: str) -> None:
+    """Tables are always named with their schema, and it is the module's own."""
+    statements = [text for _, text in texts(module)]
+    if module == "content":
+        statements += every_listing()
+    schemas = {schema for text in statements for schema, _ in TABLE.findall(text)}
+    assert schemas - ALIASES == {module}
+
+
+ALIASES = {"article", "account", "author_count"}
+"""`join x on alias.column`: what follows ON is a column, not a table."""
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_sql_is_in_the_store_alone(module: str) -> None:
+    files = {name for name, text in texts(module) if TABLE.search(text) and name.endswith(".py")}
+    assert files <= {"store.py", "lists.py"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_table_has_its_bucket_in_its_primary_key(module: str) -> None:
+    tables = re.findall(r"create table (\S+) \((.*?)\n\);", "\n".join(t for _, t in texts(module)), re.DOTALL)
+    assert tables
+    for name, columns in tables:
+        assert re.search(r"^\s*bucket\s+smallint\s+not null,", columns, re.MULTILINE), name
+        assert re.search(r"^\s*primary key \(bucket\b", columns, re.MULTILINE), name
+
+
+async def test_what_ran_kept_to_its_schema(api: Api) -> None:
+    """The same, seen from the database: each table that was touched is named with a module's schema."""
+    jake = await api.person("Jake")
+    slug = (await api.article(jake, tagList=["t"]))["slug"]
+    await api.comment(jake, slug)
+    await api.titles("/articles", tag="t", author="Jake", favorited="Jake")
+    ran = [signal.statement for signal in api.recorder.statements]
+    assert len(ran) > 10
+    touching = [text for text in ran if TABLE.search(text)]
+    assert len(touching) > 10
+    for text in touching:
+        schemas = {schema for schema, _ in TABLE.findall(text)} - ALIASES
+        assert len(schemas) == 1, text
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_modules_import_only_each_others_interfaces() -> None:
+    """Only platform.py, which lists the modules, knows more of one than its api."""
+    for path in sorted(APP.rglob("*.py")):
+        owner = path.relative_to(APP).parts[0]
+        if path == APP / "platform.py":
+            continue
+        for name in imported(path):
+            for module in MODULES:
+                inside = name == f"market.{module}" or name.startswith(f"market.{module}.")
+                if inside and owner != module:
+                    rest = name.removeprefix(f"market.{module}").lstrip(".")
+                    assert rest == "" or rest.split(".")[0] == "api", f"{path}: {name}"
+                    assert rest or "api" in {n.rpartition(".")[2] for n in imported(path)}, f"{path}: {name}"
+
+
+def test_the_interfaces_import_nothing_but_the_shared_vocabulary() -> None:
+    for module, folder in MODULES.items():
+        names = {name for name in imported(folder / "api.py") if name.startswith("market")}
+        assert all(name == "market.faults" or name.startswith("market.faults.") for name in names), module
+
+
+def test_the_rim_knows_no_tables() -> None:
+    for path in sorted((APP / "realworld").rglob("*.py")):
+        assert not any(name.startswith("springtide.db") for name in imported(path)), path
+        assert not TABLE.search(path.read_text()), path
