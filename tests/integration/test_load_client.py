@@ -47,7 +47,7 @@ async def test_a_connection_is_kept_for_the_next_request() -> None:
             answer = await client.request("GET", "/")
             assert (answer.status, answer.body) == (200, b"ok")
         assert client.opened == 1
-        client.close()
+        await client.close()
 
 
 async def test_a_body_is_sent_with_its_length_and_chunks_are_joined() -> None:
@@ -67,7 +67,7 @@ async def test_a_body_is_sent_with_its_length_and_chunks_are_joined() -> None:
         assert head.startswith(b"POST /x?y=1 HTTP/1.1\r\nHost: 127.0.0.1:")
         assert b"Content-Length: 7\r\n" in head and b"X-Test: 1\r\n" in head and body == b'{"a":1}'
         assert (answer.status, answer.body) == (201, b"abcde")
-        client.close()
+        await client.close()
 
 
 async def test_an_interim_answer_is_passed_over() -> None:
@@ -79,7 +79,7 @@ async def test_an_interim_answer_is_passed_over() -> None:
     async with serving(handler) as url:
         client = HttpClient(url)
         assert (await client.request("GET", "/")).status == 200
-        client.close()
+        await client.close()
 
 
 async def test_an_answer_may_end_with_its_connection() -> None:
@@ -92,7 +92,7 @@ async def test_an_answer_may_end_with_its_connection() -> None:
         for _ in range(2):
             assert (await client.request("GET", "/")).body == b"all of it"
         assert client.opened == 2
-        client.close()
+        await client.close()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ async def test_an_incomplete_answer_is_an_error_of_its_kind(said: bytes, kind: s
             with pytest.raises(RequestFailed) as failure:
                 await client.request("GET", "/")
             assert failure.value.kind == kind
-        client.close()
+        await client.close()
 
 
 async def test_a_server_that_accepts_and_never_answers_times_out() -> None:
@@ -127,7 +127,7 @@ async def test_a_server_that_accepts_and_never_answers_times_out() -> None:
             with pytest.raises(RequestFailed) as failure:
                 await client.request("GET", "/")
             assert failure.value.kind == "timeout"
-        client.close()
+        await client.close()
 
 
 async def test_nobody_listening_is_a_connect_error() -> None:
@@ -160,7 +160,7 @@ async def test_a_get_is_sent_again_when_its_kept_connection_had_been_closed() ->
         with pytest.raises(RequestFailed) as failure:
             await client.request("POST", "/")
         assert failure.value.kind == "reset"  # it may have been executed
-        client.close()
+        await client.close()
 
 
 async def test_connections_are_bounded_and_handed_on_in_order() -> None:
@@ -193,7 +193,7 @@ async def test_connections_are_bounded_and_handed_on_in_order() -> None:
         await asyncio.gather(*tasks)
         assert most == 2
         assert order == sorted(order)
-        client.close()
+        await client.close()
 
 
 async def test_a_cancelled_request_gives_its_place_back_and_leaks_no_answer() -> None:
@@ -219,7 +219,7 @@ async def test_a_cancelled_request_gives_its_place_back_and_leaks_no_answer() ->
         hanging.cancel()
         assert (await following).status == 200
         assert (await client.request("GET", "/again")).status == 200
-        client.close()
+        await client.close()
 
 
 async def test_what_would_break_the_protocol_is_refused_before_it_is_sent() -> None:

@@ -35,14 +35,8 @@ def url() -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(1024)
         port = listener.getsockname()[1]
-        app = "tests.integration._load_server:app"
-        command = [sys.executable, "-m", "uvicorn", app, "--fd", str(listener.fileno()), "--no-access-log"]
-        server = subprocess.Popen(
-            [*command, "--log-level", "error"],
-            cwd=ROOT,
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
+        command = [sys.executable, "-m", "tests.integration._load_server", str(listener.fileno())]
+        server = subprocess.Popen(command, cwd=ROOT, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
         try:
             connection = HTTPConnection("127.0.0.1", port, timeout=30)
             connection.request("GET", "/")  # accepted by the kernel at once, answered when the server is up
@@ -106,7 +100,7 @@ async def test_a_stalled_server_shows_although_a_closed_loop_would_hide_it(url: 
         begun = time.monotonic()
         await http.request("GET", "/stall/closed/100/1.0")
         closed.record(time.monotonic() - begun)
-    http.close()
+    await http.close()
     assert closed.maximum > 0.9
     assert closed.quantile(0.99) < 0.2  # the same stall, and a report without it
 
@@ -245,7 +239,9 @@ async def test_a_generator_that_is_itself_late_says_so(url: str) -> None:
     async def run(client: Client, rng: random.Random, world: World) -> None:
         await client.get("/ok")
         if rng.random() < 0.2:
-            time.sleep(0.05)
+            until = time.monotonic() + 0.05
+            while time.monotonic() < until:  # computes, as a journey should not
+                pass
 
     results = await Generator(options(url, rate=100, duration=1), [Journey("j", 1, run)]).run()
     assert results.late > 0.3 * results.sent

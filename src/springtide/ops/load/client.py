@@ -96,12 +96,15 @@ class HttpClient:
             finally:
                 self._release(connection)
 
-    def close(self) -> None:
-        """Close every connection; a request under way fails with kind "reset"."""
+    async def close(self) -> None:
+        """Close every connection and return when they are gone; requests under way fail as "reset"."""
         self._closed = True
+        self._idle.clear()
+        gone = [connection.gone for connection in self._all]
         for connection in list(self._all):
             connection.abort()
-        self._idle.clear()
+        if gone:
+            await asyncio.wait(gone)
 
     async def _acquire(self, deadline: float, *, fresh: bool) -> tuple[_Connection, bool]:
         while True:
@@ -138,6 +141,7 @@ class HttpClient:
             self._vacate()
             raise
         self._all.add(connection)
+        connection.gone.add_done_callback(lambda _: self._all.discard(connection))
         self.opened += 1
         return connection
 
@@ -174,7 +178,6 @@ class HttpClient:
 
     def _forget(self, connection: _Connection) -> None:
         connection.abort()
-        self._all.discard(connection)
         self._vacate()
 
     def _vacate(self) -> None:
@@ -209,6 +212,7 @@ class _Connection(asyncio.Protocol):
         self._until_eof = False
         self.usable = False
         self.silent = True
+        self.gone: asyncio.Future[None] = loop.create_future()
 
     async def exchange(self, message: bytes, deadline: float) -> Answer:
         assert self._transport is not None and self._answer is None
@@ -283,6 +287,8 @@ class _Connection(asyncio.Protocol):
         if exc is None and self._until_eof and self._answer is not None and not self._answer.done():
             self._answer.set_result(self._parser.get_status_code())
         self._fail("reset", str(exc) if exc is not None else "the server closed the connection")
+        if not self.gone.done():
+            self.gone.set_result(None)
 
     # httptools callbacks
 

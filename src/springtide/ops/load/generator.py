@@ -140,7 +140,7 @@ class Generator:
             stopping.cancel()
             await asyncio.wait([launching, stopping])
             await self._cut_off()
-            self._http.close()
+            await self._http.close()
             ended = time.monotonic()
             self.results.seconds = max(ended - self._start, 0.0)
             self.results.cpu = (time.process_time() - cpu) / max(ended - begun, 1e-9)

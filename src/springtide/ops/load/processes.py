@@ -109,7 +109,7 @@ class Run:
                 raise LoadError("the load was ended before it began")
             preparing.result()
             self.results = generator.results
-            stopping.add_done_callback(lambda _: generator.stop())
+            stopping.add_done_callback(lambda task: None if task.cancelled() else generator.stop())
             reporting = asyncio.create_task(self._report(generator.snapshot))
             return await generator.run()
         finally:
