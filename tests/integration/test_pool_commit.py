@@ -157,7 +157,7 @@ async def test_a_connection_lost_during_commit_is_commit_unknown(
                 async with pool.transaction() as tx:
                     await tx.execute(INSERT, 1)
                     tx.on_commit(lambda: called.append(1))
-                    proxy.on(b"COMMIT", fault)
+                    proxy.on(b"COMMIT\x00", fault)
             assert called == []
             async with asyncio.timeout(5):
                 while await pool.fetch_value(COUNT) != committed:
@@ -204,7 +204,7 @@ async def test_a_caller_cancelled_during_commit_does_not_cancel_it(server: Postg
             await pool.execute("CREATE TABLE tally (n int)")
             for on_connection in (False, True):
                 called: list[int] = []
-                stalled = proxy.on(b"COMMIT", "stall")
+                stalled = proxy.on(b"COMMIT\x00", "stall")
 
                 async def write(called: list[int] = called, on_connection: bool = on_connection) -> None:
                     if on_connection:
@@ -240,7 +240,7 @@ async def test_an_abandoned_commit_gives_its_place_back(
             with within(0.2), pytest.raises(CommitUnknown):
                 async with pool.transaction() as tx:
                     await tx.execute(INSERT, 1)
-                    proxy.on(b"COMMIT", "stall")
+                    proxy.on(b"COMMIT\x00", "stall")
             await until(lambda: pool.stats().size == 0)
             proxy.resume()
             assert await pool.fetch_value("SELECT 1") == 1
