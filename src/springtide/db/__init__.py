@@ -17,6 +17,7 @@ from springtide.db.consistency import Consistency
 from springtide.db.ids import MAX_ID, Ids
 from springtide.db.keyset import Column, Keyset, Page, Step, asc, desc
 from springtide.db.migrate import MigrationStatus, Migrator
+from springtide.db.reservations import Reconciled, Reservations
 from springtide.db.router import Database, Queries, Reader, Snapshot
 from springtide.db.scatter import ASC, DESC, Direction
 from springtide.db.shards import BUCKETS, Bucket, Key, ShardMap, bucket_of
@@ -39,6 +40,8 @@ __all__ = [
     "Page",
     "Queries",
     "Reader",
+    "Reconciled",
+    "Reservations",
     "ShardMap",
     "Snapshot",
     "Step",

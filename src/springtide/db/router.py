@@ -22,6 +22,7 @@ from springtide.db._names import identifier
 from springtide.db._writing import WriteTransaction
 from springtide.db.consistency import Consistency
 from springtide.db.ids import Ids
+from springtide.db.reservations import Reconciled, Reservations, Values
 from springtide.db.shards import K, Key, ShardMap
 from springtide.errors import WrongShard
 
@@ -130,6 +131,7 @@ class Database:
         self.pools = {shard: pools[shard] for shard in shards.shards}
         self.clock = clock or SystemClock()
         self.ids = Ids(self.schema, shards, self.pools)
+        self.reservations = Reservations(self)
 
     def read(self, key: Key, *, consistency: Consistency = Consistency.SESSION) -> Reader:
         """Reads on the shard of `key`. Every consistency is served by the primary while it has no replica."""
@@ -165,6 +167,29 @@ class Database:
             raise ValueError(f"a nested write keeps its outer {outer.isolation!r}, got {isolation!r}")
         async with _writing.join(outer) as write:
             yield write
+
+    def reserving(
+        self, owner_id: int, *, claim: Values | None = None, release: Values | None = None
+    ) -> AbstractAsyncContextManager[WriteTransaction]:
+        """A write on the shard of `owner_id` that commits only if the owner then holds each value of `claim`.
+
+        The values of `release` are given up with the same commit; those that the owner does not hold are
+        let be. Claiming what the owner holds already succeeds. Values are compared byte by byte: normalise
+        them first. A change should check in the block that the entity still has the values to release
+        (`update ... where username = $old`), because somebody may have changed it since they were read.
+
+        Raises AlreadyReserved; Unavailable when another call is changing one of the values and does not
+        finish in time; CommitUnknown; RuntimeError inside an open write.
+        """
+        return self.reservations.reserving(owner_id, claim=claim, release=release)
+
+    async def lookup(self, kind: str, value: str) -> int | None:
+        """The id of the owner of a value, None when nobody holds it."""
+        return await self.reservations.lookup(kind, value)
+
+    async def reconcile(self) -> Reconciled:
+        """Finish the claims of writers that crashed; a worker calls it periodically, several may at once."""
+        return await self.reservations.reconcile()
 
     async def scatter(
         self,

@@ -19,7 +19,7 @@ CREATE TABLE __schema__._reservation (
     PRIMARY KEY (bucket, kind, value)
 );
 
-CREATE INDEX _reservation_undecided ON __schema__._reservation (bucket, kind, value) WHERE state <> 'confirmed';
+CREATE INDEX _reservation_undecided ON __schema__._reservation (claim_id) WHERE state <> 'confirmed';
 
 -- Whoever inserts first decides a claim: its writer (committed) or who finds it abandoned (not committed).
 CREATE TABLE __schema__._reservation_outcome (
