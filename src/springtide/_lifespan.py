@@ -4,7 +4,8 @@
     server shutdown  -> application shutdown -> platform.stop
 
 An application that knows no lifespan (it raises or returns without an answer, as the ASGI specification
-allows) is served all the same. Whatever happens, a platform that was started is stopped.
+allows) is served all the same, and so is one whose lifespan ends early: the platform runs until the server
+says shutdown. Whatever happens, a platform that was started is stopped.
 """
 
 from __future__ import annotations
@@ -34,13 +35,16 @@ class _Inner:
         self._send = send
         self._startup: Message | None = startup
         self.answered = False
+        self.shut_down = False
         self.last_word: Message | None = None
 
     async def receive(self) -> Message:
         if self._startup is not None:
             message, self._startup = self._startup, None
             return message
-        return await self._receive()
+        message = await self._receive()
+        self.shut_down = message["type"] == "lifespan.shutdown"
+        return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":
@@ -71,10 +75,12 @@ async def run(platform: Service, app: App, scope: Scope, receive: Receive, send:
         except Exception as error:
             if inner.answered:
                 problem = error
+                _log.exception("the application's lifespan failed")
             else:
                 _log.debug("the application takes no part in the lifespan: %r", error)
         if not inner.answered:
             await send({"type": "lifespan.startup.complete"})
+        if not inner.shut_down and inner.last_word is None:
             await receive()
     finally:
         fault = await _stop(platform)

@@ -86,6 +86,7 @@ class Platform:
         self._home = home or (topology.source.parent if topology.source else Path()) / ".springtide"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wrapped = False
+        self._migrating = False
         self._passwords: Passwords | None = None
         self._tokens: AccessTokens | None = None
         self._identity: list[Service] = []
@@ -195,6 +196,7 @@ class Platform:
     async def start(self) -> None:
         """Open pools, check migrations, start modules. Raises MigrationError when migrations are pending."""
         self._enter_loop()
+        self._refuse_while_migrating()
         if self._group is None:
             migrations = StartStop("migrations", self._refuse_pending, _nothing, sink=self.sink)
             implementations = (self._registry.implementation(module.name) for module in self.modules)
@@ -228,14 +230,19 @@ class Platform:
         Returns what was applied. A platform that is not running opens its pools for it and closes them again.
         """
         self._enter_loop()
+        self._refuse_while_migrating()
         applied: list[str] = []
         pools = Group(f"{self.name}:migrate", () if self.state == "running" else tuple(self.pools.values()))
+        self._migrating = True
         try:
             await pools.start()
             for migrator in self._migrators():
                 applied += await migrator.apply()
         finally:
-            await pools.stop()
+            try:
+                await pools.stop()
+            finally:
+                self._migrating = False
         return applied
 
     def background(self) -> list[Service]:
@@ -345,6 +352,10 @@ class Platform:
                 f"{service.name} were first asked for after the start: ask while building the application"
             )
         self._identity.append(service)
+
+    def _refuse_while_migrating(self) -> None:
+        if self._migrating:
+            raise ConfigurationError(f"platform {self.name!r} is being migrated: wait for that to end")
 
     def _enter_loop(self) -> None:
         loop = asyncio.get_running_loop()

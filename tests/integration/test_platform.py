@@ -180,6 +180,21 @@ async def test_pending_migrations_keep_a_platform_from_starting(
         assert platform.state == "running"
 
 
+async def test_a_platform_is_not_started_while_it_is_migrated(topology: Topology) -> None:
+    """The end of the migration would close the pools under it."""
+    platform = Platform(topology)
+    migration = asyncio.create_task(platform.migrate())
+    await asyncio.sleep(0)
+    for call in (platform.start, platform.migrate):
+        with pytest.raises(ConfigurationError, match="is being migrated"):
+            await call()
+    await migration
+    async with platform:
+        assert await platform.migrate() == []
+        assert platform.state == "running"
+        assert await platform.pools["main"].fetch_value("select 1") == 1
+
+
 async def test_background_work_runs_beside_a_started_platform(
     topology: Topology, modules: list[Module]
 ) -> None:
@@ -459,6 +474,33 @@ async def test_an_application_that_fails_at_shutdown_is_heard(topology: Topology
     assert await server.say("shutdown") == {"type": "lifespan.shutdown.failed", "message": "cannot shutdown"}
     with pytest.raises(OSError, match="cannot shutdown"):
         await server.end()
+    assert platform.state == "stopped"
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+async def test_an_application_whose_lifespan_ends_early_is_served_on(topology: Topology, how: str) -> None:
+    """The platform runs until the server says shutdown; an error is told then."""
+
+    async def hasty(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        if how == "raises":
+            raise OSError("lost")
+
+    platform = Platform(topology)
+    server = Server(platform.wrap(hasty))
+    await server.say("startup")
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert platform.state == "running"
+    word = await server.say("shutdown")
+    if how == "returns":
+        assert word == {"type": "lifespan.shutdown.complete"}
+        await server.end()
+    else:
+        assert word == {"type": "lifespan.shutdown.failed", "message": "lost"}
+        with pytest.raises(OSError, match="lost"):
+            await server.end()
     assert platform.state == "stopped"
 
 
