@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from springtide.errors import RunnerError
 from springtide.lifecycle import StartStop
-from springtide.ops.runner import logs, pgdata, processes
+from springtide.ops.runner import logs, pgdata, ports, processes
 from springtide.ops.runner.accounts import Account, server_account
 from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.installs import SHARED, Install, find_install, reachable_install
@@ -282,9 +282,10 @@ class EmbeddedPostgres:
                 if self._wanted_port is not None:
                     break
                 self._port = None  # between choosing and binding somebody else took it: choose again
+        by = await asyncio.to_thread(ports.holder, self._wanted_port or 0)
         raise RunnerError(
-            f"port {self._wanted_port or 'chosen'} of node {self.name} is taken: choose another with "
-            f"nodes.{self.name}.port, or leave it out for a free one"
+            f"port {self._wanted_port} of node {self.name} is taken{f' by {by}' if by else ''}: choose "
+            f"another with nodes.{self.name}.port, or leave it out for a free one"
         )
 
     async def _launch_once(self, data: Path, begin: int) -> None:
