@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from market.content.api import ArticleChanges, NewArticle
-from market.faults import Invalid
+from market.faults import Invalid, NotFound
 from market.realworld import shapes
 from market.realworld.answers import Unauthorized, answer, nothing
 from market.realworld.composing import public
@@ -109,7 +109,11 @@ async def update_user(rim: TheRim, viewer: Somebody, form: UserForm) -> Response
     )
     form.some("username", "email", "password", "bio", "image")
     form.finish()
-    return _user(rim, await rim.users.update(viewer, changes))
+    try:
+        account = await rim.users.update(viewer, changes)
+    except NotFound as error:
+        raise Unauthorized("token", "is invalid") from error
+    return _user(rim, account)
 
 
 async def follow(rim: TheRim, viewer: Somebody, username: str) -> Response:
