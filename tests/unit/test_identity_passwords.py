@@ -130,6 +130,22 @@ async def test_never_more_at_once_than_allowed(passwords: Passwords, monkeypatch
     assert (gate.most, gate.inside) == (2, 0)
 
 
+async def test_a_cancelled_caller_leaves_its_slot_to_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cancels and tries again does not get more threads or a longer queue than allowed."""
+    service = Passwords(**CHEAP, concurrency=1, max_waiting=0)
+    await service.start()
+    gate = Gate(service, monkeypatch)
+    call = asyncio.ensure_future(service.hash("x"))
+    await gate.until_entered(1)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    with pytest.raises(Unavailable, match="0 callers wait"):
+        await service.hash("x")
+    gate.open.set()
+    await service.stop()
+    assert gate.inside == 0
+
+
 async def test_a_wait_ends_with_the_request(passwords: Passwords, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request's deadline and the service's own time-out are told apart; no slot is lost."""
     passwords._timeout = 0.05
