@@ -255,6 +255,39 @@ async def test_an_oversized_upload_gets_its_413_although_the_client_goes_on_send
         assert (await heard.next()).status == 413
 
 
+@pytest.mark.parametrize("http", HTTP)
+async def test_a_client_that_sends_everything_before_it_reads_still_sees_the_413(http: str) -> None:
+    async def handler(request: Request) -> Response:
+        raise AssertionError
+
+    loop, size = asyncio.get_running_loop(), 12_000_000
+    async with served(app(handler), http=http, body_bytes=1000) as (port, _):
+        with socket.socket(proto=socket.IPPROTO_TCP) as plain:
+            plain.setblocking(False)
+            await loop.sock_connect(plain, ("127.0.0.1", port))
+            await loop.sock_sendall(plain, b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+            await loop.sock_sendall(plain, b"x" * size)
+            async with asyncio.timeout(5):
+                assert (await loop.sock_recv(plain, 4096)).startswith(b"HTTP/1.1 413")
+
+
+async def test_a_client_that_does_not_read_its_answer_holds_nothing_past_the_deadline() -> None:
+    async def handler(request: Request) -> Response:
+        async def much() -> AsyncIterator[bytes]:
+            yield b"x" * 30_000_000
+
+        return StreamingResponse(much())
+
+    async with served(app(handler), request_timeout=0.2) as (port, heard):
+        with socket.socket(proto=socket.IPPROTO_TCP) as plain:
+            plain.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(plain, ("127.0.0.1", port))
+            await loop.sock_sendall(plain, get())
+            signal = await heard.next()
+            assert (signal.status, signal.error) == (200, "DeadlineExceeded")
+
+
 async def test_an_upload_without_end_is_cut_off() -> None:
     async def handler(request: Request) -> Response:
         return Response(await request.body())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from springtide.clock import Clock
@@ -41,9 +40,8 @@ NEARLY_LATE = 0.05
 """Share of the time-out: SQL cancelled by its own time-out this close to the deadline counts as late."""
 
 LINGER_SECONDS = 1.0
-LINGER_BYTES = 16 * 1024 * 1024
-"""How long and how much is read and thrown away after a refusal, so that the client sees the answer and not a
-reset connection."""
+"""How long an upload is read and thrown away after its refusal: a client that sends everything before it
+reads would otherwise see a reset connection and not the answer."""
 
 
 EVENT_STREAM = b"text/event-stream"
@@ -182,10 +180,10 @@ class Exchange:
         await self._send({**message, "headers": headers})
 
     async def _last(self, message: Message) -> None:
+        await self._send(message)  # may wait for a client that reads slowly: the deadline still holds
         self._complete = True
         if self._timer is not None:
             self._timer.cancel()
-        await self._send(message)
 
     def _timing(self) -> bytes:
         parts = [f"total;dur={(self._rules.clock.monotonic() - self._begun) * 1e3:.2f}"]
@@ -296,15 +294,15 @@ class Exchange:
             body = b""
         if reply.status == 413 and b"expect" not in self._inbound.headers:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            await self._linger(self._inbox.discard)
+            await self._linger()
             body = b""
         await self._last({"type": "http.response.body", "body": body})
         self._finish(reply.status, error)
 
-    async def _linger(self, discard: Callable[[int], Awaitable[None]]) -> None:
+    async def _linger(self) -> None:
         try:
             async with asyncio.timeout(LINGER_SECONDS):
-                await discard(LINGER_BYTES)
+                await self._inbox.discard()
         except TimeoutError:
             return  # it had its time; the connection closes now
 
