@@ -183,7 +183,8 @@ def test_failed_lifespan_is_reported() -> None:
     """An application that says that its start-up failed is not served: exit code 1 with its message."""
     failed = '{"type": "lifespan.startup.failed", "message": "no licence"}'
     with project() as made:
-        out = made.write(app=PLAIN.replace('{"type": message["type"] + ".complete"}', failed)).run("up", code=1)
+        made.write(app=PLAIN.replace('{"type": message["type"] + ".complete"}', failed))
+        out = made.run("up", code=1)
         assert "no licence" in out and "Traceback" not in out
         assert made.leftovers() == []
 

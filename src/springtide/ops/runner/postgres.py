@@ -248,7 +248,7 @@ class EmbeddedPostgres:
         if found is None:
             return False
         try:
-            process = Process(found.pid)
+            process = await asyncio.to_thread(Process, found.pid)
         except ProcessLookupError:
             return False
         self._port, self._sockets = found.port, Path(found.socket_folder)
