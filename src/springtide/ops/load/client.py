@@ -130,7 +130,9 @@ class HttpClient:
         try:
             async with asyncio.timeout(max(deadline - time.monotonic(), 0.0)):
                 loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(lambda: _Connection(loop), self.host, self.port)
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(loop, self._all), self.host, self.port
+                )
         except TimeoutError as error:
             self._vacate()
             raise RequestFailed("timeout", f"not connected within {self.timeout} s") from error
@@ -140,8 +142,6 @@ class HttpClient:
         except BaseException:
             self._vacate()
             raise
-        self._all.add(connection)
-        connection.gone.add_done_callback(lambda _: self._all.discard(connection))
         self.opened += 1
         return connection
 
@@ -197,10 +197,14 @@ class HttpClient:
 
 
 class _Connection(asyncio.Protocol):
-    """One exchange after another. `usable` between exchanges; `silent` while no byte of the answer came."""
+    """One exchange after another. `usable` between exchanges; `silent` while no byte of the answer came.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    It is in `everyone` from when it is made until it is gone, also when its maker was cancelled meanwhile.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, everyone: set[_Connection]) -> None:
         self._loop = loop
+        self._everyone = everyone
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[int] | None = None
@@ -274,6 +278,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._everyone.add(self)
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
@@ -287,6 +292,7 @@ class _Connection(asyncio.Protocol):
         if exc is None and self._until_eof and self._answer is not None and not self._answer.done():
             self._answer.set_result(self._parser.get_status_code())
         self._fail("reset", str(exc) if exc is not None else "the server closed the connection")
+        self._everyone.discard(self)
         if not self.gone.done():
             self.gone.set_result(None)
 

@@ -108,11 +108,14 @@ class Generator:
         scratch = Results(url=self._options.url, seed=self._options.seed)
         phase = PhaseResult(name="prepare", duration=0.0, rate=0.0)
         recorder = Recorder(scratch, late_after=self._options.late_after)
-        for prepare in self._mix.preparations:
-            try:
+        try:
+            for prepare in self._mix.preparations:
                 await prepare(Client(self._http, recorder, phase, time.monotonic()), self._world)
-            except StepFailed as error:
+        except BaseException as error:
+            await self._http.close()
+            if isinstance(error, StepFailed):
                 raise LoadError(f"the load could not be prepared: {error}") from error
+            raise
         self._http.opened = self._http.resent = 0
 
     def stop(self) -> None:
