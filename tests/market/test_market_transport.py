@@ -144,7 +144,7 @@ async def test_trouble_below_has_the_apis_shape(
     async def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("market.content.store.ContentStore.tags", fail)
+    monkeypatch.setattr("market.content.tags.PopularTags.most_used", fail)
     monkeypatch.setattr("market.users.store.UserStore.find", fail)
     login = {"user": {"email": "a@b.c", "password": "x"}}
     for response in (

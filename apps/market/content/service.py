@@ -31,7 +31,7 @@ __all__ = ["ContentService", "build"]
 
 MAX_FORMER_SLUGS = 10
 MAX_ID = (1 << 53) - 1
-ATTEMPTS = 3
+ATTEMPTS = 5
 
 
 def build(context: ModuleContext) -> ContentService:

@@ -18,7 +18,7 @@ from springtide.services import ModuleContext
 __all__ = ["UserService", "build"]
 
 MAX_FOLLOWING = 5_000
-ATTEMPTS = 3
+ATTEMPTS = 5
 
 
 def build(context: ModuleContext) -> UserService:
