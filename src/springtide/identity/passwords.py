@@ -79,7 +79,7 @@ class Passwords:
                 f" got {max_waiting}, {timeout} and {max_characters}"
             )
         self.name = "passwords"
-        self.concurrency = concurrency or len(os.sched_getaffinity(0))
+        self.concurrency = concurrency or _cores()
         self.memory_bytes = self.concurrency * memory_bytes
         self._hasher = argon2.PasswordHasher(
             time_cost=passes, memory_cost=memory_bytes // 1024, parallelism=lanes, type=argon2.Type.ID
@@ -241,3 +241,8 @@ class Passwords:
         await self._idle.wait()
         if executor is not None:
             executor.shutdown(wait=False)  # every job is done: the threads end at once
+
+
+def _cores() -> int:
+    """How many cores this process may use; all of the machine's where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
