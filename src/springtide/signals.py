@@ -66,7 +66,7 @@ class ConnectionOpened:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionClosed:
-    """`reason`: aged, idle, generation, broken, cancelled or shutdown."""
+    """`reason`: aged, idle, generation, broken, cancelled, replaced or shutdown."""
 
     cluster: str
     reason: str

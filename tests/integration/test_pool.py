@@ -19,6 +19,7 @@ from springtide.db.pool import Pool
 from springtide.errors import DeadlineExceeded, PoolClosed, PoolSaturated, PoolTimeout
 from springtide.signals import ConnectionClosed, ConnectionOpened, PoolWaited, Signal, StatementFinished
 from springtide.testing import ManualClock
+from springtide.testing.lifecycle import stress
 
 OpenPool = Callable[..., Any]
 
@@ -126,18 +127,17 @@ async def test_waiters_are_served_by_priority_then_first_come(opened: OpenPool) 
             async with pool.acquire(priority=priority):
                 served.append(name)
 
-        async with asyncio.TaskGroup() as group:
-            async with pool.acquire():
-                for name, priority in [
-                    ("bulk 1", Priority.BULK),
-                    ("normal 1", Priority.NORMAL),
-                    ("bulk 2", Priority.BULK),
-                    ("critical 1", Priority.CRITICAL),
-                    ("normal 2", Priority.NORMAL),
-                    ("critical 2", Priority.CRITICAL),
-                ]:
-                    group.create_task(ask(name, priority))
-                await until(lambda: pool.stats().waiting == 6)
+        async with asyncio.TaskGroup() as group, pool.acquire():
+            for name, priority in [
+                ("bulk 1", Priority.BULK),
+                ("normal 1", Priority.NORMAL),
+                ("bulk 2", Priority.BULK),
+                ("critical 1", Priority.CRITICAL),
+                ("normal 2", Priority.NORMAL),
+                ("critical 2", Priority.CRITICAL),
+            ]:
+                group.create_task(ask(name, priority))
+            await until(lambda: pool.stats().waiting == 6)
         assert served == ["critical 1", "critical 2", "normal 1", "normal 2", "bulk 1", "bulk 2"]
 
 
@@ -432,3 +432,13 @@ async def test_a_pool_that_is_not_running_says_so(database_url: str) -> None:
 def test_options_are_checked_with_their_values(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Pool("postgresql://localhost/x", **options)
+
+
+async def test_start_and_stop_at_any_moment(database_url: str) -> None:
+    """The lifecycle contract holds under storms of start, stop and cancel; no backend is left."""
+    await stress(
+        lambda: Pool(database_url, size=3, reserved=0, server_settings={"application_name": "under-test"}),
+        storms=6,
+        pause=0.004,
+    )
+    await no_backend_left(database_url)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 import asyncpg
 import pytest
 from tests.integration.test_pool import Heard, no_backend_left, until, within
-from tests.integration.test_pool_faults import NAME, through
+from tests.integration.test_pool_faults import NAME, proxied
 from tests.servers import PostgresServer
 
 from springtide.db.pool import Pool
 from springtide.errors import CommitUnknown, DatabaseUnavailable, DeadlineExceeded
 from springtide.signals import TaskFailed
-from springtide.testing.faults import FaultProxy
 
 INSERT = "INSERT INTO tally VALUES ($1)"
 COUNT = "SELECT count(*) FROM tally"
@@ -96,10 +96,8 @@ async def test_a_verdict_at_commit_is_the_server_s_own(pool: Pool) -> None:
     with pytest.raises(asyncpg.InFailedSQLTransactionError, match="swallowed"):
         async with pool.transaction() as tx:
             await tx.execute(INSERT, 2)
-            try:
+            with suppress(asyncpg.UndefinedTableError):
                 await tx.execute("SELECT FROM nowhere")
-            except asyncpg.UndefinedTableError:
-                pass
     assert await pool.fetch_value(COUNT) == 1
     assert pool.stats().opened == 1
 
@@ -107,10 +105,9 @@ async def test_a_verdict_at_commit_is_the_server_s_own(pool: Pool) -> None:
 async def test_a_failing_callback_does_not_make_a_commit_look_failed(database_url: str) -> None:
     """It is reported and the others run: the transaction is committed, and the caller sees success."""
     heard, called = Heard(), []
-    async with Pool(database_url, sink=heard, server_settings=NAME) as pool:
-        async with pool.transaction() as tx:
-            tx.on_commit(lambda: called.append(1 // 0))
-            tx.on_commit(lambda: called.append(2))
+    async with Pool(database_url, sink=heard, server_settings=NAME) as pool, pool.transaction() as tx:
+        tx.on_commit(lambda: called.append(1 // 0))
+        tx.on_commit(lambda: called.append(2))
     assert called == [2]
     assert [signal.task for signal in heard.of(TaskFailed)] == ["pool main:on_commit"]
 
@@ -149,32 +146,30 @@ async def test_a_connection_lost_during_commit_is_commit_unknown(
     server: PostgresServer, fault: str, committed: int
 ) -> None:
     """Cut after COMMIT left: it may have reached the server ("cut") or not ("drop"), and looks the same."""
-    async with FaultProxy(target=server.port) as proxy:
-        async with Pool(through(proxy, server.url()), size=2, reserved=0, server_settings=NAME) as pool:
-            await pool.execute("CREATE TABLE tally (n int)")
-            called: list[int] = []
-            with pytest.raises(CommitUnknown, match="lost while it had COMMIT"):
-                async with pool.transaction() as tx:
-                    await tx.execute(INSERT, 1)
-                    tx.on_commit(lambda: called.append(1))
-                    proxy.on(b"COMMIT\x00", fault)
-            assert called == []
-            async with asyncio.timeout(5):
-                while await pool.fetch_value(COUNT) != committed:
-                    await asyncio.sleep(0.01)
+    async with proxied(server, size=2, reserved=0) as (proxy, pool):
+        await pool.execute("CREATE TABLE tally (n int)")
+        called: list[int] = []
+        with pytest.raises(CommitUnknown, match="lost while it had COMMIT"):
+            async with pool.transaction() as tx:
+                await tx.execute(INSERT, 1)
+                tx.on_commit(lambda: called.append(1))
+                proxy.on(b"COMMIT\x00", fault)
+        assert called == []
+        async with asyncio.timeout(5):
+            while await pool.fetch_value(COUNT) != committed:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_connection_lost_before_commit_is_a_definite_no(server: PostgresServer) -> None:
     """Nothing was committed: DatabaseUnavailable, never CommitUnknown."""
-    async with FaultProxy(target=server.port) as proxy:
-        async with Pool(through(proxy, server.url()), size=2, reserved=0, server_settings=NAME) as pool:
-            await pool.execute("CREATE TABLE tally (n int)")
-            with pytest.raises(DatabaseUnavailable):
-                async with pool.transaction() as tx:
-                    await tx.execute(INSERT, 1)
-                    proxy.cut()
-                    await until(lambda: tx._link().raw.is_closed())
-            assert await pool.fetch_value(COUNT) == 0
+    async with proxied(server, size=2, reserved=0) as (proxy, pool):
+        await pool.execute("CREATE TABLE tally (n int)")
+        with pytest.raises(DatabaseUnavailable):
+            async with pool.transaction() as tx:
+                await tx.execute(INSERT, 1)
+                proxy.cut()
+                await until(lambda: tx._link().raw.is_closed())
+        assert await pool.fetch_value(COUNT) == 0
 
 
 async def test_commit_on_a_frozen_server_ends_at_the_deadline(server: PostgresServer) -> None:
@@ -199,34 +194,33 @@ async def test_commit_on_a_frozen_server_ends_at_the_deadline(server: PostgresSe
 async def test_a_caller_cancelled_during_commit_does_not_cancel_it(server: PostgresServer) -> None:
     """The caller ends at once with CancelledError; the COMMIT goes through, its callback is called, and the
     connection returns."""
-    async with FaultProxy(target=server.port) as proxy:
-        async with Pool(through(proxy, server.url()), size=2, reserved=0, server_settings=NAME) as pool:
-            await pool.execute("CREATE TABLE tally (n int)")
-            for on_connection in (False, True):
-                called: list[int] = []
-                stalled = proxy.on(b"COMMIT\x00", "stall")
+    async with proxied(server, size=2, reserved=0) as (proxy, pool):
+        await pool.execute("CREATE TABLE tally (n int)")
+        for on_connection in (False, True):
+            called: list[int] = []
+            stalled = proxy.on(b"COMMIT\x00", "stall")
 
-                async def write(called: list[int] = called, on_connection: bool = on_connection) -> None:
-                    if on_connection:
-                        async with pool.acquire() as connection, connection.transaction() as tx:
-                            tx.on_commit(lambda: called.append(1))
-                            await tx.execute(INSERT, 2)
-                    else:
-                        async with pool.transaction() as tx:
-                            tx.on_commit(lambda: called.append(1))
-                            await tx.execute(INSERT, 1)
+            async def write(called: list[int] = called, on_connection: bool = on_connection) -> None:
+                if on_connection:
+                    async with pool.acquire() as connection, connection.transaction() as tx:
+                        tx.on_commit(lambda: called.append(1))
+                        await tx.execute(INSERT, 2)
+                else:
+                    async with pool.transaction() as tx:
+                        tx.on_commit(lambda: called.append(1))
+                        await tx.execute(INSERT, 1)
 
-                caller = asyncio.create_task(write())
-                await stalled
-                begun = time.monotonic()
-                caller.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await caller
-                assert time.monotonic() - begun < 0.1
-                proxy.resume()
-                await until(lambda called=called: called == [1])
-                await until(lambda: pool.stats().idle == pool.stats().size)
-            assert await pool.fetch_value(COUNT) == 2
+            caller = asyncio.create_task(write())
+            await stalled
+            begun = time.monotonic()
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            assert time.monotonic() - begun < 0.1
+            proxy.resume()
+            await until(lambda called=called: called == [1])
+            await until(lambda: pool.stats().idle == pool.stats().size)
+        assert await pool.fetch_value(COUNT) == 2
 
 
 async def test_an_abandoned_commit_gives_its_place_back(
@@ -234,16 +228,15 @@ async def test_an_abandoned_commit_gives_its_place_back(
 ) -> None:
     """Nobody listens and the server stays silent: the connection is given up in bounded time."""
     monkeypatch.setattr("springtide.db.transaction.ABANDONED_COMMIT", 0.2)
-    async with FaultProxy(target=server.port) as proxy:
-        async with Pool(through(proxy, server.url()), size=1, reserved=0, server_settings=NAME) as pool:
-            await pool.execute("CREATE TABLE tally (n int)")
-            with within(0.2), pytest.raises(CommitUnknown):
-                async with pool.transaction() as tx:
-                    await tx.execute(INSERT, 1)
-                    proxy.on(b"COMMIT\x00", "stall")
-            await until(lambda: pool.stats().size == 0)
-            proxy.resume()
-            assert await pool.fetch_value("SELECT 1") == 1
+    async with proxied(server, size=1, reserved=0) as (proxy, pool):
+        await pool.execute("CREATE TABLE tally (n int)")
+        with within(0.2), pytest.raises(CommitUnknown):
+            async with pool.transaction() as tx:
+                await tx.execute(INSERT, 1)
+                proxy.on(b"COMMIT\x00", "stall")
+        await until(lambda: pool.stats().size == 0)
+        proxy.resume()
+        assert await pool.fetch_value("SELECT 1") == 1
 
 
 async def test_a_commit_without_its_synchronous_standby_is_unknown(server: PostgresServer) -> None:

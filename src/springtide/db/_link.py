@@ -10,7 +10,6 @@ cancelled.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import select
 from collections.abc import Callable, Coroutine, Mapping
@@ -48,6 +47,9 @@ CONNECTION_ERRORS = (
 
 ASYNCPG_ERRORS = (pg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """All that asyncpg raises itself; they have no root of their own."""
+
+STATEMENTS = 256
+"""Prepared statements kept per connection: one pool serves every module of the process."""
 
 _STEP = math.log(1.25)
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
@@ -111,6 +113,7 @@ async def open_link(
         timeout=timeout,
         connection_class=_Wire,
         server_settings=dict(server_settings),
+        statement_cache_size=STATEMENTS,
         ssl=False if _is_local(dsn) else None,
     )
     try:
@@ -132,7 +135,9 @@ class Link:
         "broken",
         "closed",
         "cluster",
+        "committing",
         "critical",
+        "demoted",
         "dirt",
         "expires",
         "generation",
@@ -173,6 +178,8 @@ class Link:
         self.broken = False
         self.closed = False
         self.unsettled = False
+        self.demoted = False
+        self.committing = False
         self.sent = False
         self.standby_wait_ended = False
         raw.add_log_listener(self._on_notice)
@@ -268,12 +275,15 @@ class Link:
         context: RequestContext | None,
         read_only: bool,
     ) -> BaseException:
-        if isinstance(failure, asyncio.TimeoutError):
-            self.unsettled = True
-            return DeadlineExceeded(f"running {statement.label}")
+        deadline = context.deadline if context is not None else None
         if not isinstance(failure, Exception):  # cancelled, or the process is ending
             self.unsettled = True
             return failure
+        if isinstance(failure, TimeoutError) and not self.raw.is_closed():
+            self.unsettled = True
+            if deadline is None or self.monotonic() < deadline - 0.002:
+                return failure  # raised by the caller's own source of COPY data
+            return DeadlineExceeded(f"running {statement.label}")
         if isinstance(failure, CONNECTION_ERRORS) or self.raw.is_closed():
             self.broken = True
             if isinstance(failure, asyncpg.InternalClientError) and "switch to state" in str(failure):
@@ -282,11 +292,10 @@ class Link:
                 f"the connection to {self.cluster} was lost while running {statement.label}"
             )
         if isinstance(failure, pg.QueryCanceledError):
-            deadline = context.deadline if context is not None else None
             if deadline is not None and self.monotonic() >= deadline - 0.002:
                 return DeadlineExceeded(f"running {statement.label}")
         elif isinstance(failure, pg.ReadOnlySQLTransactionError) and not read_only:
-            self.generation = -1  # tells the pool to retire every connection
+            self.demoted = True
             return RoleChanged(f"the server of {self.cluster} no longer accepts writes")
         return failure
 

@@ -15,8 +15,10 @@ from typing import NamedTuple
 __all__ = ["Dirt", "Statement", "Statements", "describe"]
 
 MAX_LABEL = 96
-MAX_CACHED = 2048
-MAX_CACHED_CHARS = 16_384
+MAX_CACHED = 1024
+MAX_CACHED_CHARS = 8_192
+MAX_LOOKED_AT = 20_000
+"""Characters that are looked at; what a longer text may do is not known, so the worst is assumed."""
 
 
 class Dirt(enum.IntEnum):
@@ -77,15 +79,17 @@ def _mask(match: re.Match[str]) -> str:
 
 def describe(sql: str) -> Statement:
     """Look at `sql` once. Literals, arguments and comments never reach the label."""
-    masked = _SPACE.sub(" ", _TOKENS.sub(_mask, sql)).strip().rstrip("; ")
+    cut = len(sql) > MAX_LOOKED_AT
+    masked = _SPACE.sub(" ", _TOKENS.sub(_mask, sql[:MAX_LOOKED_AT])).strip().rstrip("; ")
     label = _ROWS.sub(r"\1", _LISTS.sub(r"\1(...)", masked))
     if len(label) > MAX_LABEL:
         mark = hashlib.blake2b(label.encode(), digest_size=4).hexdigest()
-        label = f"{label[: MAX_LABEL - 12].rstrip()}... #{mark}"
+        label = f"{label[: MAX_LABEL - 13].rstrip()}... #{mark}"
     upper = masked.upper()
     parts = [part.strip() for part in upper.split(";")]
     read = len(parts) == 1 and _READ.match(upper) is not None and _EFFECT.search(upper) is None
-    return Statement(label or "(empty)", read, max(map(_dirt, parts)))
+    dirt = max(map(_dirt, parts))
+    return Statement(label or "(empty)", read and not cut, max(dirt, Dirt.RESET) if cut else dirt)
 
 
 def _dirt(upper: str) -> Dirt:

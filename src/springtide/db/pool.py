@@ -482,8 +482,9 @@ class Pool:
             self._drop(link, "shutdown")
         elif link.generation != self._generation:
             self._drop(link, "generation")
-            if link.generation < 0:
-                self.retire("the server no longer accepts writes")
+        elif link.demoted:
+            self._drop(link, "generation")
+            self.retire("the server no longer accepts writes")
         elif now >= link.expires:
             self._drop(link, "aged")
         else:
@@ -683,7 +684,10 @@ class Pool:
 
 
 async def _hang_up(link: Link) -> None:
-    """Ask the server to stop what it does for this connection, and leave."""
+    """Ask the server to stop what it does for this connection, unless it commits, and leave."""
+    if link.committing:
+        link.raw.terminate()
+        return
     try:
         await link.raw.close(timeout=RECOVERY)
     except (TimeoutError, *ASYNCPG_ERRORS, OSError) as error:

@@ -209,6 +209,7 @@ class Beginning:
             raise DatabaseUnavailable(f"the connection to {link.cluster} was lost before COMMIT")
         if self._connection is not None:
             self._connection._lent = None
+        link.committing = True
         committing = self._pool._spawn(self._committing(link, transaction), "commit")
         try:
             done, _ = await asyncio.wait((committing,), timeout=remaining)
@@ -232,13 +233,20 @@ class Beginning:
                 self._pool._put(link)
             return
         timer = asyncio.get_running_loop().call_later(ABANDONED_COMMIT, link.raw.terminate)
-        committing.add_done_callback(lambda _: timer.cancel())
+
+        def ended(task: asyncio.Task[Exception | None]) -> None:
+            timer.cancel()
+            if not task.cancelled() and task.exception() is None and (failure := task.result()) is not None:
+                _log.warning("a COMMIT whose caller had left ended with %r", failure)
+
+        committing.add_done_callback(ended)
 
     async def _committing(self, link: Link, transaction: Transaction) -> Exception | None:
         """Send COMMIT, judge the answer, return the connection, run the callbacks."""
         try:
             failure = await _send_commit(link, self._pool._statements.get("COMMIT"))
         finally:
+            link.committing = False
             self._give_back(link)
         if failure is None:
             await _run_callbacks(self._pool, transaction._callbacks)
