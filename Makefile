@@ -41,7 +41,7 @@ bench: $(VENV)/.bench ## every benchmark, quickly; one alone: .venv/bin/python -
 	  $(VENV)/bin/python -m bench.$$name --quick || exit 1; done
 
 docs: $(VENV)/.dev ## run every example in README and docs
-	@$(VENV)/bin/python -m pytest tests/docs
+	@$(VENV)/bin/python -m pytest tests/*/test_*_docs.py
 
 clean: ## remove what the targets above made, except data in .springtide/
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
