@@ -229,7 +229,11 @@ class Exchange:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-            await asyncio.wait([self._watcher])
+            try:
+                await asyncio.wait([self._watcher])
+            except asyncio.CancelledError:  # the server is being stopped at this very moment
+                self._finish(self._status if self._started else 503, "cancelled")
+                raise
 
     # -- after the handler
 
