@@ -26,6 +26,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_ANSWERS = (
+    "lifespan.startup.complete",
+    "lifespan.startup.failed",
+    "lifespan.shutdown.complete",
+    "lifespan.shutdown.failed",
+)
+
 
 class _Inner:
     """The application's side of the conversation: sees the startup again, its last word is held back."""
@@ -47,11 +54,13 @@ class _Inner:
         return message
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "lifespan.startup.complete":
-            self.answered = True
+        kind = message["type"]
+        if kind not in _ANSWERS:
+            raise RuntimeError(f"an application answers a lifespan by {', '.join(_ANSWERS)}, got {kind!r}")
+        self.answered = True
+        if kind == "lifespan.startup.complete":
             await self._send(message)
-        else:  # startup.failed, shutdown.complete, shutdown.failed: said once the platform is stopped too
-            self.answered = True
+        else:  # said once the platform is stopped too
             self.last_word = message
 
 

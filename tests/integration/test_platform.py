@@ -445,6 +445,24 @@ def living(log: list[str], platform: Platform, *, fails: str = "") -> Callable[.
     return app
 
 
+async def test_an_application_that_takes_a_lifespan_for_a_request_is_served(topology: Topology) -> None:
+    """Its nonsense does not reach the server, and the platform runs."""
+
+    async def blind(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
+
+    platform = Platform(topology)
+    server = Server(platform.wrap(blind))
+    assert (await server.say("startup"))["type"] == "lifespan.startup.complete"
+    assert platform.state == "running"
+    async with server.client() as client:
+        assert (await client.get("/")).text == "here"
+    assert (await server.say("shutdown"))["type"] == "lifespan.shutdown.complete"
+    await server.end()
+    assert [message["type"].partition(".")[0] for message in server.sent] == ["lifespan", "lifespan"]
+
+
 async def test_the_applications_own_lifespan_runs_inside(topology: Topology) -> None:
     """Its startup finds the platform running, its shutdown too."""
     platform, log = Platform(topology), list[str]()
