@@ -1,8 +1,8 @@
 """Bulk loading of the content module: which columns its tables have and what else a row entails.
 
-For seeds and imports, which write by COPY; everything else goes through the service. The caller brings ids in
-the right buckets (an article's is its author's, a comment's and a favourite's the article's), `favorites` that
-equals the number of favourites it will copy, and calls `copy_counts` after the last article.
+For seeds and imports, which write by COPY; everything else goes through the service. The caller brings ids
+in the right buckets (an article's is its author's, a comment's the article's), `favorites` that equals the
+number of favourites it will copy, and calls `copy_counts` after the last article.
 """
 
 from __future__ import annotations

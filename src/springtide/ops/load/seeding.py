@@ -13,15 +13,17 @@ application goes on where the seed ended.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from springtide.db import Bucket, Database
-from springtide.db.shards import BUCKET_BITS, BUCKETS
+from springtide.db.shards import BUCKET_BITS, BUCKETS, bucket_of
 from springtide.errors import LoadError
 from springtide.ops.load.progress import Progress, Silent
 
@@ -109,6 +111,8 @@ class BulkLoad:
         self._transactions: dict[int, Transaction] = {}
         self._touched: dict[tuple[int, str], tuple[Pool, str]] = {}
         self._stack = AsyncExitStack()
+        self._claim = uuid.uuid4()
+        self._began = datetime.now(UTC)
         self.rows: dict[str, int] = {}
 
     async def __aenter__(self) -> BulkLoad:
@@ -169,4 +173,28 @@ class BulkLoad:
                 count += len(buffer)
                 await flush(key)
         self.rows[name] = self.rows.get(name, 0) + count
+        return count
+
+    async def reserve(self, database: Database, kind: str, values: Iterable[tuple[str, int]]) -> int:
+        """Reserve each (value, owner's id) as `database.reserving` would have; values are folded already.
+
+        Raises asyncpg's UniqueViolationError when one of them is taken, and then nothing is kept.
+        """
+        rows = (
+            (bucket_of(value), kind, value, owner, self._claim, "confirmed", self._began)
+            for value, owner in values
+        )
+        columns = ["bucket", "kind", "value", "owner_id", "claim_id", "state", "claimed_at"]
+        return await self.copy(database, "_reservation", columns, rows)
+
+    async def execute(self, database: Database, table: str, sql: str) -> int:
+        """Run an INSERT ... SELECT into `table` on every shard, for what follows from loaded rows."""
+        name = f"{database.schema}.{table}"
+        count = 0
+        for pool in database.pools.values():
+            tag = await self._transactions[id(pool)].execute(sql)
+            self._touched[id(pool), name] = (pool, name)
+            count += int(tag.rpartition(" ")[2])
+        self.rows[name] = self.rows.get(name, 0) + count
+        self._progress.advance(name, count)
         return count
