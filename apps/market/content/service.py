@@ -106,8 +106,9 @@ class ContentService:
     async def delete(self, slug: str, author: int) -> None:
         for _ in range(ATTEMPTS):
             known = await self._own(slug, author)
+            former = await self._store.former_slugs(known.id)
             try:
-                await self._store.delete(known)
+                await self._store.delete(known, former)
                 return
             except Gone:
                 continue  # renamed or deleted since it was read; the next look tells

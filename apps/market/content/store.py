@@ -233,10 +233,9 @@ class ContentStore:
         """The slugs that also lead to the article, the oldest first."""
         return [row[0] for row in await self._db.read(id).fetch(FORMER_SLUGS, bucket_of(id), id)]
 
-    async def delete(self, known: Article) -> None:
-        """With everything that hangs on it. Raises Gone, also when it is being given another slug."""
+    async def delete(self, known: Article, former: list[str]) -> None:
+        """With everything that hangs on it. Raises Gone, also when its slugs are other ones by now."""
         id, bucket = known.id, bucket_of(known.id)
-        former = await self.former_slugs(id)
         async with self._db.reserving(id, release={"slug": [known.slug, *former]}) as tx:
             before = await tx.fetch_one(LOCK, bucket, id)
             if before is None or before["slug"] != known.slug:

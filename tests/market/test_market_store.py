@@ -1,0 +1,92 @@
+"""What the content store promises to a caller whose knowledge is old: it says so and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.market.harness import Api
+
+from market.content.api import Article
+from market.content.store import DELETE, ContentStore, Gone
+
+
+async def known(api: Api, title: str) -> tuple[ContentStore, Article]:
+    author = await api.person()
+    slug = (await api.article(author, title, tagList=["t"]))["slug"]
+    store = ContentStore(api.platform.database("content"))
+    id = await store.find(slug)
+    assert id is not None
+    article = await store.article(id, None)
+    assert article is not None
+    return store, article
+
+
+def change(article: Article, **changes: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(("slug", "title", "description", "body", "tags"))
+    return {**nothing, "forget": (), "at": article.updated_at, **changes}
+
+
+async def test_an_article_is_not_deleted_with_slugs_that_are_not_its_own_any_more(api: Api) -> None:
+    """Otherwise a slug would stay reserved for an article that does not exist."""
+    store, article = await known(api, "One")
+    await store.update(article, **change(article, slug="two", title="Two"))
+    with pytest.raises(Gone):
+        await store.delete(article, [])
+    await store.update(article, **change(article, slug="one", title="One"))
+    with pytest.raises(Gone):
+        await store.delete(article, [])
+    assert await store.find("one") == await store.find("two") == article.id
+    await store.delete(article, await store.former_slugs(article.id))
+    assert await store.find("one") is await store.find("two") is None
+    with pytest.raises(Gone):
+        await store.delete(article, [])
+
+
+async def test_a_refused_update_claims_nothing(api: Api) -> None:
+    store, article = await known(api, "One")
+    await store.delete(article, [])
+    with pytest.raises(Gone):
+        await store.update(article, **change(article, slug="two", title="Two"))
+    assert await store.find("two") is None
+
+
+async def test_every_change_moves_updated_at_on(api: Api) -> None:
+    """Also when two come within a millisecond, or the clock was set back."""
+    store, article = await known(api, "One")
+    seen = [article.updated_at]
+    for body in ("a", "b", "c"):
+        seen.append((await store.update(article, **change(article, body=body))).updated_at)
+    assert seen == sorted(set(seen))
+
+
+async def test_who_adds_to_an_article_waits_for_its_deletion(api: Api) -> None:
+    """A comment and a favourite that meet a deletion in progress find the article gone, and leave nothing."""
+    store, article = await known(api, "One")
+    ids = [await store.new_id(article.id) for _ in range(2)]
+    db = api.platform.database("content")
+    bucket, at = article.id & 1023, article.updated_at
+
+    async def waiting() -> int:
+        sql = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+        sql += " and datname = current_database()"
+        return int(await db.pools[db.shards.shard_of(article.id)].fetch_value(sql))
+
+    deleting = await asyncpg.connect(api.platform.topology.cluster_url(db.shards.shard_of(article.id)))
+    try:
+        async with deleting.transaction():
+            await deleting.execute(DELETE, bucket, article.id)
+            tasks = [
+                asyncio.create_task(store.comment(article.id, ids[0], 1 << 10, "x", at)),
+                asyncio.create_task(store.favorite(article.id, 1 << 10, wanted=True)),
+            ]
+            while await waiting() < 2:
+                assert not any(task.done() for task in tasks), "it did not wait"
+    finally:
+        await deleting.close()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, Gone)
+    for table in ("comment", "favorite"):
+        assert await db.scatter_sum(f"select count(*) from content.{table}") == 0
