@@ -7,7 +7,8 @@
     │   ├── ModuleError               a module's declaration breaks its boundary
     │   └── MigrationError            migrations on disk and in the database disagree
     ├── RunnerError                   a local process could not be started, adopted or stopped
-    │   └── ProcessCrashed            it ended before it was ready; another try may help
+    │   ├── ProcessCrashed            it ended before it was ready; another try may help
+    │   └── CgroupError               CPU and memory limits cannot be set here
     ├── LoadError                     a seeding or a load run could not begin, or its own code failed
     ├── DeadlineExceeded              the request's time is used up
     ├── BodyTooLarge                  a request's body passes the limit
@@ -37,6 +38,7 @@ from dataclasses import dataclass
 __all__ = [
     "AlreadyReserved",
     "BodyTooLarge",
+    "CgroupError",
     "CommitUnknown",
     "ConfigurationError",
     "DatabaseError",
@@ -122,6 +124,10 @@ class RunnerError(SpringtideError):
 
 class ProcessCrashed(RunnerError):
     """A local process ended before it was ready; the message has the last lines of its log."""
+
+
+class CgroupError(RunnerError):
+    """CPU and memory limits cannot be set here; the message says why."""
 
 
 class LoadError(SpringtideError):

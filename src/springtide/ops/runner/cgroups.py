@@ -14,14 +14,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Cgroup", "CgroupError", "Limits", "open_group", "remove_platform"]
+from springtide.errors import CgroupError
+
+__all__ = ["Cgroup", "Limits", "open_group", "remove_platform"]
 
 PERIOD_US = 10_000
 LEAST_QUOTA_US = 1_000
-
-
-class CgroupError(Exception):
-    """The limits cannot be set here; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,7 @@ class _Followed:
 
 async def follow(paths: Iterable[Path], *, every: float = 0.2) -> AsyncIterator[tuple[Path, str]]:
     """Each line that is appended to one of `paths` from now on, until the caller stops asking."""
-    followed = [(path, _Followed(path)) for path in paths]
+    followed = await asyncio.to_thread(lambda: [(path, _Followed(path)) for path in paths])
     while True:
         for path, reader in followed:
             for line in await asyncio.to_thread(lambda reader=reader: list(reader.lines())):  # type: ignore[misc] # a default argument binds the loop variable

@@ -109,19 +109,23 @@ class PythonProgram:
             try:
                 if self._cgroup is not None:
                     await asyncio.to_thread(self._cgroup.add, process.pid)
-                ready = await asyncio.wait_for(_read_byte(reader), self._start_timeout)
-                if not ready:
-                    status = await asyncio.wait_for(process.wait(), 10.0)
-                    raise ProcessCrashed(await self._failure(f"ended at once (exit status {status})", begin))
-            except TimeoutError:
-                what = f"was not ready within {self._start_timeout:g} s"
-                raise RunnerError(await self._failure(what, begin)) from None
+                await self._become_ready(process, reader, begin)
             except BaseException:
                 await self._end(process, (Stage(signal.SIGKILL, 5.0),))
                 raise
         finally:
             os.close(reader)
         self._process = process
+
+    async def _become_ready(self, process: Process, reader: int, begin: int) -> None:
+        try:
+            ready = await asyncio.wait_for(_read_byte(reader), self._start_timeout)
+        except TimeoutError:
+            what = f"was not ready within {self._start_timeout:g} s"
+            raise RunnerError(await self._failure(what, begin)) from None
+        if not ready:
+            status = await asyncio.wait_for(process.wait(), 10.0)
+            raise ProcessCrashed(await self._failure(f"ended at once (exit status {status})", begin))
 
     async def stop(self) -> None:
         process, self._process = self._process, None

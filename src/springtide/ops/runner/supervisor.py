@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from springtide.clock import Clock, SystemClock
-from springtide.errors import RunnerError
+from springtide.errors import CgroupError, RunnerError
 from springtide.lifecycle import Periodic
 from springtide.ops.runner import given, logs, pgdata, ports, processes
-from springtide.ops.runner.cgroups import Cgroup, CgroupError, Limits, open_group
+from springtide.ops.runner.cgroups import Cgroup, Limits, open_group
 from springtide.ops.runner.children import Child
 from springtide.ops.runner.home import Home, State
 from springtide.ops.runner.leftovers import end_leftovers
