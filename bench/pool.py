@@ -4,6 +4,7 @@ Speed: the same read by primary key, each peer used the way its manual shows, by
 once on uvloop, a pool of 10; a ratio is the larger (worse for us) of the two.
 
 - `read_vs_asyncpg_pool`, `read_vs_psycopg_pool`, `read_vs_sqlalchemy_core`: our time over theirs.
+- `read_vs_asyncpg_pool_in_a_request`: the same with what a platform adds: a deadline, a ledger, metrics.
 - `cancel_frozen_ms`: every process of the server is stopped (SIGSTOP) while all connections run a query;
   all callers are cancelled; the time until the last of them has ended.
 - `slots_lost`: after SIGCONT, the pool's size minus the connections that can be held and used at once.
@@ -35,9 +36,11 @@ import sqlalchemy.ext.asyncio
 import uvloop
 
 from bench._harness import alternate, arguments, drive, finish
+from springtide.context import RequestContext, activate
 from springtide.db.pool import Pool
 from springtide.ops.runner import pgdata
 from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.telemetry.metrics import MetricsSink
 
 SIZE = 10
 ROWS = 10_000
@@ -53,23 +56,35 @@ class Contender:
     read: Callable[[int], Awaitable[object]]
     sleep: Callable[[], Awaitable[object]]
     hold: Callable[[asyncio.Event, Callable[[], None]], Awaitable[None]]
+    """Takes a connection, uses it, calls `ready` and keeps it until the event is set."""
+
+
+def ours(pool: Pool, read: Callable[[int], Awaitable[object]]) -> Contender:
+    async def hold(leave: asyncio.Event, ready: Callable[[], None]) -> None:
+        async with pool.acquire() as connection:
+            await connection.fetch_value("SELECT 1")
+            ready()
+            await leave.wait()
+
+    return Contender(read, lambda: pool.fetch_value("SELECT pg_sleep(600)"), hold)
 
 
 @contextlib.asynccontextmanager
 async def springtide_pool(url: str) -> AsyncIterator[Contender]:
     async with Pool(url, size=SIZE, reserved=0, acquire_timeout=20.0) as pool:
+        yield ours(pool, lambda key: pool.fetch_one("SELECT id, name, at FROM thing WHERE id = $1", key))
 
-        async def hold(leave: asyncio.Event, ready: Callable[[], None]) -> None:
-            async with pool.acquire() as connection:
-                await connection.fetch_value("SELECT 1")
-                ready()
-                await leave.wait()
 
-        yield Contender(
-            lambda key: pool.fetch_one("SELECT id, name, at FROM thing WHERE id = $1", key),
-            lambda: pool.fetch_value("SELECT pg_sleep(600)"),
-            hold,
-        )
+@contextlib.asynccontextmanager
+async def in_a_request(url: str) -> AsyncIterator[Contender]:
+    """The same pool as the platform runs it: every read with a deadline, a ledger and metrics."""
+    async with Pool(url, size=SIZE, reserved=0, sink=MetricsSink(process=False)) as pool:
+
+        async def read(key: int) -> object:
+            with activate(RequestContext(deadline=time.monotonic() + 30.0)):
+                return await pool.fetch_one("SELECT id, name, at FROM thing WHERE id = $1", key)
+
+        yield ours(pool, read)
 
 
 @contextlib.asynccontextmanager
@@ -154,6 +169,7 @@ async def sqlalchemy_core(url: str) -> AsyncIterator[Contender]:
 
 CONTENDERS: dict[str, Callable[[str], Any]] = {
     "springtide": springtide_pool,
+    "springtide_in_a_request": in_a_request,
     "asyncpg_pool": asyncpg_pool,
     "psycopg_pool": psycopg_own_pool,
     "sqlalchemy_core": sqlalchemy_core,
@@ -189,7 +205,9 @@ async def speed(url: str, concurrency: int, rounds: int, total: int) -> dict[str
         result = await alternate(racers, rounds=rounds)
     print(f"\nread by primary key, {concurrency} caller(s), pool of {SIZE}; {rounds} rounds of {total}")
     print(result.table("asyncpg_pool"))
-    return {peer: result.ratio("springtide", peer) for peer in CONTENDERS if peer != "springtide"}
+    ratios = {peer: result.ratio("springtide", peer) for peer in CONTENDERS if peer != "springtide"}
+    ratios["asyncpg_pool_in_a_request"] = result.ratio("springtide_in_a_request", "asyncpg_pool")
+    return ratios
 
 
 async def usable(contender: Contender) -> int:
@@ -281,10 +299,14 @@ async def measure(home: Path, rounds: int, total: int) -> dict[str, object]:
         alone = await speed(server.url, 1, rounds, total)
         crowd = await speed(server.url, 20, rounds, total * 2)
         figures: dict[str, object] = {
-            f"read_vs_{peer}": round(max(alone[peer], crowd[peer]), 3) for peer in alone
+            f"read_vs_{peer}": round(max(alone[peer], crowd[peer]), 3)
+            for peer in alone
+            if not peer.startswith("springtide")
         }
         print("\n                       frozen: all ended after   places lost     restart: failed / done")
         for name, enter in CONTENDERS.items():
+            if name == "springtide_in_a_request":
+                continue  # the same pool
             ended, lost = await frozen(server, enter)
             failed, done = await restarted(server, enter)
             print(f"{name:28}{ended:15.0f} ms{lost:15}{failed:20} / {done}")
