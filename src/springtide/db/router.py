@@ -49,9 +49,10 @@ class Queries(Protocol):
 class Snapshot:
     """Several statements that see the same state of one shard."""
 
-    __slots__ = ("_queries",)
+    __slots__ = ("_queries", "database")
 
-    def __init__(self, queries: Transaction | WriteTransaction) -> None:
+    def __init__(self, database: Database, queries: Transaction | WriteTransaction) -> None:
+        self.database = database
         self._queries = queries
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
@@ -71,33 +72,33 @@ class Reader:
     forms stay on the write's transaction, whose isolation then decides what they see.
     """
 
-    __slots__ = ("_block", "_database", "_shard", "consistency")
+    __slots__ = ("_block", "_shard", "consistency", "database")
 
     def __init__(self, database: Database, shard: str, consistency: Consistency) -> None:
-        self._database = database
+        self.database = database
         self._shard = shard
         self._block: AbstractAsyncContextManager[Transaction] | None = None
         self.consistency = consistency
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        return await self._database._queries(self._shard).fetch(sql, *args)
+        return await self.database._queries(self._shard).fetch(sql, *args)
 
     async def fetch_one(self, sql: str, *args: Any) -> Any | None:
-        return await self._database._queries(self._shard).fetch_one(sql, *args)
+        return await self.database._queries(self._shard).fetch_one(sql, *args)
 
     async def fetch_value(self, sql: str, *args: Any) -> Any:
-        return await self._database._queries(self._shard).fetch_value(sql, *args)
+        return await self.database._queries(self._shard).fetch_value(sql, *args)
 
     async def __aenter__(self) -> Snapshot:
         if self._block is not None:
             raise RuntimeError("this reader's snapshot is open already; call db.read() again for another")
-        write = self._database._write_on(self._shard)
+        write = self.database._write_on(self._shard)
         if write is not None:
-            return Snapshot(write)
-        block = self._database.pools[self._shard].transaction(read_only=True, isolation="repeatable read")
+            return Snapshot(self.database, write)
+        block = self.database.pools[self._shard].transaction(read_only=True, isolation="repeatable read")
         tx = await block.__aenter__()
         self._block = block
-        return Snapshot(tx)
+        return Snapshot(self.database, tx)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -19,9 +19,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
 
 import asyncpg
 
@@ -40,6 +42,9 @@ DESC: Direction = "desc"
 
 Order = Sequence[tuple[str, Direction]]
 T = TypeVar("T")
+
+_ORDERED = (int, float, Decimal, bytes, datetime, date, time, timedelta, UUID)
+"""Python compares these as PostgreSQL does; text is compared by its bytes."""
 
 
 async def rows(
@@ -146,7 +151,7 @@ def _rank(name: str, value: Any) -> tuple[int, Any]:
         return (0, value.encode())
     if isinstance(value, float | Decimal) and value != value:
         return (1, 0)
-    if not hasattr(value, "__lt__") or isinstance(value, dict | set | frozenset):
+    if not isinstance(value, _ORDERED):
         raise NotScatterable(f"rows cannot be merged by column {name!r}: {type(value).__name__} has no order")
     return (0, value)
 

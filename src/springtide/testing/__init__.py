@@ -1,9 +1,11 @@
-"""What tests need beside real servers: time that they move themselves, and the start/stop stress test.
+"""What tests need beside real servers.
 
-Public; never imported by the rest.
+`ManualClock` is time that the test moves, `stress` the start/stop stress test of any service, and
+`StatementGuard` holds every statement of a module to its own schema. Public; never imported by the rest.
 """
 
 from springtide.testing.clock import ManualClock
 from springtide.testing.lifecycle import stress
+from springtide.testing.statements import StatementGuard
 
-__all__ = ["ManualClock", "stress"]
+__all__ = ["ManualClock", "StatementGuard", "stress"]
