@@ -26,7 +26,10 @@ COLUMNS = """{created} as created_at, {id} as id, article.author_id, article.slu
 # The planner takes bucket and id for independent and expects next to no row of such a join; it would read all
 # of them instead of the first twenty. A subquery of one row cannot be mistaken.
 ARTICLE_OF = """(
-    select * from content.article as one where one.bucket = {row}.bucket and one.id = {row}.article_id limit 1
+    select bucket, id, author_id, slug, title, description, tags, favorites, updated_at
+    from content.article
+    where bucket = {row}.bucket and id = {row}.article_id
+    limit 1
 )"""
 
 PLAIN = COLUMNS.format(created="article.created_at", id="article.id")
