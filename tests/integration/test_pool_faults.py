@@ -103,7 +103,7 @@ async def test_cancelling_on_a_frozen_server_is_quick_and_loses_no_place(server:
         results = await asyncio.gather(*callers, return_exceptions=True)
         assert time.monotonic() - begun < 0.25
         assert all(isinstance(result, asyncio.CancelledError) for result in results), results
-        await until(lambda: pool.stats().busy == 0)
+        await until(lambda: pool.stats().size == 0)  # nobody will be handed a connection that is stuck
         assert time.monotonic() - begun < 0.5
         server.thaw()
         assert await usable(pool, 6) == 6
@@ -274,7 +274,21 @@ async def test_what_waiting_cannot_mend_fails_at_once(server: PostgresServer) ->
 
 
 async def test_one_dead_connection_has_its_siblings_asked(server: PostgresServer) -> None:
-    """The first loss is a hint: the idle siblings are checked, the dead ones go without a caller's help."""
+    """The first loss is a hint: idle siblings that still look alive are asked, and go if they are silent."""
+    async with proxied(server, size=3, reserved=0) as (proxy, pool):
+        assert await usable(pool, 3) == 3
+        proxy.stall()
+        proxy.cut(1)
+        await until(lambda: pool.stats().size == 0)
+        proxy.resume()
+        assert await usable(pool, 3) == 3
+        proxy.cut(1)
+        await until(lambda: pool.stats().idle == 2)  # these two had an answer, and stay
+        assert pool.stats().size == 2
+
+
+async def test_idle_connections_leave_when_their_server_does(server: PostgresServer) -> None:
+    """Nobody has to use a dead connection for it to be noticed."""
     heard = Heard()
     async with Pool(server.url(), size=5, reserved=0, sink=heard, server_settings=NAME) as pool:
         assert await usable(pool, 5) == 5

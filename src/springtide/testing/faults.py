@@ -22,7 +22,7 @@ _CHUNK = 65_536
 class FaultProxy:
     """Forwards 127.0.0.1:`port` (chosen when the proxy starts) to `host`:`target`.
 
-    `cut` resets every connection. `stall` stops passing bytes on, with the connections open. `slow` delays
+    `cut` resets connections. `stall` stops passing bytes on, with the connections open. `slow` delays
     each piece. `refuse` closes new connections at once. `resume` ends stall, slow and refuse.
     """
 
@@ -30,7 +30,7 @@ class FaultProxy:
         self._host = host
         self._target = target
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -62,10 +62,11 @@ class FaultProxy:
             await asyncio.wait(self._tasks)
         await self._server.wait_closed()
 
-    def cut(self) -> None:
-        """Reset every open connection, on both sides."""
-        for writer in list(self._writers):
-            writer.transport.abort()
+    def cut(self, oldest: int | None = None) -> None:
+        """Reset open connections, on both sides: all of them, or the `oldest` so many."""
+        for pair in self._pairs[:oldest]:
+            for writer in pair:
+                writer.transport.abort()
 
     def stall(self) -> None:
         """Keep the connections and pass nothing on."""
@@ -103,14 +104,13 @@ class FaultProxy:
         if self._refusing:
             writer.transport.abort()
             return
-        self._writers.add(writer)
         try:
             far_reader, far_writer = await asyncio.open_connection(self._host, self._target)
         except OSError:
             writer.transport.abort()
-            self._writers.discard(writer)
             return
-        self._writers.add(far_writer)
+        pair = (writer, far_writer)
+        self._pairs.append(pair)
         both = [
             asyncio.create_task(self._pump(reader, far_writer, "client")),
             asyncio.create_task(self._pump(far_reader, writer, "server")),
@@ -120,7 +120,7 @@ class FaultProxy:
             await asyncio.wait(both)
         finally:
             self._tasks.difference_update(both)
-            self._writers.difference_update((writer, far_writer))
+            self._pairs.remove(pair)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, side: str) -> None:
         try:
