@@ -2,13 +2,13 @@
 
     browse     home page: list and tags                     read      list, an article, its comments
     person     a profile and that person's articles         topic     the articles of a tag
-    feed       what a signed-in reader follows              react     an article, then a favourite or a comment
+    feed       what a signed-in reader follows              react     an article, then favour or comment on it
     follow     a profile, then following that person        write     post an article
     join       register
 
 People who sign in are a pool of POOL seeded ones, signed in before the clock starts: a password check costs
-20 ms of CPU by design, and the mix would otherwise measure little else. Names, tags and slugs are learned from
-the site itself, so the journeys fit any number of seeded users; the seeds' popular articles are met often.
+20 ms of CPU by design, and the mix would otherwise measure little else. Names, tags and slugs are learned
+from the site itself, so the journeys fit any number of seeded users.
 """
 
 from __future__ import annotations

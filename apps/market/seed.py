@@ -66,7 +66,7 @@ async def seed(platform: Platform, *, users: int, seed: int, progress: Progress)
         if not (await users_bulk.is_empty(people_db) and await content.is_empty(content_db)):
             raise LoadError(
                 "there is data already, and a seed is for an empty platform:"
-                " `springtide down --erase` removes it, `springtide up` makes it anew"
+                " `springtide down`, remove the folder .springtide, `springtide up` gives a fresh one"
             )
         made = await _Content.plan(people_db, content_db, users, seed)
         await users_bulk.copy_accounts(load, people_db, made.accounts())

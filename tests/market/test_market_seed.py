@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from tests.market.harness import Api, Person
 
-from market.seed import PASSWORD, HASHED, TAGS, seed, username
+from market.seed import HASHED, PASSWORD, TAGS, seed, username
 from springtide.errors import LoadError
 from springtide.identity.passwords import Passwords
 from springtide.ops.load.progress import Silent
