@@ -88,9 +88,14 @@ async def test_cancelling_on_a_frozen_server_is_quick_and_loses_no_place(server:
             async with pool.acquire() as connection:
                 await connection.fetch_value("SELECT pg_sleep(60)")
 
+        async def between_statements() -> None:
+            async with pool.transaction() as tx:
+                await tx.fetch_value("SELECT 'the last one was no sleep(60)'")
+                await asyncio.Event().wait()
+
         callers = [asyncio.create_task(pool.fetch_value("SELECT pg_sleep(60)")) for _ in range(2)]
         callers += [asyncio.create_task(in_transaction()) for _ in range(2)]
-        callers += [asyncio.create_task(on_connection()) for _ in range(2)]
+        callers += [asyncio.create_task(on_connection()), asyncio.create_task(between_statements())]
         async with asyncio.timeout(5):
             while int(server.query("SELECT count(*) FROM pg_stat_activity WHERE query ~ 'sleep.60'")) < 7:
                 await asyncio.sleep(0.01)
