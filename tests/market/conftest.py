@@ -53,7 +53,7 @@ def shards(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 async def urls(_databases: list[str], shards: int) -> list[str]:
     """The databases of this test, empty."""
-    for url in _databases:
+    for url in _databases[:shards]:
         connection = await asyncpg.connect(url)
         try:
             await connection.execute(EMPTY)
