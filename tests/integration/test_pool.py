@@ -304,6 +304,10 @@ async def test_the_deadline_reaches_the_server_and_stays_out_of_the_next_request
         with within(2):
             assert 1_800 <= await pool.fetch_value(show) <= 2_500
         assert await pool.fetch_value(show) == 0
+        with within(1):
+            await pool.fetch_value(show)
+        async with pool.acquire() as connection:
+            assert await connection.raw.fetchval(show) == 0  # not even where the pool does not look on
         with within(3):
             async with pool.transaction() as tx:
                 assert 2_700 <= await tx.fetch_value(show) <= 3_750

@@ -234,13 +234,8 @@ class Link:
         error: str | None = None
         rows = 0
         try:
-            if limited:
-                limit = self.limit
-                if timeout is None:
-                    if limit is not None:
-                        await self._set_limit(None, None)
-                elif limit is None or not timeout <= limit <= 2 * timeout:
-                    await self._set_limit(bucket(timeout), timeout)
+            if limited and not self.fits(timeout):
+                await self._set_limit(timeout)
             if statement.dirt > self.dirt:
                 self.dirt = statement.dirt
             if self.raw.is_closed():
@@ -262,7 +257,22 @@ class Link:
             if self.sink is not None:
                 self.sink.emit(StatementFinished(self.cluster, statement.label, seconds, rows, error))
 
-    async def _set_limit(self, limit: float | None, timeout: float | None) -> None:
+    def fits(self, timeout: float | None) -> bool:
+        """True when the session's `statement_timeout` will do for so much time (None: unbounded)."""
+        limit = self.limit
+        if timeout is None or limit is None:
+            return limit is timeout
+        return timeout <= limit <= 2 * timeout
+
+    async def greet(self) -> None:
+        """Give the session the time limit of its new user, whose first step may be one we do not see."""
+        context = current()
+        timeout = context.remaining(self.monotonic()) if context is not None else None
+        if not self.fits(timeout):
+            await self.perform(_nothing, "", (), _GREETING)
+
+    async def _set_limit(self, timeout: float | None) -> None:
+        limit = None if timeout is None else bucket(timeout)
         value = "DEFAULT" if limit is None else str(max(round(limit * 1000), 1))
         self.limit = -1.0  # unknown, should this be abandoned
         await self.raw.execute(f"SET statement_timeout = {value}", timeout=timeout)
@@ -298,6 +308,13 @@ class Link:
             self.demoted = True
             return RoleChanged(f"the server of {self.cluster} no longer accepts writes")
         return failure
+
+
+async def _nothing(raw: RawConnection, sql: str, *, timeout: float | None) -> None:
+    """An operation without a statement: what `perform` does around one is wanted alone."""
+
+
+_GREETING = Statement("SET statement_timeout = ?", True, Dirt.NONE)
 
 
 def _rows(operation: Operation, result: Any) -> int:

@@ -12,13 +12,15 @@ who was cancelled in the same tick goes to the next. A caller who is cancelled n
 recovery does, for `RECOVERY` seconds at most, then it hangs up and the place is free.
 Nothing that may have been executed is executed twice, except reads. Connections are opened beside the
 queue, so a waiter takes whichever comes first, a returned or a new one.
+
+One long file, because the invariants hold over lending, returning, losing and opening together; what a
+single connection does is in `_link`, `_connecting` and `_recovery`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -26,11 +28,12 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import asyncpg
-from asyncpg import exceptions as pg
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import Part, Priority, current
-from springtide.db._link import ASYNCPG_ERRORS, Link, Operation, open_link
+from springtide.db._connecting import Connector
+from springtide.db._link import Link, Operation
+from springtide.db._recovery import RECOVERY, hang_up, recover
 from springtide.db._statements import Dirt, Statements
 from springtide.db._waiting import Line, Waiter
 from springtide.db.connection import Connection
@@ -52,32 +55,11 @@ _log = logging.getLogger(__name__)
 Record = asyncpg.Record
 T = TypeVar("T")
 
-RECOVERY = 0.2
-"""Seconds in which an abandoned statement must be cancelled and drained, or the connection is dropped."""
-
-CONNECT_TIMEOUT = 5.0
 STOP_GRACE = 5.0
 """Seconds that `stop` waits for connections still lent."""
 
-BACKOFF = 0.05
-MAX_BACKOFF = 0.5
 RETRIES = 5
 """Fresh connections that one statement may try, within its time, before its failure is reported."""
-
-_HOPELESS = (
-    pg.InvalidAuthorizationSpecificationError,
-    pg.InvalidCatalogNameError,
-    pg.InsufficientPrivilegeError,
-    pg.CantChangeRuntimeParamError,
-    pg.UndefinedObjectError,
-    pg.InvalidParameterValueError,
-)
-"""Answers to a connection attempt that waiting does not improve."""
-
-_RESET = (
-    "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET SESSION AUTHORIZATION; RESET ALL; "
-    "DISCARD SEQUENCES; DISCARD TEMP"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +89,7 @@ class Acquiring:
     async def __aenter__(self) -> Connection:
         if self._connection is not None:
             raise RuntimeError("an acquire() cannot be entered twice; call acquire() again")
-        link = await self._pool._obtain(self._priority, self._timeout)
+        link = await self._pool._begin(self._priority, Link.greet, self._timeout)
         self._connection = Connection(self._pool, link, self._pool._statements)
         return self._connection
 
@@ -156,18 +138,23 @@ class Pool:
                 raise ValueError(f"{option} must be > 0 seconds, got {seconds}")
         self.name = f"pool {cluster}"
         self.cluster = cluster
-        self._dsn = dsn
         self._size = size
         self._common_size = size - reserved
         self._max_waiting = max_waiting
         self._acquire_timeout = acquire_timeout
         self._idle_seconds = idle
-        self._max_age = max_age
         self._clock = clock or SystemClock()
         self._monotonic = self._clock.monotonic
         self._sink = sink or NullSink()
-        self._heard = None if isinstance(self._sink, NullSink) else self._sink
-        self._settings = {"application_name": "springtide", **(server_settings or {})}
+        self._connector = Connector(
+            dsn,
+            cluster=cluster,
+            max_age=max_age,
+            max_pause=acquire_timeout / 4,
+            clock=self._clock,
+            sink=self._sink,
+            server_settings=server_settings or {},
+        )
         self._statements = Statements()
         self._open = False
         self._links: set[Link] = set()
@@ -180,8 +167,6 @@ class Pool:
         self._closed = 0
         self._generation = 0
         self._incident = 0
-        self._failures = 0
-        self._connect_error: BaseException | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._openers: set[asyncio.Task[Any]] = set()
         self._returned = asyncio.Event()
@@ -236,7 +221,7 @@ class Pool:
             links = [link for link in self._links if not link.closed]
             for link in links:
                 link.closed = True
-            await asyncio.gather(*(_hang_up(link) for link in links))
+            await asyncio.gather(*(hang_up(link) for link in links))
             for link in links:
                 self._forget(link, "shutdown")
             self._links.clear()
@@ -330,9 +315,14 @@ class Pool:
             finally:
                 self._put(link)
 
-    async def _begin(self, priority: Priority | None, begin: Callable[[Link], Awaitable[None]]) -> Link:
+    async def _begin(
+        self,
+        priority: Priority | None,
+        begin: Callable[[Link], Awaitable[None]],
+        timeout: float | None = None,
+    ) -> Link:
         """A connection on which `begin` has succeeded; a lost one is exchanged, for nothing has run yet."""
-        link = await self._obtain(priority, None)
+        link = await self._obtain(priority, timeout)
         attempt = 0
         give_up: float | None = None
         while True:
@@ -430,8 +420,8 @@ class Pool:
         if waiter.future.done():
             return
         error: Exception
-        if self._connect_error is not None:
-            error = self._unavailable(self._connect_error)
+        if self._connector.error is not None:
+            error = self._unavailable(self._connector.error)
         elif at_deadline:
             error = DeadlineExceeded(f"waiting for a connection to {self.cluster}")
         else:
@@ -549,44 +539,21 @@ class Pool:
             self._want()
 
     async def _recover(self, link: Link) -> None:
-        """Bring a session back to a clean state within RECOVERY seconds, or drop the connection."""
         link.incident = self._incident
-        raw = link.raw
-        reason = "cancelled" if link.unsettled else "broken"
         try:
-            async with asyncio.timeout(RECOVERY):
-                for _ in range(2):
-                    try:
-                        await raw.execute("SELECT 1")  # after the abandoned statement has been cancelled
-                        break
-                    except pg.InFailedSQLTransactionError:
-                        break
-                    except pg.QueryCanceledError:
-                        continue  # the cancel request came late and hit this one
-                if raw.is_in_transaction():
-                    await raw.execute("ROLLBACK")
-                if link.dirt is Dirt.RESET:
-                    await raw.execute(_RESET)
-                    link.limit = None
-                    link.dirt = Dirt.NONE
-        except (TimeoutError, *ASYNCPG_ERRORS, OSError) as error:
-            _log.debug("%s: a connection could not be recovered: %r", self.name, error)
-            if reason == "broken" or not isinstance(error, TimeoutError):
-                self._lose(link)
-            else:
-                self._drop(link, reason)
-            self._want()
-            return
+            fault = await recover(link)
         except BaseException:
-            self._drop(link, reason)
+            self._drop(link, "cancelled")
             self._want()
             raise
-        if link.dirt is Dirt.REPLACE:
-            self._drop(link, "replaced")
-            self._want()
+        if fault is None:
+            self._settle(link)
             return
-        link.unsettled = False
-        self._settle(link)
+        if fault == "broken":
+            self._lose(link)
+        else:
+            self._drop(link, fault)
+        self._want()
 
     async def _tidy(self) -> None:
         """Close what is too old or unused for too long; the connection used last stays."""
@@ -609,7 +576,7 @@ class Pool:
             return
         critical = self._line.critical
         wanted = critical + min(len(self._line) - critical, max(self._common_size - self._common, 0))
-        if self._failures:
+        if self._connector.failures:
             wanted = min(wanted, 1)
         while self._opening < wanted and len(self._links) + self._opening < self._size:
             self._opening += 1
@@ -637,30 +604,16 @@ class Pool:
     async def _connect(self) -> Link | None:
         """One attempt; None after a failure and its pause."""
         begun = self._monotonic()
-        try:
-            link = await open_link(
-                self._dsn,
-                cluster=self.cluster,
-                timeout=CONNECT_TIMEOUT,
-                clock=self._clock,
-                sink=self._heard,
-                server_settings=self._settings,
-                generation=self._generation,
-                max_age=self._max_age * random.uniform(0.8, 1.0),  # noqa: S311 - spreads load
-            )
-        except (TimeoutError, *ASYNCPG_ERRORS, OSError, ValueError) as error:
-            self._failures += 1
-            self._connect_error = error
-            if isinstance(error, (*_HOPELESS, asyncpg.InterfaceError, ValueError)):
+        connector = self._connector
+        link = await connector.attempt(self._generation)
+        if link is None:
+            if connector.hopeless and connector.error is not None:
                 while (waiter := self._line.pop()) is not None:
-                    waiter.future.set_exception(self._unavailable(error))
-                return None
-            pause = min(BACKOFF * 2 ** min(self._failures - 1, 10), MAX_BACKOFF, self._acquire_timeout / 4)
-            await self._clock.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load
+                    waiter.future.set_exception(self._unavailable(connector.error))
+            else:
+                await self._clock.sleep(connector.pause)
             return None
         link.incident = self._incident
-        self._failures = 0
-        self._connect_error = None
         self._opened += 1
         self._sink.emit(ConnectionOpened(self.cluster, self._monotonic() - begun))
         return link
@@ -681,14 +634,3 @@ class Pool:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._sink.emit(TaskFailed(task.get_name(), repr(error), None))
             _log.error("%s failed", task.get_name(), exc_info=error)
-
-
-async def _hang_up(link: Link) -> None:
-    """Ask the server to stop what it does for this connection, unless it commits, and leave."""
-    if link.committing:
-        link.raw.terminate()
-        return
-    try:
-        await link.raw.close(timeout=RECOVERY)
-    except (TimeoutError, *ASYNCPG_ERRORS, OSError) as error:
-        _log.debug("hanging up on %s: %r", link.cluster, error)
