@@ -52,6 +52,14 @@ class Project:
         (self.folder / "plainapp.py").write_text(app)
         return self
 
+    def prepare(self, template: Path) -> Project:
+        """Start from the database of another home, which saves the time of making one."""
+        self.home.mkdir()
+        self.home.chmod(0o755)
+        for name in ("data", "secrets"):
+            subprocess.run(["cp", "-a", template / name, self.home / name], check=True)
+        return self
+
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
         """`springtide` in a session of its own, output captured."""
         return subprocess.Popen(

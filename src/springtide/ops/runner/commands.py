@@ -129,7 +129,7 @@ async def _serve(supervisor: Supervisor, ready_fd: int | None) -> int:
         assert state is not None
         if ready_fd is None:
             print(_welcome(state), flush=True)
-        _tell(ready_fd, {"url": supervisor.url})
+        _tell(ready_fd, {"warnings": supervisor.warnings})
     arriving.cancel()
     try:
         await running
@@ -140,7 +140,7 @@ async def _serve(supervisor: Supervisor, ready_fd: int | None) -> int:
     return 0
 
 
-def _tell(ready_fd: int | None, message: dict[str, str | None]) -> None:
+def _tell(ready_fd: int | None, message: dict[str, Any]) -> None:
     """Answer the `up --detach` that started us."""
     if ready_fd is not None:
         try:
@@ -174,6 +174,8 @@ def _detach(args: argparse.Namespace, home: Home) -> int:
     if "error" in message:
         asyncio.run(process.wait())
         raise RunnerError(message["error"])
+    for warning in message["warnings"]:
+        print(f"springtide: {warning}", file=sys.stderr)
     state = home.read_state()
     if state is None:
         raise RunnerError(f"the platform was up and stopped again\n{logs.tail(log, 15, begin=begin)}")
@@ -202,7 +204,8 @@ def _down(args: argparse.Namespace) -> int:
 async def _stop(home: Home) -> str:
     """Stop the supervisor in order, then end what is left; what was stopped, "" for nothing."""
     state = home.read_state()
-    supervisor = processes.adopt(state.supervisor) if state is not None else None
+    noted = state.supervisor if state is not None else home.holder()
+    supervisor = processes.adopt(noted) if noted is not None else None
     if supervisor is not None and not await processes.stop(supervisor, DOWN):
         raise RunnerError(f"the supervisor (process {supervisor.pid}) does not end, not even when killed")
     with home.lock():
@@ -243,7 +246,10 @@ def _orphans(home: Home, state: State | None) -> list[NodeState]:
         return []
     known = {node.identity.pid: node for node in (state.nodes if state else ()) if node.identity}
     found = []
-    for kind, pids in (("postgres", left_databases(home)), ("python", left_programs(home))):
+    for kind, pids in (
+        ("postgres", [server.pid for server in left_databases(home)]),
+        ("python", left_programs(home)),
+    ):
         for pid in pids:
             node = known.get(pid) or NodeState(
                 name="?",
@@ -264,7 +270,7 @@ def _row(node: NodeState) -> dict[str, Any]:
         "node": node.name,
         "kind": node.kind,
         "pid": pid,
-        "state": node.state,
+        "state": "frozen" if pid and processes.suspended(pid) else node.state,
         "address": node.address,
         "uptime": round(max(time.time() - node.since, 0), 1) if pid and node.since else None,
         "restarts": node.restarts,

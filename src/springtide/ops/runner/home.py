@@ -19,7 +19,7 @@ from pathlib import Path
 
 from springtide.errors import RunnerError
 from springtide.ops.runner.pgdata import explain
-from springtide.ops.runner.processes import Identity
+from springtide.ops.runner.processes import Identity, identify
 
 __all__ = ["Home", "NodeState", "State"]
 
@@ -101,6 +101,19 @@ class Home:
             yield
         finally:
             os.close(descriptor)
+
+    def holder(self) -> Identity | None:
+        """Who holds the lock now; None when nobody does."""
+        try:
+            with (self.run / "lock").open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    text = file.read(32).strip()
+                    return identify(int(text)) if text.isdigit() else None
+        except FileNotFoundError:
+            pass
+        return None
 
     def write_state(self, state: State) -> None:
         self._replace("state.json", json.dumps(asdict(state), indent=1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -41,17 +42,20 @@ def left_programs(home: Home) -> list[int]:
     return found
 
 
-def left_databases(home: Home) -> list[int]:
-    """Postmasters that run on this home's data."""
+def left_databases(home: Home) -> list[pgdata.Postmaster]:
+    """PostgreSQL servers that run on this home's data."""
     folders = [folder.resolve() for folder in (home.path / "data").glob("*") if folder.is_dir()]
-    return [found.pid for folder in folders if (found := pgdata.postmaster(folder)) is not None]
+    return [found for folder in folders if (found := pgdata.postmaster(folder)) is not None]
 
 
 async def end_leftovers(home: Home, *, databases: bool) -> list[int]:
     """End app servers and workers, and with `databases` PostgreSQL after them; the pids that were ended."""
     ended = await _end(await asyncio.to_thread(left_programs, home), STAGES)
     if databases:
-        ended += await _end(await asyncio.to_thread(left_databases, home), SHUTDOWN)
+        servers = await asyncio.to_thread(left_databases, home)
+        ended += await _end([server.pid for server in servers], SHUTDOWN)
+        for server in servers:
+            await asyncio.to_thread(shutil.rmtree, server.socket_folder, ignore_errors=True)
     return ended
 
 

@@ -19,7 +19,19 @@ from pathlib import Path
 
 from springtide.errors import RunnerError
 
-__all__ = ["Identity", "Process", "Stage", "adopt", "alive", "rss_bytes", "run", "spawn", "stop"]
+__all__ = [
+    "Identity",
+    "Process",
+    "Stage",
+    "adopt",
+    "alive",
+    "identify",
+    "rss_bytes",
+    "run",
+    "spawn",
+    "stop",
+    "suspended",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,12 @@ def identify(pid: int) -> Identity | None:
 
 def alive(identity: Identity) -> bool:
     return identify(identity.pid) == identity
+
+
+def suspended(pid: int) -> bool:
+    """Whether the process is stopped by a signal (SIGSTOP): it exists and does nothing."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "T"
 
 
 def rss_bytes(pid: int) -> int | None:

@@ -72,7 +72,7 @@ class Supervisor:
         self._cgroups: list[Cgroup] = []
         self._urls: dict[str, str] = {}
         self._ready = False
-        self._warned = False
+        self.warnings: list[str] = []
         self._rotation = Periodic("rotate logs", self._rotate, every=ROTATE_EVERY)
         self._identity = processes.identify(os.getpid())
 
@@ -216,9 +216,11 @@ class Supervisor:
         try:
             group = await asyncio.to_thread(open_group, platform, node, limits)
         except CgroupError as error:
-            if not self._warned:
-                self._warned = True
-                _log.warning("CPU and memory limits are off (they need control groups and root): %s", error)
+            if not self.warnings:  # once: the reason is the same for every node
+                self.warnings.append(
+                    f"CPU and memory limits are off (they need Linux control groups and root): {error}"
+                )
+                _log.warning(self.warnings[-1])
             return None
         self._cgroups.append(group)
         return group
