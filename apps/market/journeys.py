@@ -21,6 +21,7 @@ from urllib.parse import quote
 import msgspec
 
 from market.seed import PASSWORD
+from springtide.errors import LoadError
 from springtide.ops.load.client import Answer
 from springtide.ops.load.journeys import Client, Journey, World
 from springtide.ops.load.zipf import Zipf
@@ -81,7 +82,7 @@ async def prepare(client: Client, world: World) -> None:
             break
     tags = msgspec.json.decode((await client.get("/api/tags")).body, type=Tags).tags
     if not slugs or not tags:
-        raise LookupError("the site has no articles: run `springtide seed` first")
+        raise LoadError("the site has no articles: run `springtide seed` first")
     rng = random.Random(f"{world.seed}:journeys")  # noqa: S311 - chooses invented people
     readers = []
     for username in rng.sample(list(people), min(POOL, len(people))):
