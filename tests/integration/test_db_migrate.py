@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from tests.sharded import NOTES, pools
 
+import springtide.db
 from springtide.db import Migrator
 from springtide.db.pool import Pool
 from springtide.errors import MigrationError
 
 INDEX = "-- springtide: no-transaction\n"
+OWN = [f"springtide:{file.name}" for file in sorted(Path(springtide.db.__file__).parent.glob("sql/*.sql"))]
+"""The data layer's own migrations, which come before a module's."""
 
 
 @pytest.fixture
@@ -56,13 +59,9 @@ async def columns(pool: Pool) -> list[str]:
 
 async def test_pending_files_are_applied_once_on_every_shard(folder: Path, shards: dict[str, Pool]) -> None:
     """The first run applies the data layer's tables and the module's, the second nothing."""
-    assert len(await migrator(folder, shards).pending()) == 2 * len(shards)
+    assert len(await migrator(folder, shards).pending()) == (len(OWN) + 1) * len(shards)
     applied = await migrator(folder, shards).apply()
-    assert applied == [
-        f"notes/{name} on {shard}"
-        for shard in shards
-        for name in ("springtide:0001_tables.sql", "0001_note.sql")
-    ]
+    assert applied == [f"notes/{name} on {shard}" for shard in shards for name in (*OWN, "0001_note.sql")]
     assert await migrator(folder, shards).apply() == []
     assert await migrator(folder, shards).pending() == []
     (folder / "0002_more.sql").write_text("alter table notes.note add column more text;")
@@ -82,7 +81,7 @@ async def test_concurrent_starts_run_each_file_once(folder: Path, shards: dict[s
     """Eight processes start at the same time: one of them applies, none fails."""
     (folder / "0002_row.sql").write_text("insert into notes.note (bucket, id) values (0, 1);")
     runs = await asyncio.gather(*[migrator(folder, shards).apply() for _ in range(4)])
-    assert sum(len(run) for run in runs) == 3 * len(shards)
+    assert sum(len(run) for run in runs) == (len(OWN) + 2) * len(shards)
 
 
 async def test_a_fleet_that_is_half_migrated_is_completed(folder: Path, shards: dict[str, Pool]) -> None:
@@ -90,10 +89,7 @@ async def test_a_fleet_that_is_half_migrated_is_completed(folder: Path, shards: 
     await migrator(folder, {first: shards[first]}).apply()
     applied = await migrator(folder, shards).apply()
     assert applied == [
-        f"notes/{name} on {shard}"
-        for shard in shards
-        if shard != first
-        for name in ("springtide:0001_tables.sql", "0001_note.sql")
+        f"notes/{name} on {shard}" for shard in shards if shard != first for name in (*OWN, "0001_note.sql")
     ]
 
 
@@ -274,6 +270,7 @@ async def test_a_statement_done_but_not_recorded_is_not_done_twice(
 CHILD = """
 import asyncio, sys
 from pathlib import Path
+import springtide.db
 from springtide.db import Migrator
 from springtide.db.pool import Pool
 
@@ -311,7 +308,7 @@ async def test_a_migrator_killed_in_the_middle_is_followed_by_another(
 
 
 async def test_a_module_without_a_folder_gets_the_data_layers_tables(one: dict[str, Pool]) -> None:
-    assert await migrator(None, one).apply() == ["notes/springtide:0001_tables.sql on main"]
+    assert await migrator(None, one).apply() == [f"notes/{name} on main" for name in OWN]
 
 
 @pytest.mark.parametrize("options", [{"lock_timeout": 0}, {"lock_attempts": 0}, {"wait": -1}])

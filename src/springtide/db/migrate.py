@@ -220,11 +220,8 @@ class Migrator:
                 if self._clock.monotonic() >= until:
                     raise MigrationError(f"another process has been migrating {shard} for {self._wait:g} s")
                 await self._clock.sleep(LOCK_POLL * random.uniform(0.5, 1.5))  # noqa: S311 - spreads polls
-            try:
-                yield raw
-            finally:
-                if not raw.is_closed():
-                    await raw.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
+            yield raw  # when this raises, the pool closes the connection, which ends the lock
+            await self._run(raw, f"SELECT pg_advisory_unlock({LOCK_KEY})", f"ending the migration of {shard}")
 
     async def _apply(
         self, connection: Any, shard: str, source: str, file: MigrationFile, done: int | None

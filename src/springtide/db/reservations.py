@@ -210,8 +210,14 @@ class Reservations:
     async def reconcile(self) -> Reconciled:
         """See `Database.reconcile`."""
         done = Reconciled()
+        failed: Unavailable | None = None
         for shard in self._db.shards.shards:
-            await self._reconcile_shard(shard, done)
+            try:
+                await self._reconcile_shard(shard, done)
+            except Unavailable as error:  # the others are finished all the same
+                failed = failed or error
+        if failed is not None:
+            raise failed
         for shard in self._db.shards.shards:
             await self._forget(shard, done)
         return done
@@ -362,7 +368,11 @@ class Reservations:
             )
             for record in found:
                 row = _Row(*record)
-                committed = await self._resolve(row)
+                try:
+                    committed = await self._resolve(row)
+                except Unavailable as error:  # the owner's shard; rows of other owners need not wait for it
+                    _log.warning("claim %s cannot be finished now: %r", row.claim_id, error)
+                    committed = None
                 if committed is None:
                     done.busy += 1
                 elif committed:
