@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.servers import scratch
 
 PLAIN = """
 import os
@@ -120,8 +121,7 @@ class Project:
 @contextmanager
 def project(**options: Any) -> Iterator[Project]:
     """A folder that any account can enter, and whatever runs in it is stopped at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="springtide-run-"))
-    folder.chmod(0o755)
+    folder = scratch("springtide-run-")
     made = Project(folder, **options)
     try:
         yield made

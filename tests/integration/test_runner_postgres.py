@@ -8,13 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, scratch
 
 from springtide.errors import RunnerError
 from springtide.ops.runner import pgdata
@@ -28,8 +27,7 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="changes accounts and mounts
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that any account can enter."""
-    made = Path(tempfile.mkdtemp(prefix="springtide-pg-"))
-    made.chmod(0o755)
+    made = scratch("springtide-pg-")
     yield made
     shutil.rmtree(made, ignore_errors=True)
 
