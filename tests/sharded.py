@@ -10,7 +10,7 @@ from typing import Any
 from springtide.db import Database, Migrator, ShardMap
 from springtide.db.pool import Pool
 
-SHARDS = ("main", "second")
+SHARDS = ("main", "second", "third")
 
 NOTES = """
 create table notes.note (
@@ -26,7 +26,7 @@ create table notes.note (
 
 @asynccontextmanager
 async def pools(urls: Sequence[str], **options: Any) -> AsyncIterator[dict[str, Pool]]:
-    """A started pool for each address; the first is `main`, the next `second`."""
+    """A started pool for each address; `main`, `second`, `third`."""
     async with AsyncExitStack() as stack:
         started: dict[str, Pool] = {}
         for name, url in zip(SHARDS, urls, strict=False):

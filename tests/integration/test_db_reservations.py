@@ -272,20 +272,28 @@ async def test_a_competitor_finishes_an_abandoned_claim_itself(
     assert await two.lookup("username", FAR) == RIVAL
 
 
-async def test_reconcile_goes_on_when_a_shard_is_away(two: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be decided now is kept and said; the next call finishes it."""
-    with monkeypatch.context() as broken:
-        dying(two, "_decide", "before", broken)
-        with pytest.raises(Died):
-            await register(two, OWNER, username=FAR)
-    await age(two, 10)
-    await two.pools["main"].stop()
-    with pytest.raises(PoolClosed):
-        await two.reconcile()
-    assert await two.pools["second"].fetch_value("select count(*) from notes._reservation") == 1
-    await two.pools["main"].start()
-    assert (await two.reconcile()).aborted == 1
-    assert await rows(two) == []
+async def test_reconcile_goes_on_when_a_shard_is_away(
+    database_urls: tuple[str, str], database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two dead writers' claims on a third shard, the one whose owner's shard answers is finished."""
+    away, here = 1 << 10 | 3, 1 << 10 | 500
+    values = [value for n in range(100) if bucket_of(value := f"value{n}") > 700]
+    async with notes((*database_urls, database_url), tmp_path, size=5) as three:
+        quick(three)
+        with monkeypatch.context() as broken:
+            dying(three, "_decide", "before", broken)
+            for owner, value in zip((away, here), sorted(values[:2], key=bucket_of), strict=True):
+                with pytest.raises(Died):
+                    await register(three, owner, username=value)
+        await age(three, 10)
+        await three.pools["main"].stop()
+        with pytest.raises(PoolClosed):
+            await three.reconcile()
+        left = await three.pools["third"].fetch("select owner_id from notes._reservation")
+        assert [row["owner_id"] for row in left] == [away]
+        await three.pools["main"].start()
+        assert (await three.reconcile()).aborted == 1
+        assert await rows(three) == []
 
 
 async def test_a_writer_taken_for_dead_never_commits_without_its_value(
