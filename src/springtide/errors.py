@@ -5,6 +5,7 @@
     │   ├── TopologyError             springtide.toml: all faults at once, with lines
     │   ├── StageNotBuilt             the topology asks for parts that do not exist yet
     │   ├── ModuleError               a module's declaration breaks its boundary
+    │   ├── JobError                  a job is declared, handled or enqueued as it cannot run
     │   └── MigrationError            migrations on disk and in the database disagree
     ├── RunnerError                   a local process could not be started, adopted or stopped
     │   ├── ProcessCrashed            it ended before it was ready; another try may help
@@ -24,6 +25,8 @@
     │   ├── WrongShard                one transaction touched keys of two shards
     │   ├── NotScatterable            rows of several shards cannot be merged as asked
     │   └── IdSpaceExhausted          a bucket has used every id below 2**53
+    ├── JobFailed                     raised by a job's handler: trying again cannot help
+    ├── JobLost                       the worker does not own this run of the job any more
     ├── InvalidToken                  a signed token is malformed, expired or not ours
     └── InvalidCursor                 a pagination cursor was not made by this query
 
@@ -47,6 +50,9 @@ __all__ = [
     "IdSpaceExhausted",
     "InvalidCursor",
     "InvalidToken",
+    "JobError",
+    "JobFailed",
+    "JobLost",
     "LoadError",
     "MigrationError",
     "ModuleError",
@@ -112,6 +118,10 @@ class StageNotBuilt(ConfigurationError):
 
 class ModuleError(ConfigurationError):
     """A module's declaration breaks its boundary."""
+
+
+class JobError(ConfigurationError):
+    """A job is declared, handled or enqueued in a way that it cannot run."""
 
 
 class MigrationError(ConfigurationError):
@@ -205,6 +215,14 @@ class NotScatterable(DatabaseError):
 
 class IdSpaceExhausted(DatabaseError):
     """A bucket has used every id below 2**53."""
+
+
+class JobFailed(SpringtideError):
+    """Raised by a job's handler to say that trying again cannot help: the job becomes a dead letter."""
+
+
+class JobLost(SpringtideError):
+    """The worker does not own this run of the job any more; its transactional effect was rolled back."""
 
 
 class InvalidToken(SpringtideError):

@@ -17,6 +17,8 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionOpened",
     "FanOut",
+    "JobFinished",
+    "JobsMeasured",
     "NullSink",
     "PoolWaited",
     "RequestFinished",
@@ -103,6 +105,45 @@ class RequestFinished:
     client: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JobFinished:
+    """One run of a job ended. `waited` is how long it was due before it began, `seconds` how long it ran.
+
+    `outcome`: done, retry, dead (a dead letter), lost (by then it was not this worker's), returned
+    (handed back at shutdown) or expired (its worker stopped renewing the lease: it is ready again).
+    """
+
+    module: str
+    kind: str
+    version: int
+    job_id: str
+    attempt: int
+    outcome: str
+    waited: float
+    seconds: float
+    request_id: str
+    trace: Trace | None
+    ledger: Ledger
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobsMeasured:
+    """How many jobs of one kind one shard has in each state; `age` is how long the oldest due one waits.
+
+    Counts are of at most `jobs.MEASURED` rows per shard and state.
+    """
+
+    module: str
+    shard: str
+    kind: str
+    ready: int
+    running: int
+    parked: int
+    dead: int
+    age: float
+
+
 Signal = (
     ServiceChanged
     | TaskFailed
@@ -111,6 +152,8 @@ Signal = (
     | ConnectionClosed
     | StatementFinished
     | RequestFinished
+    | JobFinished
+    | JobsMeasured
 )
 
 

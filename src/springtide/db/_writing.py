@@ -18,16 +18,37 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+from springtide.context import Priority
+from springtide.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from springtide.db.router import Database
     from springtide.db.transaction import Transaction
 
-__all__ = ["WriteTransaction", "innermost", "join", "opened"]
+__all__ = ["Enqueue", "WriteTransaction", "innermost", "join", "opened"]
 
 Callback = Callable[[], Awaitable[None] | None]
 
 DOOMED = "a nested write was cancelled, so the whole transaction can only roll back"
+
+
+class Enqueue(Protocol):
+    """How a job gets into a transaction: the seam to the layer above, filled by the composition root."""
+
+    async def __call__(
+        self,
+        tx: WriteTransaction,
+        job: Any,
+        *,
+        delay: float | None,
+        run_at: datetime | None,
+        priority: Priority | None,
+        unique_key: str | None,
+    ) -> UUID: ...
 
 
 class WriteTransaction:
@@ -41,16 +62,24 @@ class WriteTransaction:
         "_open",
         "_root",
         "_tx",
+        "bucket",
         "database",
         "isolation",
         "shard",
     )
 
     def __init__(
-        self, tx: Transaction, database: object, shard: str, isolation: str, parent: WriteTransaction | None
+        self,
+        tx: Transaction,
+        database: Database,
+        shard: str,
+        bucket: int,
+        isolation: str,
+        parent: WriteTransaction | None,
     ) -> None:
         self.database = database
         self.shard = shard
+        self.bucket = bucket
         self.isolation = isolation
         self._tx = tx
         self._root: WriteTransaction = self if parent is None else parent._root
@@ -92,6 +121,28 @@ class WriteTransaction:
         """COPY rows into `table` (of `schema`) and return how many."""
         async with self._turn():
             return await self._usable().copy_in(table, columns, records, schema=schema)
+
+    async def enqueue(
+        self,
+        job: Any,
+        *,
+        delay: float | None = None,
+        run_at: datetime | None = None,
+        priority: Priority | None = None,
+        unique_key: str | None = None,
+    ) -> UUID:
+        """Add a job that exists if and only if this transaction commits; see `springtide.jobs.enqueue`.
+
+        It lies in the bucket of the key that this write was opened with. Returns its id.
+        Raises JobError, and ConfigurationError when the database was built without a platform's jobs.
+        """
+        enqueue: Enqueue | None = self.database.enqueue
+        if enqueue is None:
+            raise ConfigurationError(
+                f"database {self.database.name!r} was built without jobs;"
+                " use springtide.jobs.enqueue(tx, job)"
+            )
+        return await enqueue(self, job, delay=delay, run_at=run_at, priority=priority, unique_key=unique_key)
 
     def on_commit(self, callback: Callback) -> None:
         """Call `callback` once the outermost transaction has committed; never when this block is undone."""
@@ -139,10 +190,10 @@ def innermost(database: object) -> WriteTransaction | None:
 
 @asynccontextmanager
 async def opened(
-    tx: Transaction, database: object, shard: str, isolation: str
+    tx: Transaction, database: Database, shard: str, bucket: int, isolation: str
 ) -> AsyncIterator[WriteTransaction]:
     """`tx` is the open write on `database` for this task inside the block."""
-    write = WriteTransaction(tx, database, shard, isolation, None)
+    write = WriteTransaction(tx, database, shard, bucket, isolation, None)
     async with _entered(write):
         yield write
     if write._doomed:
@@ -150,10 +201,12 @@ async def opened(
 
 
 @asynccontextmanager
-async def join(parent: WriteTransaction) -> AsyncIterator[WriteTransaction]:
+async def join(parent: WriteTransaction, bucket: int | None = None) -> AsyncIterator[WriteTransaction]:
     """A savepoint inside `parent`; the tasks that share the parent wait until the block ends."""
+    if bucket is None:
+        bucket = parent.bucket
     async with parent._turn():
-        write = WriteTransaction(parent._tx, parent.database, parent.shard, parent.isolation, parent)
+        write = WriteTransaction(parent._tx, parent.database, parent.shard, bucket, parent.isolation, parent)
         try:
             async with parent._usable().savepoint(), _entered(write):
                 yield write

@@ -19,11 +19,11 @@ from springtide.clock import Clock, SystemClock
 from springtide.context import Priority
 from springtide.db import _writing, scatter
 from springtide.db._names import identifier
-from springtide.db._writing import WriteTransaction
+from springtide.db._writing import Enqueue, WriteTransaction
 from springtide.db.consistency import Consistency
 from springtide.db.ids import Ids
 from springtide.db.reservations import Reconciled, Reservations, Values
-from springtide.db.shards import K, Key, ShardMap
+from springtide.db.shards import K, Key, ShardMap, bucket_of
 from springtide.errors import WrongShard
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class Reader:
 class Database:
     """One module's tables: `name` for people, `schema` (default: the name) where they are.
 
-    `pools` maps every shard of `shards` to the pool of its cluster.
+    `pools` maps every shard of `shards` to the pool of its cluster. `enqueue` puts jobs into this database's
+    writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Database:
         *,
         schema: str | None = None,
         clock: Clock | None = None,
+        enqueue: Enqueue | None = None,
     ) -> None:
         missing = [shard for shard in shards.shards if shard not in pools]
         if missing:
@@ -131,6 +133,7 @@ class Database:
         self.shards = shards
         self.pools = {shard: pools[shard] for shard in shards.shards}
         self.clock = clock or SystemClock()
+        self.enqueue = enqueue
         self.ids = Ids(self.schema, shards, self.pools)
         self.reservations = Reservations(self)
 
@@ -155,7 +158,7 @@ class Database:
             level = isolation or "read committed"
             async with (
                 self.pools[shard].transaction(isolation=level, priority=priority) as tx,
-                _writing.opened(tx, self, shard, level) as write,
+                _writing.opened(tx, self, shard, bucket_of(key), level) as write,
             ):
                 yield write
             return
@@ -166,7 +169,7 @@ class Database:
             )
         if isolation not in (None, outer.isolation):
             raise ValueError(f"a nested write keeps its outer {outer.isolation!r}, got {isolation!r}")
-        async with _writing.join(outer) as write:
+        async with _writing.join(outer, bucket_of(key)) as write:
             yield write
 
     def reserving(

@@ -1,0 +1,126 @@
+"""What keeps one line in order, every few seconds in every worker.
+
+Rescue: jobs whose lease has expired are ready again, or dead when they have no attempts left.
+Park: jobs that nobody here knows and nobody took for `park_after` seconds are set aside, visible; whichever
+worker knows their kind and version makes them ready again. So a rolling deploy loses nothing in either
+direction. Purge: jobs done more than `keep_done` seconds ago are deleted in batches. Measure: depth and age.
+Every statement skips rows that another worker has, so any number of workers may do this at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from springtide.clock import Clock
+from springtide.context import Ledger, Priority, RequestContext, activate
+from springtide.jobs._dispatch import Line
+from springtide.jobs._store import BATCH
+from springtide.lifecycle import Periodic
+from springtide.signals import JobFinished, JobsMeasured, Sink
+
+__all__ = ["Upkeep"]
+
+_log = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+MAX_PURGES = 20
+"""Batches that one call deletes at most."""
+
+
+class Upkeep:
+    """A lifecycle service for `line`; `ring` is called when it made jobs ready."""
+
+    def __init__(
+        self,
+        line: Line,
+        *,
+        every: float,
+        measure_every: float,
+        park_after: float,
+        keep_done: float,
+        ring: Callable[[str, str | None], None],
+        clock: Clock,
+        sink: Sink,
+    ) -> None:
+        self._line = line
+        self._store = line.store
+        self._measure_every = measure_every
+        self._park_after = park_after
+        self._keep_done = keep_done
+        self._ring = ring
+        self._clock = clock
+        self._sink = sink
+        self._measured = float("-inf")
+        self._kinds = {route.kind.kind for route in line.routes.values()}
+        self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
+        self._task = Periodic(self.name, self._tend, every=every, clock=clock, sink=sink)
+
+    @property
+    def state(self) -> str:
+        return self._task.state
+
+    async def start(self) -> None:
+        await self._task.start()
+
+    async def stop(self) -> None:
+        await self._task.stop()
+
+    async def _tend(self) -> None:
+        deadline = self._clock.monotonic() + TIMEOUT
+        with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
+            await self._rescue()
+            await self._park()
+            for _ in range(MAX_PURGES):
+                if await self._store.purge(self._keep_done) < BATCH:
+                    break
+            if self._clock.monotonic() - self._measured >= self._measure_every:
+                await self._measure()
+                self._measured = self._clock.monotonic()
+
+    async def _rescue(self) -> None:
+        rescued = await self._store.rescue()
+        for row in rescued:
+            dead = row["state"] == "dead"
+            text = "its worker stopped renewing the lease"
+            name = f"{row['kind']}/{row['version']} {row['id']}"
+            if dead:
+                _log.error("job %s is a dead letter after run %d: %s", name, row["attempt"], text)
+            else:
+                _log.warning("job %s is ready again after run %d: %s", name, row["attempt"], text)
+            self._sink.emit(
+                JobFinished(
+                    self._store.module,
+                    row["kind"],
+                    row["version"],
+                    str(row["id"]),
+                    row["attempt"],
+                    "dead" if dead else "expired",
+                    0.0,
+                    0.0,
+                    "",
+                    None,
+                    Ledger(),
+                    text,
+                )
+            )
+        if rescued:
+            self._ring(self._store.shard, self._store.schema)
+
+    async def _park(self) -> None:
+        names = self._line.names
+        for name, count in Counter(await self._store.park(names, self._park_after)).items():
+            _log.error("%d jobs of kind %s are parked: no handler in %s", count, name, self._store.module)
+        if released := await self._store.release(names):
+            _log.info("%d parked jobs of %s are ready again", released, self._store.module)
+            self._ring(self._store.shard, self._store.schema)
+
+    async def _measure(self) -> None:
+        found = {entry.kind: entry for entry in await self._store.measure()}
+        self._kinds |= set(found)
+        for kind in sorted(self._kinds):
+            entry = found.get(kind)
+            counts = (entry.ready, entry.running, entry.parked, entry.dead) if entry else (0, 0, 0, 0)
+            age = entry.age if entry else 0.0
+            self._sink.emit(JobsMeasured(self._store.module, self._store.shard, kind, *counts, age))

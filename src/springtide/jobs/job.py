@@ -1,0 +1,185 @@
+"""What a job is: a frozen struct with a kind and a version, and a handler that takes it.
+
+    @job(kind="mail.welcome", version=1)
+    class Welcome(msgspec.Struct, frozen=True):
+        user_id: int
+
+    Module(..., jobs=[Handler(Welcome, UserService.send_welcome)])
+
+The kind is a name in the database, kept when the class is renamed or moved; the version is raised when older
+code could not read the struct any more. A declaration is a value: nothing is registered by import, a module
+lists its handlers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from springtide.context import Priority
+from springtide.errors import JobError
+
+if TYPE_CHECKING:
+    from springtide.db import WriteTransaction
+
+__all__ = ["Effect", "Handler", "JobKind", "Run", "job", "kind_of"]
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+Effect = Literal["any", "transactional"]
+
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,47}(\.[a-z][a-z0-9_]{0,47}){0,3}")
+_ATTRIBUTE = "__springtide_job__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobKind:
+    """How jobs of one kind and version are run; made by `job`, which explains the options."""
+
+    kind: str
+    version: int
+    max_attempts: int
+    max_run: float
+    backoff: float
+    max_backoff: float
+    priority: Priority
+
+    def __post_init__(self) -> None:
+        if not _KIND.fullmatch(self.kind):
+            raise JobError(
+                "a job's kind is 1 to 4 words of lower-case letters, digits and _ with dots between,"
+                f" such as mail.welcome, got {self.kind!r}"
+            )
+        if self.version < 1:
+            raise JobError(f"job {self.kind}: version must be >= 1, got {self.version}")
+        if self.max_attempts < 1:
+            raise JobError(f"job {self.kind}: max_attempts must be >= 1, got {self.max_attempts}")
+        if not self.max_run > 0:
+            raise JobError(f"job {self.kind}: max_run must be > 0 seconds, got {self.max_run}")
+        if not 0 < self.backoff <= self.max_backoff:
+            raise JobError(
+                f"job {self.kind}: backoff must be > 0 and <= max_backoff,"
+                f" got {self.backoff} and {self.max_backoff}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Kind and version as the claim compares them: `mail.welcome/1`."""
+        return f"{self.kind}/{self.version}"
+
+
+def job(
+    *,
+    kind: str,
+    version: int = 1,
+    max_attempts: int = 15,
+    max_run: float = 60.0,
+    backoff: float = 2.0,
+    max_backoff: float = 3600.0,
+    priority: Priority = Priority.NORMAL,
+) -> Callable[[type[S]], type[S]]:
+    """Declare a frozen msgspec struct to be a job.
+
+    max_attempts: runs before the job becomes a dead letter; runs that were cut off by a crash count.
+    max_run:      seconds that one run may take; it is the deadline of everything the handler does.
+    backoff:      seconds before the second run; doubled for each further one, up to `max_backoff`, and
+                  multiplied by a uniform factor in [0.5, 1.5). The defaults try for about four hours.
+    priority:     who is served first when not all can be; `enqueue` may say otherwise for one job.
+
+    Raises JobError.
+    """
+    spec = JobKind(
+        kind=kind,
+        version=version,
+        max_attempts=max_attempts,
+        max_run=max_run,
+        backoff=backoff,
+        max_backoff=max_backoff,
+        priority=Priority(priority),
+    )
+
+    def declare(cls: type[S]) -> type[S]:
+        if not issubclass(cls, msgspec.Struct):
+            raise JobError(f"job {spec.kind}: a job is a msgspec.Struct, got {cls!r}")
+        if not cls.__struct_config__.frozen:
+            raise JobError(f"job {spec.kind}: {cls.__name__} must be frozen (frozen=True)")
+        setattr(cls, _ATTRIBUTE, spec)
+        return cls
+
+    return declare
+
+
+def kind_of(job: object) -> JobKind:
+    """The declaration of a job or of its class. Raises JobError when there is none."""
+    cls = job if isinstance(job, type) else type(job)
+    spec = cls.__dict__.get(_ATTRIBUTE)  # not inherited: a subclass has other fields
+    if not isinstance(spec, JobKind):
+        raise JobError(f"{cls.__qualname__} is not declared as a job; put @job(kind=...) above it")
+    return spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a job, as its handler sees it.
+
+    `key` is the same for every run of the job and unique over all jobs of all modules: hand it to third
+    parties as idempotency key. `attempt` begins with 1.
+    """
+
+    id: UUID
+    key: str
+    attempt: int
+    max_attempts: int
+    enqueued_at: datetime
+    transaction: WriteTransaction | None = None
+
+    @property
+    def tx(self) -> WriteTransaction:
+        """The transaction that finishes the job, for handlers declared with effect="transactional"."""
+        if self.transaction is None:
+            raise JobError('only a handler with effect="transactional" has the finishing transaction')
+        return self.transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """`method` runs jobs of the class `job`; its arguments are the module's implementation, job and Run.
+
+    effect "any":           the job is finished after the method returned. A crash in between runs it again,
+                            so what it does must bear to be done twice (use `run.key`).
+    effect "transactional": the method runs inside a write transaction on the job's shard, `run.tx`, which
+                            also finishes the job: both happen once or not at all. The module's own writes on
+                            that shard join it. Keep such methods short, and call nobody outside.
+
+    Raises JobError.
+    """
+
+    job: type[msgspec.Struct]
+    method: Callable[[Any, Any, Run], Awaitable[None]]
+    effect: Effect = "any"
+
+    def __post_init__(self) -> None:
+        spec = kind_of(self.job)
+        if not callable(self.method):
+            raise JobError(
+                f"handler of {spec.name}: method must be a function of the implementation,"
+                f" such as Users.send_welcome, got {self.method!r}"
+            )
+        if self.effect not in ("any", "transactional"):
+            raise JobError(
+                f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
+            )
+        try:
+            msgspec.json.Decoder(self.job)
+        except (TypeError, NameError) as error:
+            raise JobError(f"{self.job.__qualname__} cannot be stored as JSON: {error}") from error
+
+    @property
+    def kind(self) -> JobKind:
+        return kind_of(self.job)

@@ -1,0 +1,110 @@
+"""A module with jobs for tests: its database on one or two shards, a worker, and rows to look at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.sharded import SHARDS, pools
+
+from springtide.db import Database, Migrator, ShardMap
+from springtide.jobs import Enqueuer, Handler, Queue, Worker
+from springtide.outbox import Bell
+from springtide.signals import Signal
+
+EFFECT = """
+create table deeds.effect (
+    bucket smallint not null,
+    id     bigint   not null generated always as identity,
+    what   text     not null,
+    job    text     not null default '',
+    primary key (bucket, id)
+);
+"""
+
+FAST: dict[str, Any] = {
+    "lease": 1.5, "heartbeat": 0.3, "stall": 0.6, "poll": 0.2, "upkeep": 0.1, "measure": 0.1, "drain": 5.0,
+    "park_after": 0.1,
+}  # fmt: skip
+"""Options of a worker that tests need not wait for."""
+
+
+class Heard:
+    """A sink that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.signals: list[Signal] = []
+
+    def emit(self, signal: Signal) -> None:
+        self.signals.append(signal)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [signal for signal in self.signals if isinstance(signal, kind)]
+
+
+@asynccontextmanager
+async def deeds(
+    urls: Sequence[str], folder: Path, *, names: Sequence[str] | None = None, **options: Any
+) -> AsyncIterator[Database]:
+    """The database `deeds` with the table `deeds.effect`, migrated on every shard, able to enqueue."""
+    folder.mkdir(exist_ok=True)
+    (folder / "0001_effect.sql").write_text(EFFECT)
+    async with pools(urls, **options) as started:
+        await Migrator("deeds", folder, started).apply()
+        bell = Bell()
+        await bell.start()
+        try:
+            yield Database(
+                "deeds",
+                ShardMap.even(list(started)),
+                started,
+                enqueue=Enqueuer(names=names, bell=bell),
+            )
+        finally:
+            await bell.stop()
+
+
+def worker(
+    database: Database, urls: Sequence[str], handlers: Sequence[Handler], implementation: Any, **options: Any
+) -> Worker:
+    queue = Queue(database=database, handlers=handlers, implementation=implementation)
+    return Worker([queue], dsns=dict(zip(SHARDS, urls, strict=False)), **{**FAST, **options})
+
+
+@asynccontextmanager
+async def working(*arguments: Any, **options: Any) -> AsyncIterator[Worker]:
+    made = worker(*arguments, **options)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+async def rows(database: Database, where: str = "true") -> list[Any]:
+    """Every job row, in the order of enqueueing."""
+    found = await database.scatter(
+        "select bucket, id, kind, version, state, attempt, max_attempts, priority, run_at, worker, error,"
+        " leased_until, started_at, finished_at, enqueued_at, unique_key, context"
+        f" from deeds._job where {where}"
+    )
+    return sorted(found, key=lambda row: row["enqueued_at"])
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+    """Wait until `condition` (a function or coroutine function) is true: the database sends no event for it."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = condition()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def states(database: Database) -> list[str]:
+    return [row["state"] for row in await rows(database)]
