@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from tests.market.realworld import specification
 
 from market.application import application, render_error
@@ -25,6 +26,9 @@ from springtide.signals import Signal, StatementFinished
 from springtide.topology import Cluster, DatabaseSpec, Node, ServerSpec, TelemetrySpec, Topology
 
 PASSWORD = "correct horse battery"
+
+one_shard = pytest.mark.parametrize("shards", [1], ids=["one-shard"], indirect=True)
+"""For tests of what is decided before any shard is asked."""
 
 
 def topology(urls: Sequence[str], *, servers: ServerSpec | None = None) -> Topology:

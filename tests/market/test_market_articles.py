@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.market.harness import Api
+from tests.market.harness import Api, one_shard
 
 BLANK = ["can't be blank"]
 NEW = {"title": "How to train your dragon", "description": "Ever wonder how?", "body": "You have to believe"}
@@ -49,6 +49,7 @@ async def test_one_author_uses_a_title_once(api: Api) -> None:
 
 
 @pytest.mark.parametrize("title", ["feed", "Feed!", "🎉🎉", "日本語のタイトル", "...", "%2e%2e", "a/b?c#d"])
+@one_shard
 async def test_every_title_gives_an_address_that_works(api: Api, title: str) -> None:
     jake = await api.person()
     article = await api.article(jake, title)
@@ -78,6 +79,7 @@ async def test_every_title_gives_an_address_that_works(api: Api, title: str) -> 
         ({"title": "", "description": "", "body": ""}, {"title": BLANK, "description": BLANK, "body": BLANK}),
     ],
 )
+@one_shard
 async def test_an_article_names_every_field_that_is_wrong(
     api: Api, changed: dict[str, Any], errors: dict[str, list[str]]
 ) -> None:
@@ -224,6 +226,7 @@ SLUGS = ["nothing-here", "%00", "x" * 300, "%F0%9F%8E%89", "%ED%A0%80"]
 
 
 @pytest.mark.parametrize("slug", SLUGS)
+@one_shard
 async def test_what_is_not_there_is_not_found(api: Api, slug: str) -> None:
     jake = await api.person()
     requests: list[tuple[str, str, Any]] = [
@@ -303,6 +306,7 @@ async def test_a_comment_is_deleted_by_who_wrote_it(api: Api) -> None:
     ("id", "status"),
     [("0", 404), ("-1", 404), ("9" * 18, 404), ("9" * 30, 422), ("abc", 422), ("1.5", 422), ("%00", 422)],
 )
+@one_shard
 async def test_ids_that_no_comment_can_have(api: Api, id: str, status: int) -> None:
     jake = await api.person()
     slug = (await api.article(jake))["slug"]
@@ -322,6 +326,7 @@ async def test_ids_that_no_comment_can_have(api: Api, id: str, status: int) -> N
         ({"body": "\0"}, {"body": ["contains characters that cannot be stored"]}),
     ],
 )
+@one_shard
 async def test_a_comment_names_what_is_wrong(
     api: Api, comment: dict[str, Any], errors: dict[str, list[str]]
 ) -> None:

@@ -12,8 +12,10 @@ from tests.market.harness import Api
 
 import market
 from market.content import lists
+from market.content import store as content
 from market.content.api import ArticleQuery
 from market.platform import modules
+from market.users import store as users
 
 APP = Path(market.__file__).parent
 MODULES = {module.name: APP / module.name for module in modules()}
@@ -67,6 +69,21 @@ ALIASES = {"article", "account", "author_count"}
 def test_sql_is_in_the_store_alone(module: str) -> None:
     files = {name for name, text in texts(module) if TABLE.search(text) and name.endswith(".py")}
     assert files <= {"store.py", "lists.py", "bulk.py"}
+
+
+SCATTERED = {content.TAGS, lists.COUNT_ALL, lists.COUNT_TAG}
+"""Statements about every bucket, which run by scatter."""
+
+
+def test_every_other_statement_names_its_bucket() -> None:
+    """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
+    found = 0
+    for store in (users, content, lists):
+        for name, sql in vars(store).items():
+            if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:
+                found += 1
+                assert re.search(r"\bbucket\b", sql), name
+    assert found > 30
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

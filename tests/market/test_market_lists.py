@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.market.harness import Api, Person
+from tests.market.harness import Api, Person, one_shard
 
 
 async def library(api: Api) -> tuple[Person, Person, Person]:
@@ -120,6 +120,7 @@ async def test_a_part_is_20_articles_and_at_most_100(api: Api) -> None:
         ({"limit": "0", "offset": "x"}, {"limit", "offset"}),
     ],
 )
+@one_shard
 async def test_a_part_that_cannot_be_is_refused(api: Api, params: dict[str, str], fields: set[str]) -> None:
     jake = await api.person()
     for path in ("/articles", "/articles/feed"):

@@ -63,6 +63,13 @@ async def test_one_article_takes_four_statements(api: Api) -> None:
     assert await api.statements("GET", f"/articles/{slug}") <= 3
 
 
+async def test_past_the_end_only_the_count_is_asked_for(api: Api) -> None:
+    jake = await api.person()
+    await api.article(jake)
+    assert await api.statements("GET", "/articles?offset=1") == 1
+    assert await api.statements("GET", "/articles?offset=0") > 1
+
+
 SCALE = """
 insert into users.account (bucket, id, username, email, password_hash, created_at, updated_at)
     select n & 1023, n, 'u' || n, n || '@e', '', now(), now() from generate_series(0, 29999) n;

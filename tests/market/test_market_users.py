@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.market.harness import PASSWORD, Api, serving
+from tests.market.harness import PASSWORD, Api, one_shard, serving
 
 from market.settings import Settings
 
@@ -65,6 +65,7 @@ async def test_a_name_or_address_in_use_is_a_conflict_that_names_it(
         ({"email": "", "password": ""}, {"email": BLANK, "password": BLANK}),
     ],
 )
+@one_shard
 async def test_registration_names_every_field_that_is_wrong(
     api: Api, changed: dict[str, object], errors: dict[str, list[str]]
 ) -> None:
@@ -72,6 +73,7 @@ async def test_registration_names_every_field_that_is_wrong(
     assert (await api.call("POST", "/users", {"user": user}, expect=422))["errors"] == errors
 
 
+@one_shard
 async def test_missing_fields_are_blank(api: Api) -> None:
     """Absent fields, an absent wrapper and a wrapper of the wrong type are 422, each by its name."""
     answer = await api.call("POST", "/users", {"user": {}}, expect=422)
@@ -82,6 +84,7 @@ async def test_missing_fields_are_blank(api: Api) -> None:
     }
 
 
+@one_shard
 async def test_unknown_fields_are_ignored(api: Api) -> None:
     body = {"user": {**new()["user"], "admin": True}, "more": 1}  # type: ignore[dict-item]
     await api.call("POST", "/users", body, expect=201)
@@ -114,6 +117,7 @@ async def test_login_hashes_for_unknown_addresses_too(api: Api) -> None:
         assert "hash;" in response.headers["server-timing"]
 
 
+@one_shard
 async def test_login_without_credentials_names_them(api: Api) -> None:
     answer = await api.call("POST", "/users/login", {"user": {"email": "", "password": ""}}, expect=422)
     assert answer["errors"] == {"email": BLANK, "password": BLANK}
@@ -122,6 +126,7 @@ async def test_login_without_credentials_names_them(api: Api) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["Token", "Bearer", "token"])
+@one_shard
 async def test_both_schemes_of_the_header_sign_in(api: Api, scheme: str) -> None:
     jake = await api.person("Jake")
     headers = {"Authorization": f"{scheme} {jake.token}"}
@@ -129,6 +134,7 @@ async def test_both_schemes_of_the_header_sign_in(api: Api, scheme: str) -> None
 
 
 @pytest.mark.parametrize("header", [None, "", "Token", "Token ", "Basic YTpi"])
+@one_shard
 async def test_no_token_is_missing(api: Api, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     for method, path in (("GET", "/user"), ("PUT", "/user"), ("GET", "/articles/feed")):
@@ -236,6 +242,7 @@ async def test_a_new_password_replaces_the_old_one(api: Api) -> None:
         ({"bio": "a\0b"}, {"bio": ["contains characters that cannot be stored"]}),
     ],
 )
+@one_shard
 async def test_an_update_names_every_field_that_is_wrong(
     api: Api, changes: dict[str, object], errors: dict[str, list[str]]
 ) -> None:
@@ -264,6 +271,7 @@ async def test_profiles_are_public_and_found_in_any_case(api: Api) -> None:
 
 
 @pytest.mark.parametrize("name", ["Nobody", "%00", "%F0%9F%8E%89", "x" * 300, "%ED%A0%80", "a%2Fb", "..%2f"])
+@one_shard
 async def test_a_profile_of_nobody_is_not_found(api: Api, name: str) -> None:
     jake = await api.person("Jake")
     response = await api.send("GET", f"/profiles/{name}")

@@ -15,6 +15,7 @@ import asyncpg
 
 from market.content.api import Article, ArticleSummary, Comment
 from market.content.lists import COUNT_FEED, FEED, Statement
+from market.content.tags import Counted
 from springtide.db import DESC, Database, bucket_of
 
 __all__ = ["ContentStore", "Gone", "TitleTaken"]
@@ -102,7 +103,10 @@ on conflict (bucket, tag) do update set articles = tag_use.articles + excluded.a
 """
 
 TAGS = """
-select tag, sum(articles)::bigint as articles from content.tag_use where articles > 0 group by tag
+select tag, sum(articles)::bigint as articles, count(*) as counted
+from content.tag_use
+where articles > 0
+group by tag
 """
 
 FAVORITE = """
@@ -312,13 +316,14 @@ class ContentStore:
             deleted = await tx.fetch_value(DELETE_COMMENT, bucket_of(article), id, article, author)
         return deleted is not None
 
-    async def tags(self, limit: int) -> dict[str, int]:
-        """Tags and how many articles have them; each shard answers its `limit` most used."""
-        rows = await self._db.scatter(TAGS, order=[("articles", DESC)], limit=limit)
+    async def tags(self, limit: int) -> Counted:
+        """Tags and how many articles have them, from the `limit` most used of each shard."""
+        shards = len(self._db.shards.shards)
+        rows = await self._db.scatter(TAGS, order=[("articles", DESC)], limit=limit * shards)
         uses: dict[str, int] = {}
-        for tag, articles in rows:
+        for tag, articles, _ in rows:
             uses[tag] = uses.get(tag, 0) + articles
-        return uses
+        return Counted(uses, sum(row["counted"] for row in rows))
 
 
 async def _count(tx: Any, author: int, by: int, tags: Mapping[str, int]) -> None:

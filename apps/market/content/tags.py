@@ -1,31 +1,40 @@
 """The most used tags, remembered for as long as counting them is worth.
 
-Counting walks every tag of every bucket: a millisecond for thousands of articles, much longer for millions.
-An answer that took d seconds is kept for REUSE * d seconds, up to MAX_AGE, so that counting never takes more
-than 1/REUSE of one connection's time; one that took less than CHEAP is not kept at all, and a new tag of a
-small site shows at once. Callers that came while one count ran share the next one.
+Counting walks every tag of every bucket: a millisecond for a few thousand rows, a third of a second for a
+million. A count of at most SMALL rows is made for every request, so that a new tag of a small site shows at
+once; a larger one is kept for rows * SECONDS_PER_ROW (about 50 times as long as it takes), at most MAX_AGE.
+Decided by rows and not by the clock, which would call a small site large on a busy machine.
+Callers that came while one count ran share the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from springtide.clock import Clock
 
-__all__ = ["PopularTags"]
+__all__ = ["Counted", "PopularTags"]
 
 MAX_TAGS = 100
 PER_SHARD = 1_000
-CHEAP = 0.02
-REUSE = 50
+SMALL = 5_000
+SECONDS_PER_ROW = 20e-6
 MAX_AGE = 60.0
 
 
-class PopularTags:
-    """`count(limit)` gives tags and their numbers of articles, the `limit` most used of each shard."""
+class Counted(NamedTuple):
+    """Tag -> number of articles, and how many rows were added up for it."""
 
-    def __init__(self, count: Callable[[int], Awaitable[Mapping[str, int]]], *, clock: Clock) -> None:
+    uses: Mapping[str, int]
+    rows: int
+
+
+class PopularTags:
+    """`count(limit)` counts at least the `limit` most used tags of each shard."""
+
+    def __init__(self, count: Callable[[int], Awaitable[Counted]], *, clock: Clock) -> None:
         self._count = count
         self._clock = clock
         self._known: list[str] = []
@@ -38,14 +47,14 @@ class PopularTags:
         if arrived < self._until:
             return list(self._known)
         async with self._turn:
-            if self._begun < arrived:
+            if self._begun < arrived and self._clock.monotonic() >= self._until:
                 await self._refresh()
             return list(self._known)
 
     async def _refresh(self) -> None:
         begun = self._clock.monotonic()
-        uses = await self._count(PER_SHARD)
-        took = self._clock.monotonic() - begun
+        uses, rows = await self._count(PER_SHARD)
         ranked = sorted(uses.items(), key=lambda use: (-use[1], use[0]))
         self._known, self._begun = [tag for tag, _ in ranked[:MAX_TAGS]], begun
-        self._until = begun + took + min(took * REUSE, MAX_AGE) if took >= CHEAP else begun
+        kept = min(rows * SECONDS_PER_ROW, MAX_AGE) if rows > SMALL else 0.0
+        self._until = self._clock.monotonic() + kept
