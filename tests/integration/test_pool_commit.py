@@ -216,7 +216,7 @@ async def test_a_caller_cancelled_during_commit_does_not_cancel_it(server: Postg
             caller.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await caller
-            assert time.monotonic() - begun < 0.1
+            assert time.monotonic() - begun < 0.25
             proxy.resume()
             await until(lambda called=called: called == [1])
             await until(lambda: pool.stats().idle == pool.stats().size)

@@ -136,12 +136,12 @@ async def test_the_deadline_holds_on_a_frozen_server(server: PostgresServer) -> 
             begun = time.monotonic()
             with within(0.2), pytest.raises(DeadlineExceeded):
                 await call()
-            assert 0.15 < time.monotonic() - begun < 0.35
+            assert 0.15 < time.monotonic() - begun < 0.45
         # the places are free although the server is still frozen; new connections are not to be had
         begun = time.monotonic()
         with within(0.2), pytest.raises(SpringtideError):
             await pool.fetch_value("SELECT 1")
-        assert time.monotonic() - begun < 0.35
+        assert time.monotonic() - begun < 0.45
         server.thaw()
         assert await usable(pool, 3) == 3
     await no_backend_left(server.url())
@@ -259,7 +259,7 @@ async def test_an_unreachable_server_is_awaited_within_the_time_given(server: Po
         begun = time.monotonic()
         with pytest.raises(DatabaseUnavailable) as caught:
             await pool.fetch_value("SELECT 1")
-        assert 0.25 < time.monotonic() - begun < 0.5
+        assert 0.25 < time.monotonic() - begun < 0.8
         assert caught.value.__cause__ is not None
         waiting = asyncio.create_task(pool.fetch_value("SELECT 1"))
         await until(lambda: pool.stats().waiting == 1)

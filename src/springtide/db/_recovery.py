@@ -29,7 +29,7 @@ _RESET = (
 
 
 async def recover(link: Link) -> str | None:
-    """Drain, roll back, reset. None when the session is clean, else why it goes: broken, cancelled, replaced."""
+    """Drain, roll back, reset. None when the session is clean, else broken, cancelled or replaced."""
     raw = link.raw
     try:
         async with asyncio.timeout(RECOVERY):

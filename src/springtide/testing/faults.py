@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import Any
 
 __all__ = ["FaultProxy"]
 
@@ -22,7 +23,7 @@ _CHUNK = 65_536
 class FaultProxy:
     """Forwards 127.0.0.1:`port` (chosen when the proxy starts) to `host`:`target`.
 
-    `cut` resets connections. `stall` stops passing bytes on, with the connections open. `slow` delays
+    `cut` breaks connections off. `stall` stops passing bytes on, with the connections open. `slow` delays
     each piece. `refuse` closes new connections at once. `resume` ends stall, slow and refuse.
     """
 
@@ -32,6 +33,7 @@ class FaultProxy:
         self._server: asyncio.Server | None = None
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handlers: set[asyncio.Task[Any]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._delay = 0.0
@@ -58,12 +60,14 @@ class FaultProxy:
         self.cut()
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._handlers:
+            await asyncio.wait(self._handlers)
         await self._server.wait_closed()
+        for _ in range(3):
+            await asyncio.sleep(0)  # the loop closes the sockets of transports that were aborted
 
     def cut(self, oldest: int | None = None) -> None:
-        """Reset open connections, on both sides: all of them, or the `oldest` so many."""
+        """Break open connections off, on both sides: all of them, or the `oldest` so many."""
         for pair in self._pairs[:oldest]:
             for writer in pair:
                 writer.transport.abort()
@@ -88,7 +92,7 @@ class FaultProxy:
     def on(self, pattern: bytes, action: str, *, side: str = "client") -> asyncio.Future[None]:
         """Once, when a piece of bytes from `side` ("client" or "server") contains `pattern`:
 
-        "cut" passes it on and resets the connections, "drop" resets them without passing it on, "stall"
+        "cut" passes it on and cuts the connections, "drop" cuts them without passing it on, "stall"
         holds it and everything after it, "pass" only tells. The future is done when it has happened.
         """
         if action not in ("cut", "drop", "stall", "pass") or side not in ("client", "server"):
@@ -101,6 +105,10 @@ class FaultProxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handlers.add(handler)
+        handler.add_done_callback(self._handlers.discard)
         if self._refusing:
             writer.transport.abort()
             return
