@@ -43,6 +43,7 @@ import asyncpg
 
 from springtide.context import RequestContext, activate
 from springtide.db import _writing
+from springtide.db._reservation_sql import Sql
 from springtide.db._writing import WriteTransaction
 from springtide.db.shards import Bucket, bucket_of
 from springtide.errors import AlreadyReserved, SpringtideError, Unavailable
@@ -150,7 +151,7 @@ class Reservations:
         self._patience = patience
         self._abandoned_after = timedelta(seconds=abandoned_after)
         self._retention = timedelta(seconds=retention)
-        self._sql = _Sql(database.schema)
+        self._sql = Sql(database.schema)
 
     @asynccontextmanager
     async def reserving(
@@ -409,61 +410,3 @@ def _pairs(values: Values) -> list[tuple[str, str]]:
                 raise ValueError(f"a reservation needs a kind and a value without NUL, got {kind!r}: {one!r}")
             found.add((kind, one))
     return sorted(found)
-
-
-class _Sql:
-    """The statements of one schema."""
-
-    def __init__(self, schema: str) -> None:
-        table = f"{schema}._reservation"
-        outcomes = f"{schema}._reservation_outcome"
-        place = "bucket = $1 AND kind = $2 AND value = $3"
-        columns = "bucket, kind, value, owner_id, claim_id, state"
-        # The schema is checked to be a plain identifier; everything else is a constant.
-        self.insert = (
-            f"INSERT INTO {table} ({columns}, claimed_at) VALUES ($1, $2, $3, $4, $5, $6, now())"  # noqa: S608
-            " ON CONFLICT (bucket, kind, value) DO NOTHING RETURNING owner_id"
-        )
-        self.see = (
-            f"SELECT {columns}, claimed_at < now() - $4::interval AS abandoned FROM {table} WHERE {place}"  # noqa: S608
-            " FOR UPDATE"
-        )
-        self.look = f"SELECT owner_id, claim_id, state FROM {table} WHERE {place}"  # noqa: S608
-        self.keeping = (
-            f"UPDATE {table} SET state = 'keeping', claim_id = $4, claimed_at = now() WHERE {place}"  # noqa: S608
-        )
-        self.releasing = (
-            f"UPDATE {table} SET state = 'releasing', claim_id = $5, claimed_at = now()"  # noqa: S608
-            f" WHERE {place} AND owner_id = $4 AND state = 'confirmed'"
-        )
-        self.release = f"DELETE FROM {table} WHERE {place} AND owner_id = $4 AND state = 'confirmed'"  # noqa: S608
-        self.commit = (
-            f"INSERT INTO {outcomes} (bucket, claim_id, committed, at) SELECT $1, $2, true, now()"
-            " WHERE now() < $3::timestamptz + $4::interval ON CONFLICT (bucket, claim_id) DO NOTHING"
-        )
-        self.abort = (
-            f"INSERT INTO {outcomes} (bucket, claim_id, committed, at) VALUES ($1, $2, false, now())"  # noqa: S608
-            " ON CONFLICT (bucket, claim_id) DO NOTHING"
-        )
-        self.outcome = f"SELECT committed FROM {outcomes} WHERE bucket = $1 AND claim_id = $2"  # noqa: S608
-        undecided = "claim_id = $1 AND state <> 'confirmed'"
-        self.committed = (
-            f"DELETE FROM {table} WHERE {undecided} AND state = 'releasing'",  # noqa: S608
-            f"UPDATE {table} SET state = 'confirmed' WHERE {undecided}",  # noqa: S608
-        )
-        self.aborted = (
-            f"DELETE FROM {table} WHERE {undecided} AND state = 'pending'",  # noqa: S608
-            f"UPDATE {table} SET state = 'confirmed' WHERE {undecided}",  # noqa: S608
-        )
-        self.undecided = (
-            f"SELECT {columns}, true AS abandoned FROM {table} WHERE state <> 'confirmed'"  # noqa: S608
-            " AND claimed_at < now() - $1::interval AND (bucket, kind, value) > ($3, $4, $5)"
-            " ORDER BY bucket, kind, value LIMIT $2"
-        )
-        self.outcomes_before = (
-            f"SELECT claim_id FROM {outcomes} WHERE at < now() - $1::interval ORDER BY at LIMIT $2"  # noqa: S608
-        )
-        self.referred = (
-            f"SELECT DISTINCT claim_id FROM {table} WHERE claim_id = ANY($1) AND state <> 'confirmed'"  # noqa: S608
-        )
-        self.forget = f"DELETE FROM {outcomes} WHERE claim_id = ANY($1)"  # noqa: S608
