@@ -178,13 +178,14 @@ async def test_commit_on_a_frozen_server_ends_at_the_deadline(server: PostgresSe
     async with Pool(server.url(), size=2, reserved=0, server_settings=NAME) as pool:
         await pool.execute("CREATE TABLE tally (n int)")
         called: list[int] = []
-        begun = time.monotonic()
-        with within(0.3), pytest.raises(CommitUnknown, match="deadline"):
+        with within(30.0) as context, pytest.raises(CommitUnknown, match="deadline"):
             async with pool.transaction() as tx:
                 await tx.execute(INSERT, 1)
                 tx.on_commit(lambda: called.append(1))
                 server.freeze()
-        assert time.monotonic() - begun < 0.8
+                begun = time.monotonic()
+                context.deadline = begun + 0.2
+        assert time.monotonic() - begun < 0.5
         server.thaw()
         await until(lambda: called == [1])
         assert await pool.fetch_value(COUNT) == 1
@@ -262,7 +263,7 @@ async def test_a_commit_without_its_synchronous_standby_is_unknown(server: Postg
         await pool.execute("SELECT pg_cancel_backend($1)", pid)
         with pytest.raises(CommitUnknown, match="standby"):
             await caller
-        with within(0.3), pytest.raises(CommitUnknown, match="deadline"):
+        with within(1.0), pytest.raises(CommitUnknown, match="deadline"):
             await write()
         assert await pool.fetch_value(waiting) is not None  # still waiting: not cancelled by us
         await pool.execute("ALTER SYSTEM RESET synchronous_standby_names")
