@@ -28,7 +28,9 @@ from springtide.db import Database, ShardMap
 from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
 from springtide.errors import ConfigurationError, MigrationError
+from springtide.jobs import Enqueuer, Queue, Worker
 from springtide.lifecycle import Group, Periodic, Service, StartStop
+from springtide.outbox import Bell
 from springtide.services.module import Interface, Module, ModuleContext
 from springtide.services.registry import Registry
 from springtide.signals import FanOut, Sink
@@ -104,9 +106,10 @@ class Platform:
             },
             clock=self.clock,
         )
+        self._bell = Bell(clock=self.clock, sink=self.sink)
         self._registry = Registry(modules, check_calls=check_calls)
         self._databases = {
-            module.name: self._database(module.name)
+            module.name: self._database(module)
             for module in self._registry.modules
             if module.migrations is not None
         }
@@ -201,7 +204,8 @@ class Platform:
             migrations = StartStop("migrations", self._refuse_pending, _nothing, sink=self.sink)
             implementations = (self._registry.implementation(module.name) for module in self.modules)
             lively = [made for made in implementations if _is_service(made)]
-            parts = [self._monitor, *self.pools.values(), migrations, *self._identity, *lively]
+            pools = self.pools.values()
+            parts = [self._monitor, *pools, migrations, self._bell, *self._identity, *lively]
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
 
@@ -245,9 +249,12 @@ class Platform:
                 self._migrating = False
         return applied
 
-    def background(self) -> list[Service]:
-        """What a worker starts after the platform and stops before it: every module's periodic work."""
-        work: list[Service] = []
+    def background(self, *, drain: float = 20.0) -> list[Service]:
+        """What a worker starts after the platform and stops before it: modules' jobs and periodic work.
+
+        Stopped, running jobs have `drain` seconds to finish before they are handed back.
+        """
+        work = self._worker(drain)
         for module in self.modules:
             made = self._registry.implementation(module.name)
             for task in module.background:
@@ -313,9 +320,39 @@ class Platform:
             sink=self.sink,
         )
 
-    def _database(self, module: str) -> Database:
-        shards = ShardMap.even(self.topology.database(module).shards)
-        return Database(module, shards, self.pools, clock=self.clock)
+    def _database(self, module: Module) -> Database:
+        shards = ShardMap.even(self.topology.database(module.name).shards)
+        names = [handler.kind.name for handler in module.jobs]
+        enqueue = Enqueuer(names=names, bell=self._bell)
+        return Database(module.name, shards, self.pools, clock=self.clock, enqueue=enqueue)
+
+    def _worker(self, drain: float) -> list[Service]:
+        """One worker for the jobs of all modules, if any module has some."""
+        queues = [
+            Queue(
+                database=self._databases[module.name],
+                handlers=module.jobs,
+                implementation=self._registry.implementation(module.name),
+            )
+            for module in self.modules
+            if module.jobs
+        ]
+        if not queues:
+            return []
+        pool = self.topology.pool
+        dsns = {shard: self.topology.cluster_url(shard) for queue in queues for shard in queue.database.pools}
+        return [
+            Worker(
+                queues,
+                dsns=dsns,
+                # each job may hold a connection, and half of them are for everything else
+                slots=max((pool.size - pool.reserved) // 2, 1),
+                drain=drain,
+                name=os.environ.get("SPRINGTIDE_NODE", "worker"),
+                clock=self.clock,
+                sink=self.sink,
+            )
+        ]
 
     def _context(self, module: Module, services: Mapping[Any, Any]) -> ModuleContext:
         return ModuleContext(

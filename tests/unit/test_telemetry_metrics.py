@@ -13,10 +13,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from springtide.context import Ledger, Part
+from springtide.context import Ledger, Part, Trace
 from springtide.signals import (
     ConnectionClosed,
     ConnectionOpened,
+    JobFinished,
+    JobsMeasured,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
@@ -57,6 +59,10 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(ConnectionClosed("main", "aged", 100.0))
     sink.emit(ServiceChanged("pool main", "running"))
     sink.emit(TaskFailed("relay", "boom", 1.0))
+    sink.emit(
+        JobFinished("users", "mail.welcome", 1, "id", 3, "done", 2.0, 0.3, "r", Trace.new(), Ledger(), None)
+    )
+    sink.emit(JobsMeasured("users", "main", "mail.welcome", 7, 2, 1, 4, 12.5))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
 
@@ -82,6 +88,14 @@ def test_every_signal_is_counted() -> None:
     assert value(sink, "springtide_pool_connections_limit", cluster="main") == 20
     assert value(sink, "springtide_pool_waiting", cluster="main") == 1
     assert value(sink, "springtide_loop_lag_seconds_count") == 1
+    mail = {"module": "users", "kind": "mail.welcome"}
+    assert value(sink, "springtide_job_runs_total", outcome="done", **mail) == 1
+    assert value(sink, "springtide_job_run_seconds_sum", **mail) == 0.3
+    assert value(sink, "springtide_job_wait_seconds_sum", **mail) == 2.0
+    assert value(sink, "springtide_job_attempts_sum", **mail) == 3
+    for state, count in (("ready", 7), ("running", 2), ("parked", 1), ("dead", 4)):
+        assert value(sink, "springtide_jobs", shard="main", state=state, **mail) == count
+    assert value(sink, "springtide_job_age_seconds", shard="main", **mail) == 12.5
     sink.emit(ServiceChanged("pool main", "stopped"))
     assert value(sink, "springtide_service_state", service="pool main", state="running") == 0
     assert value(sink, "springtide_service_state", service="pool main", state="stopped") == 1

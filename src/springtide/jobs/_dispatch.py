@@ -45,7 +45,7 @@ STATEMENT_TIMEOUT = 5.0
 MAX_PAUSE = 10.0
 """Longest pause, in seconds, between claims on a database that fails."""
 
-CANCEL_TIMEOUT = 5.0
+CANCEL_TIMEOUT = 2.0
 """Seconds that cancelled handlers have at shutdown."""
 
 

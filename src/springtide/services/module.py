@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from springtide.clock import Clock
 from springtide.errors import ModuleError
+from springtide.jobs.job import Handler
 from springtide.signals import Sink
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Module:
                 has `start()` and `stop()` (a lifecycle Service) is started after what it requires.
     requires:   the Protocols of other modules that the implementation may ask its context for.
     background: periodic work for the workers.
+    jobs:       handlers of the module's jobs, run by the workers; they need the module's database.
     settings:   any value of the module's own, handed on as `ModuleContext.settings`.
 
     Raises ModuleError that names the module, the value and the rule.
@@ -78,6 +80,7 @@ class Module:
     factory: Callable[[ModuleContext], Any] = field(kw_only=True)
     requires: Sequence[Interface[Any]] = field(default=(), kw_only=True)
     background: Sequence[Background] = field(default=(), kw_only=True)
+    jobs: Sequence[Handler] = field(default=(), kw_only=True)
     settings: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -94,6 +97,14 @@ class Module:
         for name in names:
             if names.count(name) > 1:
                 raise ModuleError(f"module {self.name!r}: background task {name!r} is declared twice")
+        kinds = [handler.kind.name for handler in self.jobs]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ModuleError(f"module {self.name!r}: two handlers take the job {kind}")
+        if kinds and self.migrations is None:
+            raise ModuleError(
+                f"module {self.name!r} has jobs but no migrations, so no database to keep them in"
+            )
 
 
 class ModuleContext:

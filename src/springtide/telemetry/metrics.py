@@ -20,6 +20,8 @@ from prometheus_client.registry import Collector
 from springtide.signals import (
     ConnectionClosed,
     ConnectionOpened,
+    JobFinished,
+    JobsMeasured,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
@@ -29,13 +31,18 @@ from springtide.signals import (
 )
 from springtide.telemetry._series import Series
 
-__all__ = ["LONG_BUCKETS", "SHORT_BUCKETS", "MetricsSink", "PoolGauges"]
+__all__ = ["JOB_BUCKETS", "LONG_BUCKETS", "SHORT_BUCKETS", "MetricsSink", "PoolGauges"]
 
 LONG_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 """Seconds, for what a client waits for: 0.2 and 1 are edges because objectives are."""
 
 SHORT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Seconds, for the parts of a request."""
+
+JOB_BUCKETS = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+"""Seconds, for work that nobody waits for."""
+
+ATTEMPT_BUCKETS = (1, 2, 3, 5, 8, 12, 20)
 
 STATES = ("starting", "running", "stopping", "stopped", "failed")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -103,6 +110,7 @@ class MetricsSink:
         *,
         max_routes: int = 500,
         max_statements: int = 300,
+        max_jobs: int = 200,
         process: bool = True,
     ) -> None:
         self.registry = registry = registry or CollectorRegistry()
@@ -183,6 +191,48 @@ class MetricsSink:
             ),
             max_series=200, open_ended=(0,),
         )  # fmt: skip
+        self._jobs_finished = Series(
+            Counter(
+                "springtide_job_runs_total", "Runs of jobs that ended, by outcome.",
+                ["module", "kind", "outcome"], registry=registry,
+            ),
+            max_series=max_jobs * 6, open_ended=(1,),
+        )  # fmt: skip
+        self._job_runs = Series(
+            Histogram(
+                "springtide_job_run_seconds", "One run of a job.",
+                ["module", "kind"], buckets=JOB_BUCKETS, registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(1,),
+        )  # fmt: skip
+        self._job_waits = Series(
+            Histogram(
+                "springtide_job_wait_seconds", "From when a job was due until its run began.",
+                ["module", "kind"], buckets=JOB_BUCKETS, registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(1,),
+        )  # fmt: skip
+        self._job_attempts = Series(
+            Histogram(
+                "springtide_job_attempts", "Runs that a job took until it was done or dead.",
+                ["module", "kind"], buckets=ATTEMPT_BUCKETS, registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(1,),
+        )  # fmt: skip
+        self._jobs = Series(
+            Gauge(
+                "springtide_jobs", "Jobs by state, as the worker last counted them.",
+                ["module", "shard", "kind", "state"], registry=registry,
+            ),
+            max_series=max_jobs * 4, open_ended=(2,),
+        )  # fmt: skip
+        self._job_age = Series(
+            Gauge(
+                "springtide_job_age_seconds", "How long the oldest due job waits.",
+                ["module", "shard", "kind"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
         self._lag = Histogram(
             "springtide_loop_lag_seconds", "How late the event loop ran what was due.",
             buckets=SHORT_BUCKETS, registry=registry,
@@ -220,6 +270,13 @@ class MetricsSink:
                 self._services.child(signal.service, state).set(state == signal.state)
         elif isinstance(signal, TaskFailed):
             self._task_failures.child(signal.task).inc()
+        elif isinstance(signal, JobFinished):
+            self._job(signal)
+        elif isinstance(signal, JobsMeasured):
+            module, shard, kind = signal.module, signal.shard, signal.kind
+            for state in ("ready", "running", "parked", "dead"):
+                self._jobs.child(module, shard, kind, state).set(getattr(signal, state))
+            self._job_age.child(module, shard, kind).set(signal.age)
 
     def _request(self, signal: RequestFinished) -> None:
         method = signal.method if signal.method in METHODS else OTHER_METHOD
@@ -228,6 +285,15 @@ class MetricsSink:
         self._durations.child(method, route, f"{status // 100}xx").observe(signal.seconds)
         for part, entry in signal.ledger.parts.items():
             self._parts.child(route, part.value).observe(entry.seconds)
+
+    def _job(self, signal: JobFinished) -> None:
+        module, kind = signal.module, signal.kind
+        self._jobs_finished.child(module, kind, signal.outcome).inc()
+        if signal.outcome in ("done", "dead"):
+            self._job_attempts.child(module, kind).observe(signal.attempt)
+        if signal.trace is not None:  # it ran here; what was only rescued did not
+            self._job_runs.child(module, kind).observe(signal.seconds)
+            self._job_waits.child(module, kind).observe(signal.waited)
 
     def _statement(self, signal: StatementFinished) -> None:
         statement = signal.statement[:MAX_LABEL_CHARS]

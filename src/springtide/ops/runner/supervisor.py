@@ -190,7 +190,7 @@ class Supervisor:
             program = PythonProgram(
                 f"worker-{number}",
                 "springtide.ops.runner.worker",
-                [],
+                ["--drain", str(self._drain)],
                 log=self.home.logs / f"worker-{number}.log",
                 folder=folder,
                 env=env,
