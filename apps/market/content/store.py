@@ -271,8 +271,10 @@ class ContentStore:
                 statement.rows, *statement.rows_args, order=NEWEST_FIRST, limit=limit, offset=offset
             )
         else:
-            sql = f"{statement.rows} order by created_at desc, id desc limit {limit:d} offset {offset:d}"
-            rows = await self._db.read(statement.key).fetch(sql, *statement.rows_args)
+            args = statement.rows_args
+            part = f"limit ${len(args) + 1} offset ${len(args) + 2}"  # one statement text for all parts
+            sql = f"{statement.rows} order by created_at desc, id desc {part}"
+            rows = await self._db.read(statement.key).fetch(sql, *args, limit, offset)
         return [_summary(row) for row in rows]
 
     async def count(self, statement: Statement) -> int:
