@@ -125,6 +125,7 @@ async def test_cancelled_start_leaves_nothing(folder: Path) -> None:
         await asyncio.wait([starting], timeout=delay)
         await server.stop()
         await asyncio.wait([starting])
+        assert server._sockets is None or not await asyncio.to_thread(server._sockets.exists)
         data = folder / "home" / "data"
         if data.exists():
             assert [path for path in data.iterdir() if path.name.startswith(".new-")] == []
@@ -142,7 +143,7 @@ async def test_failed_start_shows_the_log(folder: Path) -> None:
     with pytest.raises(RunnerError, match=r"(?s)could not start .*a lot"):
         await server.start()
     assert await users(server.data) == []
-    assert server.state == "failed"
+    assert server.state == "failed" and not server.socket_folder.exists()
 
 
 async def test_taken_port_is_named(folder: Path) -> None:
@@ -353,3 +354,21 @@ def test_names_and_times_are_checked(tmp_path: Path) -> None:
             EmbeddedPostgres(name, home=tmp_path)
     with pytest.raises(ValueError, match="got 0"):
         EmbeddedPostgres("db", home=tmp_path, start_timeout=0)
+
+
+@root
+async def test_a_stranger_in_the_place_of_the_socket(folder: Path) -> None:
+    """A folder that somebody else put where the socket goes is neither used nor removed."""
+    server = embedded(folder)
+    await server.start()
+    await server.stop()
+    account = server_account()
+    stranger = await asyncio.to_thread(pgdata.socket_path, server.data, account)
+    stranger.mkdir()
+    os.chown(stranger, 12345, 12345)
+    try:
+        with pytest.raises(RunnerError, match="belongs to somebody else"):
+            await server.start()
+        assert stranger.exists()
+    finally:
+        stranger.rmdir()

@@ -98,7 +98,7 @@ def owner(data: Path, account: Account) -> Account:
 class Staging:
     """A folder beside the data folder in which initdb works.
 
-    `finish` moves the result into place; `discard` must follow in any case.
+    `finish` moves the result into place; `clear` must follow in any case.
     """
 
     def __init__(self, data: Path, account: Account) -> None:
@@ -117,7 +117,7 @@ class Staging:
 
     @staticmethod
     def clear(data: Path) -> None:
-        """Remove what starts that were killed left; an initdb that still runs there is ended first."""
+        """Remove what was not finished, also by starts that were killed; an initdb still there is ended."""
         for left in data.parent.glob(f".new-{data.name}-*"):
             for pid in _inside(left):
                 with suppress(ProcessLookupError):
@@ -148,9 +148,6 @@ class Staging:
             configuration.write("\n# Written by Springtide at every start; ALTER SYSTEM overrides it.\n")
             configuration.write("include_if_exists = 'springtide.conf'\n")
         self.data.rename(self._data)
-
-    def discard(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _inside(folder: Path) -> list[int]:
@@ -268,24 +265,39 @@ def clear_stale(data: Path, *, seconds: float = 10.0) -> None:
     (data / "postmaster.pid").unlink(missing_ok=True)
 
 
-def socket_folder(data: Path, account: Account) -> Path:
-    """A private folder for the server's unix socket, short enough for a socket address (107 bytes)."""
+def socket_path(data: Path, account: Account) -> Path:
+    """Where the server's unix socket goes: short enough for a socket address (107 bytes)."""
     name = f"springtide-{hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:12]}"
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) > 60 or not account.can_enter(base):
-        base = Path("/tmp")  # noqa: S108 - the folder below is created 0700 and its owner is checked
-    folder = base / name
+        base = Path("/tmp")  # noqa: S108 - the folder is created 0700 and its owner is checked
+    return base / name
+
+
+def _is_ours(folder: Path, account: Account) -> bool:
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid in (account.uid, os.geteuid())
+
+
+def socket_folder(data: Path, account: Account) -> Path:
+    """Make the private folder for the server's unix socket. Raises RunnerError when a stranger's is there."""
+    folder = socket_path(data, account)
     try:
         folder.mkdir(mode=0o700)
-        account.own(folder)
     except FileExistsError:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (account.uid, os.geteuid()):
-            message = f"{folder} is in the way (it belongs to user id {found.st_uid}): remove it"
-            raise RunnerError(message) from None
-        account.own(folder)
-        folder.chmod(0o700)
+        if not _is_ours(folder, account):
+            raise RunnerError(f"{folder} is in the way and belongs to somebody else: remove it") from None
+    account.own(folder)
+    folder.chmod(0o700)
     return folder
+
+
+def remove_socket_folder(data: Path, account: Account) -> None:
+    """Remove the folder that `socket_folder` made; a stranger's in its place stays."""
+    folder = socket_path(data, account)
+    with suppress(FileNotFoundError):
+        if _is_ours(folder, account):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def explain(error: OSError, doing: str) -> RunnerError:

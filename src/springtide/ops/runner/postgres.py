@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import shutil
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from urllib.parse import quote
 
 from springtide.errors import RunnerError
@@ -28,6 +29,9 @@ from springtide.ops.runner.processes import Process, Stage
 from springtide.signals import Sink
 
 __all__ = ["EmbeddedPostgres"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 POLL = 0.02
 """How often postmaster.pid is read while a server starts: PostgreSQL tells its state nowhere else."""
@@ -226,8 +230,8 @@ class EmbeddedPostgres:
 
     async def _initialise(self, data: Path) -> None:
         assert self._install is not None and self._account is not None
-        staging = await asyncio.to_thread(pgdata.Staging, data, self._account)
         try:
+            staging = await _uncut(pgdata.Staging, data, self._account)
             initdb = self._install.program("initdb")
             arguments = await asyncio.to_thread(
                 staging.arguments, initdb, self._password, durable=self._durable
@@ -238,9 +242,9 @@ class EmbeddedPostgres:
             )
             if status != 0:
                 raise RunnerError(await self._failure("make its data folder", begin, status))
-            await asyncio.to_thread(staging.finish)
+            await _uncut(staging.finish)
         finally:
-            await asyncio.to_thread(staging.discard)
+            await asyncio.to_thread(pgdata.Staging.clear, data)
 
     async def _adopt(self, data: Path) -> bool:
         """Take over a running server of this folder; one that does not answer is stopped instead."""
@@ -268,7 +272,15 @@ class EmbeddedPostgres:
     async def _launch(self, data: Path) -> None:
         assert self._install is not None and self._account is not None
         await asyncio.to_thread(pgdata.clear_stale, data)
-        self._sockets = await asyncio.to_thread(pgdata.socket_folder, data, self._account)
+        try:
+            self._sockets = await _uncut(pgdata.socket_folder, data, self._account)
+            await self._launch_on_a_port(data)
+        except BaseException:
+            await asyncio.to_thread(pgdata.remove_socket_folder, data, self._account)
+            raise
+
+    async def _launch_on_a_port(self, data: Path) -> None:
+        assert self._account is not None
         text = pgdata.settings_file(max_connections=self._max_connections, durable=self._durable)
         await asyncio.to_thread(pgdata.write_settings, data, text, self._account)
         begin = await asyncio.to_thread(self._log_size)
@@ -347,8 +359,8 @@ class EmbeddedPostgres:
         finally:
             if self._data is not None:
                 await asyncio.to_thread(pgdata.clear_stale, self._data)
-            if self._sockets is not None:
-                await asyncio.to_thread(shutil.rmtree, self._sockets, ignore_errors=True)
+                if self._account is not None:
+                    await asyncio.to_thread(pgdata.remove_socket_folder, self._data, self._account)
 
     def _environment(self) -> dict[str, str]:
         return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
@@ -367,6 +379,16 @@ class EmbeddedPostgres:
         elif "Read-only file system" in text:
             message += f": {self._data} is on a file system that is mounted read-only"
         return f"{message}\n{text}"
+
+
+async def _uncut(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function` in a thread; a cancelled caller waits for it, so that what it made can be undone."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 class _PortTaken(Exception):
