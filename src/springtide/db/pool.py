@@ -587,14 +587,11 @@ class Pool:
     async def _open_link(self) -> None:
         link: Link | None = None
         try:
-            while link is None and self._open:
-                link = await self._connect()
-                if link is None and (self._opening > 1 or not self._line):
-                    return  # one opener goes on trying, as long as somebody waits
+            link = await self._connect()
         finally:
             self._opening -= 1
             if link is None:
-                asyncio.get_running_loop().call_soon(self._want)
+                asyncio.get_running_loop().call_soon(self._want)  # again, as long as somebody waits
         if link is not None:
             self._links.add(link)
             link.raw.add_termination_listener(lambda _, link=link: self._on_end(link))
