@@ -25,7 +25,7 @@ from market._words import FIRST, LAST, NOUNS, OPENINGS, PLACES, QUALITIES, SENTE
 from market.content import bulk as content
 from market.users import bulk as users_bulk
 from springtide.db import BUCKETS, Database, bucket_of
-from springtide.errors import LoadError
+from springtide.errors import AlreadySeeded
 from springtide.ops.load.progress import Progress, ProgressBar
 from springtide.ops.load.seeding import BulkLoad, IdBlocks, SeedReport
 from springtide.ops.load.zipf import Popularity
@@ -56,7 +56,7 @@ STRIDE = 2_147_483_647
 
 
 async def seed(platform: Platform, *, users: int, seed: int, progress: Progress) -> SeedReport:
-    """Fill both modules' databases. Raises LoadError when one is not empty, ValueError below 2 users."""
+    """Fill both modules' databases. Raises AlreadySeeded when one is not empty, ValueError below 2 users."""
     if not 2 <= users < STRIDE:
         raise ValueError(f"users must be in 2..{STRIDE - 1}, got {users}")
     people_db, content_db = platform.database("users"), platform.database("content")
@@ -64,7 +64,7 @@ async def seed(platform: Platform, *, users: int, seed: int, progress: Progress)
         progress.expect(int(users * 25.4))
     async with BulkLoad([people_db, content_db], progress=progress) as load:
         if not (await users_bulk.is_empty(people_db) and await content.is_empty(content_db)):
-            raise LoadError(
+            raise AlreadySeeded(
                 "there is data already, and a seed is for an empty platform:"
                 " `springtide down`, remove the folder .springtide, `springtide up` gives a fresh one"
             )

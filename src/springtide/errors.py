@@ -11,6 +11,7 @@
     │   ├── ProcessCrashed            it ended before it was ready; another try may help
     │   └── CgroupError               CPU and memory limits cannot be set here
     ├── LoadError                     a seeding or a load run could not begin, or its own code failed
+    │   └── AlreadySeeded             the platform has data, and a seed is for an empty one
     ├── DeadlineExceeded              the request's time is used up
     ├── BodyTooLarge                  a request's body passes the limit
     ├── Unavailable                   try again later; carries retry_after
@@ -38,8 +39,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from springtide import _toml
+
 __all__ = [
     "AlreadyReserved",
+    "AlreadySeeded",
     "BodyTooLarge",
     "CgroupError",
     "CommitUnknown",
@@ -72,6 +76,12 @@ __all__ = [
 ]
 
 
+MAX_SHOWN = 101
+"""Characters of a faulty value that a message shows."""
+
+CLOSING = '"]}'
+
+
 class SpringtideError(Exception):
     """The root of the tree; never raised itself."""
 
@@ -82,7 +92,10 @@ class ConfigurationError(SpringtideError):
 
 @dataclass(frozen=True, slots=True)
 class TopologyFault:
-    """One fault: `line` 1-based or None when the key is absent, `key` dotted, `rule` what must hold."""
+    """One fault: `line` 1-based or None when the key is absent, `key` dotted, `rule` what must hold.
+
+    Shown with the value as the file would spell it, cut off when it is long.
+    """
 
     line: int | None
     key: str
@@ -91,8 +104,12 @@ class TopologyFault:
 
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line is not None else ""
-        got = "" if self.value is None else f", got {self.value!r}"
-        return f"{where}{self.key}: {self.rule}{got}"
+        if self.value is None:
+            return f"{where}{self.key}: {self.rule}"
+        got = _toml.value(self.value)
+        if len(got) > MAX_SHOWN:
+            got = f"{got[: MAX_SHOWN - 1]}…{got[-1] if got[-1] in CLOSING else ''}"
+        return f"{where}{self.key}: {self.rule}, got {got}"
 
 
 class TopologyError(ConfigurationError):
@@ -142,6 +159,10 @@ class CgroupError(RunnerError):
 
 class LoadError(SpringtideError):
     """A seeding or a load run could not begin, or was ended by a fault in its own code."""
+
+
+class AlreadySeeded(LoadError):
+    """The platform has data, and a seed is for an empty one."""
 
 
 class DeadlineExceeded(SpringtideError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
 
-from springtide.errors import ConfigurationError, LoadError
+from springtide.errors import AlreadySeeded, ConfigurationError, LoadError
 from springtide.ops.load.arrivals import DISTRIBUTIONS, PHASES, phases
 from springtide.ops.load.generator import Options, Snapshot
 from springtide.ops.load.journeys import Mix
@@ -43,6 +43,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_file(seed)
     seed.add_argument("--users", type=_whole(2), default=1000, metavar="N", help="how many people (1000)")
     seed.add_argument("--seed", type=_whole(0), default=1, metavar="N", help="same number, same data (1)")
+    seed.add_argument("--if-empty", action="store_true", help="where there is data, leave it and succeed")
     seed.set_defaults(run=_seed)
 
     drive = subparsers.add_parser(
@@ -122,6 +123,11 @@ def _seed(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("seeding was ended; nothing of it was kept", file=sys.stderr)
             return INTERRUPTED
+        except AlreadySeeded:
+            if not args.if_empty:
+                raise
+            print("there is data already: it is left as it is")
+            return 0
     seconds = time.monotonic() - begun
     print(f"{report.users:,} users, {report.total:,} rows in {seconds:.1f} s (seed {report.seed})")
     for name, count in report.rows.items():

@@ -61,7 +61,7 @@ class Seed(Protocol):
     ) -> Awaitable[SeedReport]:
         """Fill the databases of the started `platform`; same `users` and `seed`, same content.
 
-        Raises LoadError when there is data already.
+        Raises AlreadySeeded when there is data already.
         """
 
 
