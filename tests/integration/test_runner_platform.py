@@ -82,10 +82,11 @@ def test_two_platforms_run_side_by_side(plain: Project, template: Path) -> None:
     with project() as other:
         other.write(name="other").prepare(template)
         plain.run("up", "-d")
+        before = plain.pids()
         other.run("up", "-d")
-        assert plain.get() == str(plain.pids()["app-1"])
         other.run("down")
-        assert plain.get() == str(plain.pids()["app-1"])
+        assert plain.get() == str(before["app-1"])
+        assert plain.pids() == before and [node["restarts"] for node in plain.status()["nodes"]] == [0, 0]
 
 
 def test_ctrl_c_stops_in_order(plain: Project) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import pytest
 from tests.servers import PostgresServer, scratch
 
 from springtide.errors import RunnerError
-from springtide.ops.runner import pgdata
+from springtide.ops.runner import pgdata, processes
 from springtide.ops.runner.accounts import Account, server_account
 from springtide.ops.runner.installs import Install, find_install, reachable_install
 from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.ops.runner.processes import Stage
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="changes accounts and mounts, so it needs root")
 
@@ -108,13 +110,16 @@ async def test_lock_file_of_a_recycled_pid_is_no_obstacle(folder: Path) -> None:
     server = embedded(folder)
     await server.start()
     await server.stop()
-    lines = [str(os.getpid()), str(server.data), "0", "5432", "/tmp", "127.0.0.1", "0 0", "ready   "]
+    # PostgreSQL minds neither its ancestors nor processes that its account may not signal: another, then.
+    other = await processes.spawn(["/bin/sleep", "60"], log=None, env={}, account=server_account().switch)
+    lines = [str(other.pid), str(server.data), "0", "5432", "/tmp", "127.0.0.1", "0 0", "ready   "]
     (server.data / "postmaster.pid").write_text("\n".join(lines) + "\n")
-    await server.start()
     try:
-        assert not server.adopted and server.pid != os.getpid()
+        await server.start()
+        assert not server.adopted and server.pid != other.pid and other.returncode is None
     finally:
         await server.stop()
+        await processes.stop(other, [Stage(signal.SIGKILL, 5.0)])
 
 
 async def test_cancelled_start_leaves_nothing(folder: Path) -> None:
@@ -253,6 +258,7 @@ USER = """
 import asyncio, sys
 from pathlib import Path
 from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.ops.runner.processes import Stage
 async def main():
     server = EmbeddedPostgres("db", home=Path(sys.argv[1]), durable=False)
     await server.start()

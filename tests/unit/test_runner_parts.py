@@ -67,6 +67,8 @@ async def test_stop_escalates(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     frozen = await spawn()
     frozen.send(signal.SIGSTOP)
+    while not await asyncio.to_thread(processes.suspended, frozen.pid):
+        await asyncio.sleep(0.01)
     assert await processes.stop(frozen, [Stage(signal.SIGTERM, 5.0)])
     assert frozen.returncode == -signal.SIGTERM
 
