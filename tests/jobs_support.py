@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import msgspec
 from tests.sharded import SHARDS, pools
 
 from springtide.db import Database, Migrator, ShardMap
-from springtide.jobs import Enqueuer, Handler, Queue, Worker
+from springtide.jobs import Enqueuer, Handler, Queue, Run, Worker, job
 from springtide.outbox import Bell
 from springtide.signals import Signal
 
@@ -95,7 +97,7 @@ async def rows(database: Database, where: str = "true") -> list[Any]:
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
-    """Wait until `condition` (a function or coroutine function) is true: the database sends no event for it."""
+    """Wait until `condition` (also a coroutine function) is true: the database sends no event for it."""
     async with asyncio.timeout(seconds):
         while True:
             found = condition()
@@ -108,3 +110,43 @@ async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
 
 async def states(database: Database) -> list[str]:
     return [row["state"] for row in await rows(database)]
+
+
+@job(kind="deed.do", max_attempts=3, backoff=0.01, max_backoff=0.05, max_run=5.0)
+class Deed(msgspec.Struct, frozen=True):
+    what: str
+
+
+class Doer:
+    """A handler that keeps what it was called with and does what the test says."""
+
+    def __init__(self, act: Callable[[Deed, Run], Awaitable[None]] | None = None) -> None:
+        self.calls: list[tuple[str, Run]] = []
+        self._act = act
+
+    async def do(self, deed: Deed, run: Run) -> None:
+        self.calls.append((deed.what, run))
+        if self._act is not None:
+            await self._act(deed, run)
+
+
+DO = Handler(Deed, Doer.do)
+DO_ONCE = Handler(Deed, Doer.do, effect="transactional")
+
+
+async def add(database: Database, what: str, **options: Any) -> UUID:
+    async with database.write(what) as tx:
+        return await tx.enqueue(Deed(what), **options)
+
+
+async def reach(database: Database, *wanted: str) -> list[Any]:
+    """Wait until the jobs have these states, in the order of enqueueing; their rows."""
+
+    async def reached() -> bool:
+        return await states(database) == list(wanted)
+
+    try:
+        await until(reached)
+    except TimeoutError:
+        raise AssertionError(f"jobs are {await states(database)}, not {list(wanted)}") from None
+    return await rows(database)
