@@ -55,19 +55,19 @@ shards = ["missing"]
 """
     )
     assert found == [
-        "line 1: name: must be letters, digits and -, starting with a letter, got 'two words'",
-        "line 2: app: must look like \"module:attr\", got 'myapp'",
-        "line 3: path: must not be empty, got ''",
-        "line 5: pool.size: must be an integer, got True",
+        'line 1: name: must be letters, digits and -, starting with a letter, got "two words"',
+        'line 2: app: must look like "module:attr", got "myapp"',
+        'line 3: path: must not be empty, got ""',
+        "line 5: pool.size: must be an integer, got true",
         "line 6: pool.reserved: must be >= 0, got -1",
-        "line 7: pool.idle: must be a number, got '30'",
+        'line 7: pool.idle: must be a number, got "30"',
         "line 9: servers.port: must be between 0 and 65535, got 70000",
         "line 10: servers.cpu: must be > 0, got 0",
-        "line 11: servers.trusted_proxies: each element must be an address or a network such as"
-        " \"10.0.0.0/8\", none twice, got ['10.0.0.0/33']",
-        "line 13: clusters.main.primary: must name a node of this topology (there are: none), got 'nope'",
+        'line 11: servers.trusted_proxies: must be an address, "unix" or a network such as'
+        ' "10.0.0.0/8", got "10.0.0.0/33"',
+        'line 13: clusters.main.primary: must name a node of this topology (there are: none), got "nope"',
         "line 15: databases.default.shards: must name a cluster of this topology"
-        " (there are: main), got 'missing'",
+        ' (there are: main), got "missing"',
     ]
 
 
@@ -94,20 +94,22 @@ shards = ["missing"]
         ("[clusters.main]\nreplicas = ['db']", "must not list the cluster's primary"),
         ("[clusters.b]\nprimary = 'db'\ndbname = 'main'", "uses database 'main' on node db already"),
         ("[databases.default]\nshards = []", "must name 1 to 1024 clusters"),
-        ("[databases.default]\nshards = ['main', 'main']", "none twice"),
-        ("[databases.default]\nshards = 'main'", "must be a list of strings, got 'main'"),
+        ("[databases.default]\nshards = ['main', 'main']", "must not be listed twice"),
+        ("[databases.default]\nshards = 'main'", 'must be a list of strings, got "main"'),
         ("[databases.default]\nshards = [1]", "must be a list of strings, got [1]"),
         ("[objectives]\np95 = 3.0", "must be <= objectives.page, which is 2.0"),
         ("[objectives]\npeak_rps = nan", "must be > 0, got nan"),
         ("[objectives]\npeak_rps = inf", "must be > 0, got inf"),
-        ("[pool]\nsize = 0xFFFFFFFFFFFFFFFFFFFF", "must fit into 64 bits, got 'an integer of 80 bits'"),
+        ("[pool]\nsize = 0xFFFFFFFFFFFFFFFFFFFF", "must fit into 64 bits, got 1208925819614629174706175"),
         ("[nodes.db]\nurl = 'mysql://h/x'", "must start with postgresql:// or postgres://"),
         ("[nodes.db]\nurl = 'postgresql://h/x'\nport = 5", "remove this key or the url"),
         ("[nodes.db]\nurl = 'postgresql://h:99999/x'", "must have a valid host and port"),
         ("[nodes.r]\nkind = 'redis'\nmax_connections = 10", "only a node of kind postgres has it"),
         ("pool = 5", "line 4: pool: must be a table, got 5"),
+        (f"[pool]\nsize = 0x{'f' * 6000}", "must fit into 64 bits, got 0xfff"),
+        (f"[databases.default]\nshards = [0x{'f' * 6000}]", "must be a list of strings, got [0xfff"),
         ("nodes = 5", "line 4: nodes: must be a table, got 5"),
-        ("nodes.db = 'x'", "line 4: nodes.db: must be a table, got 'x'"),
+        ("nodes.db = 'x'", 'line 4: nodes.db: must be a table, got "x"'),
         ("nodes.nothing = false", "there is nothing to take out"),
         ("'a.b' = 1", "line 4: a.b: unknown key"),
         (
@@ -262,3 +264,36 @@ def test_any_values_give_a_topology_or_faults_with_lines(pairs: list[tuple[str, 
         for fault in error.faults:
             first = fault.key.partition(".")[0]
             assert fault.line is not None or fault.key == "syntax" or not text.startswith(first), fault
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("name = true", "true"),
+        ("name = 1979-05-27T07:32:00Z", "1979-05-27T07:32:00+00:00"),
+        ("name = inf", "inf"),
+        ("name = 'two \"words\"'", '"two \\"words\\""'),
+        ('name = "a\\u001b[31m\\n\\u202e"', '"a\\u001b[31m\\n\\u202e"'),
+        ("name = [1, {a = false, 'b c' = []}]", '[1, {a = false, "b c" = []}]'),
+        (f"name = '{'é' * 5000}'", f'"{"é" * 99}…"'),
+    ],
+)
+def test_a_value_is_shown_as_the_file_would_spell_it(line: str, shown: str) -> None:
+    """A reader sees TOML, one line, not too long, and nothing that drives a terminal."""
+    assert only(f'{line}\nstage = 1\napp = "a:a"\n').endswith(f", got {shown}")
+
+
+def test_of_a_list_the_faulty_elements_are_named_on_their_lines() -> None:
+    """A good neighbour is not blamed."""
+    found = faults(
+        HEAD + '[servers]\ntrusted_proxies = [\n  "10.0.0.0/8",\n  "10.0.0.5/8",\n  "x",\n]\n'
+        '[clusters.main]\nreplicas = ["db", "a b"]\n'
+        '[databases.default]\nshards = ["main", "main"]\n'
+    )
+    assert [fault.partition(": must")[0] for fault in found[:3]] == [
+        "line 7: servers.trusted_proxies",
+        "line 8: servers.trusted_proxies",
+        "line 11: clusters.main.replicas",
+    ]
+    assert [fault.rpartition(", got ")[2] for fault in found[:3]] == ['"10.0.0.5/8"', '"x"', '"a b"']
+    assert found[3:] == ['line 13: databases.default.shards: must not be listed twice, got "main"']

@@ -65,10 +65,9 @@ def _diff(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     topology = _resolve(args.topology)
     check_built(topology)
-    parts = (
-        f"{len(topology.nodes)} nodes, {len(topology.clusters)} clusters, {len(topology.databases)} databases"
-    )
-    print(f"{args.topology}: valid ({parts})")
+    counts = {"node": topology.nodes, "cluster": topology.clusters, "database": topology.databases}
+    parts = (f"{len(made)} {noun}{'' if len(made) == 1 else 's'}" for noun, made in counts.items())
+    print(f"{args.topology}: valid ({', '.join(parts)})")
     return 0
 
 

@@ -28,10 +28,10 @@ __all__ = [
     "at_least",
     "between",
     "check",
-    "cidr",
     "described",
     "each",
     "matching",
+    "network",
     "one_of",
     "broken",
     "redacted",
@@ -45,10 +45,14 @@ _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|passwd|secret|token|key)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`sentence` says what must hold ("must be >= 1"); `holds` decides it for a value of the right type."""
+    """`sentence` says what must hold ("must be >= 1"); `holds` decides it for a value of the right type.
+
+    `element` is the rule of each element of a list, None for anything else.
+    """
 
     sentence: str
     holds: Callable[[object], bool]
+    element: Rule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +125,12 @@ def each(rule: Rule) -> Rule:
             return False
         return len(set(value)) == len(value) and all(rule.holds(element) for element in value)
 
-    return Rule(f"each element {rule.sentence}, none twice", holds)
+    return Rule(f"each element {rule.sentence}, none twice", holds, rule)
 
 
-def cidr() -> Rule:
-    """An address or a network in CIDR notation."""
-    return Rule('must be an address or a network such as "10.0.0.0/8"', _is_network)
+def network() -> Rule:
+    """An address, a network in CIDR notation without bits after its prefix, or "unix"."""
+    return Rule('must be an address, "unix" or a network such as "10.0.0.0/8"', _is_network)
 
 
 def redacted(value: object) -> object:
@@ -240,12 +244,12 @@ _cached = cast(Callable[[type], tuple[Field, ...]], functools.cache(_describe))
 def _finite(value: object, holds: Callable[[float], bool]) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and holds(value)
+    return (isinstance(value, int) or math.isfinite(value)) and holds(value)
 
 
 def _is_network(value: object) -> bool:
     try:
-        ip_network(str(value), strict=False)
+        ip_network(str(value))
     except ValueError:
-        return False
+        return value == "unix"
     return True

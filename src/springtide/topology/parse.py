@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import cast
 
 from springtide.errors import ConfigurationError, TopologyError, TopologyFault
-from springtide.topology.keys import Field, broken, described, redacted_entry, type_sentence
+from springtide.topology.keys import Field, Rule, broken, described, redacted_entry
+from springtide.topology.locate import Path as KeyPath
 from springtide.topology.locate import locate
 from springtide.topology.plain import removed_from, to_plain
 from springtide.topology.spec import Topology
@@ -84,9 +85,7 @@ def _tables(text: str, name: str) -> dict[str, object]:
         raise TopologyError(name, [TopologyFault(line, "syntax", None, column + message)]) from error
 
 
-def _located(
-    path: tuple[str, ...], fault: TopologyFault, lines: Mapping[tuple[str | int, ...], int]
-) -> TopologyFault:
+def _located(path: KeyPath, fault: TopologyFault, lines: Mapping[KeyPath, int]) -> TopologyFault:
     """`fault` with the line of its key, or of the nearest table around it that the file has."""
     known = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
     return TopologyFault(known, fault.key, fault.value, fault.rule)
@@ -97,7 +96,7 @@ class _Reader:
 
     def __init__(self, raw: dict[str, object]) -> None:
         self._raw = raw
-        self.faults: list[tuple[tuple[str, ...], TopologyFault]] = []
+        self.faults: list[tuple[KeyPath, TopologyFault]] = []
 
     def topology(self, source: Path | None) -> Topology | None:
         stage = self._raw.get("stage")
@@ -150,9 +149,15 @@ class _Reader:
 
     def _add(self, path: tuple[str, ...], value: object, rule: str) -> None:
         shown = redacted_entry("url" if path[0] == "nodes" else path[-1], value)
-        if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
-            shown = f"an integer of {value.bit_length()} bits"
         self.faults.append((path, TopologyFault(None, _dotted(path), shown, rule)))
+
+    def _add_elements(self, path: tuple[str, ...], elements: tuple[object, ...], rule: Rule) -> None:
+        """Every element that breaks `rule` or repeats another, each with its own line."""
+        for at, element in enumerate(elements):
+            sentence = "must not be listed twice" if element in elements[:at] else rule.sentence
+            if element in elements[:at] or not rule.holds(element):
+                fault = TopologyFault(None, _dotted(path), redacted_entry(path[-1], element), sentence)
+                self.faults.append(((*path, at), fault))
 
     def _values(
         self, structure: type, plain: Mapping[str, object], path: tuple[str, ...]
@@ -208,11 +213,12 @@ class _Reader:
         sentence = "must fit into 64 bits" if huge else broken(field, value)
         if sentence is None:
             return float(cast(float, value)) if field.scalar is float else value
-        if broken(field, value) == type_sentence(field) and not huge:
-            sentence = type_sentence(field)
-        elif field.name == "kind" and (guess := nearest(str(value), _words(sentence))):
+        if field.name == "kind" and isinstance(value, str) and (guess := nearest(value, _words(sentence))):
             sentence = f"{sentence}; did you mean {guess}?"
-        self._add(path, list(value) if isinstance(value, tuple) else value, sentence)
+        if isinstance(value, tuple) and field.key and field.key.rule and sentence == field.key.rule.sentence:
+            self._add_elements(path, value, field.key.rule.element or field.key.rule)
+        else:
+            self._add(path, list(value) if isinstance(value, tuple) else value, sentence)
         return _placeholder(field) if field.required else field.default
 
 
@@ -220,7 +226,7 @@ def _words(sentence: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", sentence.partition("one of")[2])
 
 
-def _mentions(rule: str, path: tuple[str, ...]) -> bool:
+def _mentions(rule: str, path: KeyPath) -> bool:
     return re.search(rf"(?<![\w.-]){re.escape(_dotted(path))}(?![\w.-])", rule) is not None
 
 
@@ -233,5 +239,5 @@ def _placeholders(structure: type) -> dict[str, object]:
     return {field.name: _placeholder(field) for field in described(structure) if field.required}
 
 
-def _dotted(path: tuple[str, ...]) -> str:
-    return ".".join(path)
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))

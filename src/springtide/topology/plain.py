@@ -10,13 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
+from springtide import _toml
 from springtide.topology.keys import described, redacted
 from springtide.topology.spec import Topology
 from springtide.topology.stages import stage_topology
 
 __all__ = ["removed_from", "to_json", "to_plain", "to_toml"]
-
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def to_plain(structure: object) -> dict[str, object]:
@@ -68,37 +67,14 @@ def _mark_removed(plain: dict[str, object], preset: Mapping[str, object], topolo
 
 
 def _lines(table: Mapping[str, object], path: tuple[str, ...]) -> list[str]:
-    own = [f"{_key(name)} = {_value(value)}" for name, value in table.items() if not isinstance(value, dict)]
+    scalars = ((name, value) for name, value in table.items() if not isinstance(value, dict))
+    own = [f"{_toml.key(name)} = {_toml.value(value)}" for name, value in scalars]
     lines = []
     tables = {name: value for name, value in table.items() if isinstance(value, dict)}
     if path and (own or not tables):
-        lines = ["", f"[{'.'.join(_key(part) for part in path)}]"]
+        lines = ["", f"[{'.'.join(_toml.key(part) for part in path)}]"]
     lines += own
     for name, value in tables.items():
         if value or path:
             lines += _lines(value, (*path, name))
     return lines
-
-
-def _key(name: str) -> str:
-    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if bare else _string(name)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return _string(value)
-    if isinstance(value, list):
-        return f"[{', '.join(_value(element) for element in value)}]"
-    return repr(value)
-
-
-def _string(text: str) -> str:
-    escaped = (_ESCAPES.get(char) or (f"\\u{ord(char):04x}" if _control(char) else char) for char in text)
-    return f'"{"".join(escaped)}"'
-
-
-def _control(char: str) -> bool:
-    return ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0

@@ -36,6 +36,7 @@ def faults_between(topology: Topology) -> list[TopologyFault]:
         _names,
         _nodes,
         _ports,
+        _origins,
         _node_references,
         _clusters,
         _databases,
@@ -110,6 +111,12 @@ def _ports(topology: Topology) -> Iterator[TopologyFault]:
         if node.port in taken:
             yield _fault(key, node.port, f"must differ from {taken[node.port]}")
         taken.setdefault(node.port, key)
+
+
+def _origins(topology: Topology) -> Iterator[TopologyFault]:
+    origins = topology.servers.cors_origins
+    if "*" in origins and len(origins) > 1:
+        yield _fault("servers.cors_origins", list(origins), 'must be "*" alone or a list without it')
 
 
 def _node_references(topology: Topology) -> Iterator[TopologyFault]:

@@ -21,7 +21,7 @@ from typing import Annotated
 from urllib.parse import urlsplit, urlunsplit
 
 from springtide.errors import ConfigurationError, TopologyError
-from springtide.topology.keys import Key, above, at_least, between, check, cidr, each, matching, one_of
+from springtide.topology.keys import Key, above, at_least, between, check, each, matching, network, one_of
 from springtide.topology.kinds import KINDS
 from springtide.topology.layers import (
     NAME,
@@ -65,6 +65,10 @@ __all__ = [
 ENTRY = matching(
     r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", 'must look like "module:attr"'
 )
+ORIGIN = matching(
+    r"(?ia)\*|[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?",
+    'must look like "https://host" or "https://host:port", or be "*" alone',
+)
 PORT = between(1, 65535)
 
 Cpu = Annotated[float | None, Key(says="CPU limit; absent = none", unit="cores", rule=above(0))]
@@ -104,11 +108,11 @@ class ServerSpec(Checked):
         tuple[str, ...],
         Key(
             says="web origins that browsers may call from",
-            rule=each(matching(r"\*|https?://[^/\s]+", 'must look like "https://host" or be "*"')),
+            rule=each(ORIGIN),
         ),
     ] = ()
     trusted_proxies: Annotated[
-        tuple[str, ...], Key(says="proxies whose X-Forwarded-* headers count", rule=each(cidr()))
+        tuple[str, ...], Key(says="proxies whose X-Forwarded-* headers count", rule=each(network()))
     ] = ("127.0.0.1/32", "::1/128")
     cpu: Cpu = None
     memory_bytes: MemoryBytes = None
@@ -152,7 +156,9 @@ class TelemetrySpec(Checked):
         str, Key(says="least important level logged", rule=one_of(("debug", "info", "warning", "error")))
     ] = "info"
     log_format: Annotated[str, Key(says="form of a log line", rule=one_of(("json", "text")))] = "json"
-    trace_sample: Annotated[float, Key(says="share of requests traced", rule=between(0, 1))] = 0.0
+    trace_sample: Annotated[float, Key(says="share of new traces marked as sampled", rule=between(0, 1))] = (
+        0.0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
