@@ -23,7 +23,7 @@ from springtide.jobs import Handler, Run, job
 
 @job(kind="deed.hold", max_attempts=3, max_run=60.0, backoff=0.01)
 class Hold(msgspec.Struct, frozen=True):
-    """Runs for ever when run for the first time; `how`: wait, block (the event loop) or kill (the process)."""
+    """Does not end when run first; `how`: wait, block (the event loop) or kill (the process, each time)."""
 
     what: str
     how: str

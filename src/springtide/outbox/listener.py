@@ -16,6 +16,7 @@ from typing import Any
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import RequestContext, activate
+from springtide.db.connection import Connection
 from springtide.db.pool import Pool
 from springtide.errors import DatabaseUnavailable
 from springtide.lifecycle import Supervised
@@ -74,22 +75,30 @@ class Listener:
             clock=self._clock,
             server_settings={"application_name": "springtide listener"},
         )
-        async with pool, pool.acquire() as connection:
-            raw = connection.raw
-            lost = asyncio.Event()
-            raw.add_termination_listener(lambda _: lost.set())
-            await raw.add_listener(CHANNEL, self._on_notice)
-            self._heard(None)
-            while not lost.is_set():
-                pause = self._probe * random.uniform(0.8, 1.2)  # noqa: S311 - spreads probes
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
-                        await lost.wait()
-                if not lost.is_set():
-                    deadline = self._clock.monotonic() + PROBE_TIMEOUT
-                    with activate(RequestContext(deadline=deadline)):
-                        await connection.fetch_value("SELECT 1")
+        try:
+            await pool.start()
+            async with pool.acquire() as connection:
+                await self._listen_on(connection)
+        finally:
+            await pool.stop()  # also when the start was cancelled: it goes on by itself
         raise DatabaseUnavailable(f"the connection that listens to {self._cluster} was lost")
+
+    async def _listen_on(self, connection: Connection) -> None:
+        """Return when the connection is lost; raise when a probe fails."""
+        raw = connection.raw
+        lost = asyncio.Event()
+        raw.add_termination_listener(lambda _: lost.set())
+        await raw.add_listener(CHANNEL, self._on_notice)
+        self._heard(None)
+        while not lost.is_set():
+            pause = self._probe * random.uniform(0.8, 1.2)  # noqa: S311 - spreads probes
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await lost.wait()
+            if not lost.is_set():
+                deadline = self._clock.monotonic() + PROBE_TIMEOUT
+                with activate(RequestContext(deadline=deadline)):
+                    await connection.fetch_value("SELECT 1")
 
     def _on_notice(self, connection: Any, pid: int, channel: str, payload: Any) -> None:
         self._heard(str(payload))
