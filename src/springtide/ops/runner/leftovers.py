@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 from contextlib import suppress
 from pathlib import Path
 
 from springtide.errors import RunnerError
 from springtide.ops.runner import pgdata, processes
+from springtide.ops.runner.accounts import server_account
 from springtide.ops.runner.home import Home
 from springtide.ops.runner.postgres import SHUTDOWN
 from springtide.ops.runner.processes import Process, Stage
@@ -42,10 +42,13 @@ def left_programs(home: Home) -> list[int]:
     return found
 
 
+def _data_folders(home: Home) -> list[Path]:
+    return [folder.resolve() for folder in (home.path / "data").glob("*") if folder.is_dir()]
+
+
 def left_databases(home: Home) -> list[pgdata.Postmaster]:
     """PostgreSQL servers that run on this home's data."""
-    folders = [folder.resolve() for folder in (home.path / "data").glob("*") if folder.is_dir()]
-    return [found for folder in folders if (found := pgdata.postmaster(folder)) is not None]
+    return [found for folder in _data_folders(home) if (found := pgdata.postmaster(folder)) is not None]
 
 
 async def end_leftovers(home: Home, *, databases: bool) -> list[int]:
@@ -54,9 +57,14 @@ async def end_leftovers(home: Home, *, databases: bool) -> list[int]:
     if databases:
         servers = await asyncio.to_thread(left_databases, home)
         ended += await _end([server.pid for server in servers], SHUTDOWN)
-        for server in servers:
-            await asyncio.to_thread(shutil.rmtree, server.socket_folder, ignore_errors=True)
+        await asyncio.to_thread(_remove_sockets, home)
     return ended
+
+
+def _remove_sockets(home: Home) -> None:
+    account = server_account()
+    for folder in _data_folders(home):
+        pgdata.remove_socket_folder(folder, account)
 
 
 async def _end(pids: list[int], stages: tuple[Stage, ...]) -> list[int]:
