@@ -1,0 +1,119 @@
+"""A server given by URL, of the oldest version that works: Debian's PostgreSQL 15."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests._servers import program
+from tests.integration._platforms import Project, project
+
+from springtide.errors import RunnerError
+from springtide.ops.runner import given
+
+pytestmark = pytest.mark.needs("postgresql-15")
+
+PASSWORD = "of the test"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A running server with one database `shop`; its URL without password and database."""
+    postgres = program("postgresql-15")
+    assert postgres is not None
+    programs = Path(postgres).parent
+    account = "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="springtide-given-"))
+    if account:
+        shutil.chown(folder, account)
+    secret = folder / "password"
+    secret.write_text(PASSWORD)
+    secret.chmod(0o644)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(*command: str) -> None:
+        subprocess.run(command, user=account, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+    data = folder / "data"
+    run(
+        *(str(programs / "initdb"), "-D", str(data), "-U", "owner", "--pwfile", str(secret)),
+        *("--auth=scram-sha-256", "--locale=C.UTF-8", "--no-sync"),
+    )
+    options = ["-c", f"port={port}", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(
+        [postgres, "-D", data, *options], user=account, cwd=folder, stdout=log, stderr=log
+    )
+    try:
+        ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+        limit = time.monotonic() + 30
+        while subprocess.run(ready, check=False).returncode != 0:
+            assert process.poll() is None and time.monotonic() < limit, (folder / "log").read_text()
+            time.sleep(0.05)
+        subprocess.run(
+            [programs / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "owner", "shop"],
+            env={"PGPASSWORD": PASSWORD},
+            check=True,
+        )
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def url(server: str, *, password: str = PASSWORD, dbname: str = "shop") -> str:
+    return f"postgresql://owner:{password.replace(' ', '%20')}@{server}/{dbname}"
+
+
+async def test_it_is_accepted(server: str) -> None:
+    await given.check({"main": url(server)})
+
+
+async def test_a_wrong_password_is_named_with_the_user(server: str) -> None:
+    with pytest.raises(RunnerError, match=r"cluster main: .* refuses user 'owner'") as caught:
+        await given.check({"main": url(server, password="wrong-secret")})
+    assert "wrong-secret" not in str(caught.value)
+
+
+async def test_a_missing_database_is_named(server: str) -> None:
+    with pytest.raises(RunnerError, match=r"cluster main: .* has no database 'stock'"):
+        await given.check({"main": url(server, dbname="stock")})
+
+
+def test_a_whole_application_runs_on_it(server: str) -> None:
+    """new, a url in the file, up: migrated, written, read; `down` leaves the server alone."""
+    with project() as outside:
+        outside.run("new", "guests")
+        made = Project(outside.folder / "guests")
+        with (made.folder / "springtide.toml").open("a") as file:
+            file.write(f'\n[nodes.db]\nurl = "{url(server)}"\n')
+        try:
+            made.run("up", "--detach", "--port", "0")
+            assert {node["kind"] for node in made.status()["nodes"]} == {"app", "worker"}
+            data = json.dumps({"text": "kept"}).encode()
+            request = urllib.request.Request(
+                f"{made.status()['url']}/api/notes", data=data, headers={"content-type": "application/json"}
+            )
+            urllib.request.urlopen(request, timeout=10).close()
+            assert json.loads(made.get("/api/notes"))[0]["text"] == "kept"
+        finally:
+            made.run("down")
+        assert made.leftovers() == []
+        made.run("up", "--detach", "--port", "0")
+        try:
+            assert json.loads(made.get("/api/notes"))[0]["text"] == "kept"
+        finally:
+            made.run("down")
