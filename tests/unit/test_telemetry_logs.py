@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from springtide.context import Part, RequestContext, Trace, activate
+from springtide.context import Ledger, Part, RequestContext, Trace, activate
 from springtide.signals import RequestFinished, ServiceChanged
 from springtide.telemetry import logs
 from springtide.telemetry._redact import redact_text
@@ -155,3 +155,59 @@ def test_slow_and_failed_requests_are_warnings_with_their_ledger_others_a_switch
     assert "ledger" not in lines[0]
     assert lines[1]["ledger"]["sql"] == {"seconds": 0.3, "calls": 1, "rows": 2, "most": {"select 1": 0.3}}
     assert (lines[0]["request_id"], lines[0]["route"], lines[0]["client"]) == ("r9", "/a/{b}", "1.2.3.4")
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Whole(int): ...
+
+
+class Share(float): ...
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.parametrize(
+    "value",
+    [Unprintable(), {Unprintable(): 1}, [Unprintable()], UnprintableError(), Whole(3), Share(0.5), 2**80],
+)
+def test_no_object_loses_its_record(
+    form: logs.Format, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be shown is replaced; the rest of the record is written, on one line, and nothing else."""
+    stream = io.StringIO()
+    logging.getLogger().handlers.clear()  # pytest's own would not survive
+    logs.configure(form, stream=stream)
+    logging.getLogger("test").warning("kept", extra={"field": value})
+    logging.getLogger("test").warning("%s %r", value, value)
+    logging.getLogger("test").warning("kept too", exc_info=UnprintableError(value))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    assert "kept" in lines[0] and "kept too" in lines[2]
+    if form == "json":
+        assert all(isinstance(json.loads(line), dict) for line in lines)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_number_of_a_library_stays_a_number() -> None:
+    line = json.loads(logs.JsonFormatter().format(record("", whole=Whole(3), share=Share(0.5))))
+    assert (line["whole"], line["share"]) == (3, 0.5)
+
+
+def test_a_line_has_a_bound_whatever_a_client_asks_for() -> None:
+    stream = io.StringIO()
+    logs.configure("json", stream=stream)
+    sink = logs.LogSink()
+    path = "/" + "a" * 60_000
+    sink.emit(RequestFinished("GET", "/", 200, 0.1, "r", Ledger(), None, None, path=path, client=None))
+    logging.getLogger("test").warning("m", extra={"field": path, "fields": [path, {"a": path}]})
+    request, other = stream.getvalue().splitlines()
+    assert len(request) < 6_000
+    assert len(other) < 4 * logs.MAX_TEXT

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
@@ -197,3 +198,13 @@ async def test_a_loop_that_is_held_up_shows_in_the_lag() -> None:
     hog()
     assert max(await lags.get(), await lags.get()) > 0.005
     await monitor.stop()
+
+
+def test_a_gauge_of_the_application_may_end_in_created() -> None:
+    """Only the time stamps that the client library adds are left out."""
+    sink = MetricsSink(process=False)
+    Gauge("accounts_created", "A gauge.", registry=sink.registry).set(7)
+    everything(sink)
+    text = render(sink.registry)[0].decode()
+    assert "accounts_created 7.0" in text
+    assert "http_requests_created" not in text

@@ -57,7 +57,7 @@ async def test_a_service_by_dependency_and_its_errors_as_answers(layers: bool) -
     taken = await http.get("/hello/taken")
     assert (taken.status_code, taken.json()["code"]) == (409, "already-taken")
     busy = await http.get("/hello/busy")
-    assert (busy.status_code, busy.headers["retry-after"]) == (503, "3")
+    assert (busy.status_code, busy.headers["retry-after"]) == (503, "4")
     assert busy.headers["content-type"] == "application/problem+json"
 
 

@@ -105,3 +105,15 @@ async def test_other_paths_and_methods_are_refused() -> None:
 def test_a_wrong_option_is_refused(option: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="got"):
         Health(state=lambda: "running", **option)  # type: ignore[arg-type]
+
+
+async def test_a_check_that_is_cancelled_from_within_is_a_failed_one() -> None:
+    """A pool that stops cancels what waits for it; the page still answers for the others."""
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    health = Health(state=lambda: "running", dependencies={"main": cancelled, "other": Dependency()})
+    states = await health.dependencies()
+    assert (states["main"].ok, states["main"].error) == (False, "CancelledError")
+    assert states["other"].ok

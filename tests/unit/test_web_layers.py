@@ -589,3 +589,91 @@ async def test_the_scope_of_the_server_is_not_changed() -> None:
     await Layers(app)(scope, receive, send)
     assert scope["path"] == "/"
     assert scope["headers"] == [(b"springtide-deadline", b"1")]
+
+
+# -- whatever happens
+
+
+def upload(scope_headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    return {
+        "type": "http", "method": "POST", "path": "/", "headers": scope_headers, "client": ("127.0.0.1", 1),
+        "http_version": "1.1", "root_path": "", "query_string": b"", "scheme": "http", "server": None,
+    }  # fmt: skip
+
+
+async def test_a_refusal_that_the_server_cuts_off_is_counted_too() -> None:
+    """Exactly one RequestFinished: also when the server stops while a refused upload is being thrown away."""
+    sink = Recorder()
+    lingering = asyncio.Event()
+
+    async def receive() -> Any:
+        lingering.set()
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        return None
+
+    layers = Layers(Starlette(), sink=sink, body_bytes=10)
+    task = asyncio.create_task(layers(upload([(b"content-length", b"99")]), receive, send))
+    async with asyncio.timeout(5):
+        await lingering.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (sink.request.status, sink.request.error) == (413, "cancelled")
+
+
+async def test_an_answer_that_cannot_be_sent_is_counted_with_its_reason() -> None:
+    sink = Recorder()
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        raise BrokenPipeError
+
+    async def handler(request: Request) -> Response:
+        raise DatabaseUnavailable("away")
+
+    layers = Layers(Starlette(routes=[Route("/", handler, methods=["POST"])]), sink=sink)
+    with pytest.raises(BrokenPipeError):
+        await layers(upload([]), receive, send)
+    assert (sink.request.status, sink.request.error) == (503, "BrokenPipeError")
+
+
+async def test_an_answer_has_one_request_id_the_one_in_our_log() -> None:
+    async def handler(request: Request) -> Response:
+        return PlainTextResponse("", headers={"x-request-id": "of-an-upstream"})
+
+    http, sink = serve(handler)
+    answer = await http.get("/", headers={"x-request-id": "ours"})
+    assert answer.headers.get_list("x-request-id") == ["ours"] == [sink.request.request_id]
+
+
+async def test_a_500_that_is_sent_as_a_file_begins_before_it_ends() -> None:
+    """A server that offers `http.response.pathsend` gets the start of a held 500 first."""
+    sent: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.pathsend", "path": "/error.html"})
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    sink = Recorder()
+    await Layers(app, sink=sink)(upload([]), receive, send)
+    assert sent == ["http.response.start", "http.response.pathsend"]
+    assert sink.request.status == 500
+
+
+@pytest.mark.parametrize(("retry_after", "header"), [(None, "1"), (0.1, "1"), (1.4, "2"), (30.0, "30")])
+async def test_a_client_is_not_called_back_too_early(retry_after: float | None, header: str) -> None:
+    async def handler(request: Request) -> Response:
+        raise DatabaseUnavailable("away", retry_after=retry_after)
+
+    http, _ = serve(handler)
+    assert (await http.get("/")).headers["retry-after"] == header

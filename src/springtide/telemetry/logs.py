@@ -22,7 +22,7 @@ import msgspec
 
 from springtide.context import Ledger, current
 from springtide.signals import RequestFinished, ServiceChanged, Signal
-from springtide.telemetry._redact import redact_text, redact_value
+from springtide.telemetry._redact import MAX_TEXT, printed, redact_text, redact_value
 
 __all__ = ["Format", "JsonFormatter", "LogSink", "TextFormatter", "configure"]
 
@@ -30,11 +30,13 @@ Format = Literal["json", "text"]
 
 MAX_FRAMES = 50
 MAX_CAUSES = 8
-MAX_TEXT = 20_000
+MAX_PATH = 2_000
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _BARE = re.compile(r"[A-Za-z0-9_.:/@+-]+")
 
 
@@ -126,9 +128,10 @@ class LogSink:
         notable = slow or signal.status >= 500
         if not notable and not (self._access and self._log.isEnabledFor(logging.INFO)):
             return
+        path = signal.path if len(signal.path) <= MAX_PATH else signal.path[: MAX_PATH - 1] + "…"
         extra: dict[str, Any] = {
             "method": signal.method,
-            "path": signal.path,
+            "path": path,
             "route": signal.route,
             "status": signal.status,
             "seconds": round(signal.seconds, 6),
@@ -144,7 +147,7 @@ class LogSink:
             extra["ledger"] = _ledger(signal.ledger)
         self._log.log(
             logging.WARNING if notable else logging.INFO,
-            "%s %s %d%s", signal.method, signal.path, signal.status, " slow" if slow else "",
+            "%s %s %d%s", signal.method, path, signal.status, " slow" if slow else "",
             extra=extra,
         )  # fmt: skip
 
@@ -189,9 +192,9 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 def _message(record: logging.LogRecord) -> str:
     try:
-        return record.getMessage()[:MAX_TEXT]
+        return record.getMessage()
     except Exception as error:  # a wrong format string must not lose the record
-        return f"{record.msg!s} (its arguments do not fit: {error!r})"
+        return f"{printed(record.msg)} (its arguments do not fit: {printed(error, repr)})"
 
 
 def _exception(error: BaseException) -> dict[str, object]:
@@ -199,11 +202,11 @@ def _exception(error: BaseException) -> dict[str, object]:
     causes: list[str] = []
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     while cause is not None and len(causes) < MAX_CAUSES:
-        causes.append(redact_text(f"{type(cause).__name__}: {cause}")[:MAX_TEXT])
+        causes.append(redact_text(f"{type(cause).__name__}: {printed(cause)}"))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return {
         "type": f"{type(error).__module__}.{type(error).__qualname__}",
-        "message": redact_text(str(error))[:MAX_TEXT],
+        "message": redact_text(printed(error)),
         "causes": causes,
         "traceback": redact_text("".join(described.format()))[-MAX_TEXT:],
     }

@@ -17,14 +17,17 @@ OPENMETRICS = "application/openmetrics-text"
 
 
 class _WithoutCreated(Collector):
-    """A registry without its `_created` series, which double the size and which nobody here reads."""
+    """A registry without the `_created` series that the client library adds: they double the size, and nobody
+    here reads them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            if metric.type in ("counter", "histogram", "summary"):
+                added = f"{metric.name}_created"
+                metric.samples = [sample for sample in metric.samples if sample.name != added]
             yield metric
 
 

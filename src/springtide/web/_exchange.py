@@ -45,6 +45,8 @@ reads would otherwise see a reset connection and not the answer."""
 
 
 EVENT_STREAM = b"text/event-stream"
+REQUEST_ID = b"x-request-id"
+ENDS = ("http.response.body", "http.response.pathsend")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,8 @@ class Exchange:
     """Runs one request; made, run once, thrown away."""
 
     __slots__ = (
-        "_begun", "_cause", "_complete", "_held", "_inbound", "_inbox", "_meter", "_path", "_root_path",
-        "_rules", "_scope", "_send", "_started", "_status", "_task", "_timer", "_watcher",
+        "_begun", "_cause", "_complete", "_counted", "_held", "_inbound", "_inbox", "_meter", "_path",
+        "_root_path", "_rules", "_scope", "_send", "_started", "_status", "_task", "_timer", "_watcher",
     )  # fmt: skip
 
     def __init__(self, rules: Rules, inbound: Inbound, receive: Receive, send: Send) -> None:
@@ -80,6 +82,7 @@ class Exchange:
         self._status = 0
         self._started = False
         self._complete = False
+        self._counted = False
         self._cause: str | None = None
         self._held: list[Message] | None = None
         self._meter: Meter | None = None
@@ -105,7 +108,6 @@ class Exchange:
         if self._cause is not None:
             task.uncancel()
         if cancelled and outside:  # the server is being stopped: nobody is left to be answered
-            self._finish(self._status if self._started else 503, "cancelled")
             assert error is not None
             raise error
         await self._conclude(error)
@@ -120,6 +122,11 @@ class Exchange:
         await self._start({"type": "http.response.start", "status": 204, "headers": headers})
         await self._last({"type": "http.response.body", "body": b""})
         self._finish(204, None)
+
+    def cut_off(self, error: BaseException) -> None:
+        """Count a request that `error` takes away from the layers: the server stops, or cannot send."""
+        name = "cancelled" if isinstance(error, asyncio.CancelledError) else _name(error)
+        self._finish(self._status if self._started else 503, name)
 
     # -- while the handler runs
 
@@ -136,43 +143,36 @@ class Exchange:
             if self._status == 500:
                 self._held = [message]
                 return
-            await self._start(message)
-        elif kind == "http.response.body":
-            more = message.get("more_body", False)
-            if self._held is not None:
-                self._held.append(message)
-                if more:
-                    await self._release()
-            elif more:
-                await self._send(message)
-            else:
-                await self._last(message)
-                self._finish(self._status, None)
-        elif kind == "http.response.pathsend":
-            await self._last(message)
-            self._finish(self._status, None)
-        else:
-            await self._send(message)
+        elif self._held is not None:
+            self._held.append(message)
+            if kind == "http.response.body" and message.get("more_body", False):
+                await self._release()
+            return
+        await self._pass_on(message)
 
     async def _release(self) -> None:
         """Let go of a 500 that was held back."""
         held, self._held = self._held or [], None
         for message in held:
-            if message["type"] == "http.response.start":
-                await self._start(message)
-            elif message.get("more_body", False):
-                await self._send(message)
-            else:
-                await self._last(message)
-                self._finish(self._status, None)
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._start(message)
+        elif kind in ENDS and not message.get("more_body", False):
+            await self._last(message)
+            self._finish(self._status, None)
+        else:
+            await self._send(message)
 
     async def _start(self, message: Message) -> None:
         self._started = True
         context = self._inbound.context
-        headers = list(message.get("headers", ()))
+        headers = [pair for pair in message.get("headers", ()) if pair[0] != REQUEST_ID]
         if any(name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in headers):
             context.deadline = None  # without an end by its nature; the client's leaving ends it
-        headers.append((b"x-request-id", context.request_id.encode("ascii")))
+        headers.append((REQUEST_ID, context.request_id.encode("ascii")))
         if self._rules.cors.enabled:
             headers += self._rules.cors.response(self._inbound.headers.get(b"origin"))
         if self._rules.server_timing:
@@ -229,11 +229,7 @@ class Exchange:
             self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-            try:
-                await asyncio.wait([self._watcher])
-            except asyncio.CancelledError:  # the server is being stopped at this very moment
-                self._finish(self._status if self._started else 503, "cancelled")
-                raise
+            await asyncio.wait([self._watcher])
 
     # -- after the handler
 
@@ -285,10 +281,8 @@ class Exchange:
         headers = [
             (b"content-type", content_type.encode("latin-1")),
             (b"content-length", str(len(body)).encode("ascii")),
-            *reply.headers,
+            *reply.all_headers,
         ]
-        if reply.retry_after is not None:
-            headers.append((b"retry-after", str(max(1, round(reply.retry_after))).encode("ascii")))
         closes = reply.status in (400, 408, 413) and not self._inbox.ended
         if closes and self._scope.get("http_version", "1.1").startswith("1"):
             headers.append((b"connection", b"close"))
@@ -312,16 +306,17 @@ class Exchange:
 
     def _log(self, error: BaseException, when: str) -> None:
         method, path = self._scope["method"], self._path
-        _log.error("%s %s failed %s", method, path, when, exc_info=error, extra={"event": "request_failed"})
+        when = f" {when}" if when else ""
+        _log.error("%s %s failed%s", method, path, when, exc_info=error, extra={"event": "request_failed"})
 
     def _finish(self, status: int, error: str | None) -> None:
-        if self._begun < 0:
+        if self._counted:
             return
+        self._counted = True
         context = self._inbound.context
         if self._meter is not None:
             context.ledger.add(Part.CPU, self._meter.seconds())
         seconds = self._rules.clock.monotonic() - self._begun
-        self._begun = -1.0
         self._complete = True
         self._rules.sink.emit(
             RequestFinished(

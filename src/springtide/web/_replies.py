@@ -5,6 +5,7 @@ Messages of unexpected errors stay inside; the request id finds them in the log.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,14 @@ class ErrorReply:
     request_id: str = ""
     retry_after: float | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """`headers` and Retry-After, in whole seconds and never too early."""
+        if self.retry_after is None:
+            return list(self.headers)
+        seconds = max(1, math.ceil(self.retry_after))
+        return [*self.headers, (b"retry-after", str(seconds).encode("ascii"))]
 
 
 RenderError = Callable[[ErrorReply, Mapping[str, Any]], tuple[bytes, str]]

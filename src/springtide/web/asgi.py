@@ -93,8 +93,13 @@ class Layers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             inbound = self._reader.read(scope)
+            exchange = Exchange(self._rules, inbound, receive, send)
             with activate(inbound.context):
-                await self._answer(inbound, Exchange(self._rules, inbound, receive, send))
+                try:
+                    await self._answer(inbound, exchange)
+                except BaseException as error:
+                    exchange.cut_off(error)
+                    raise
         elif scope["type"] == "websocket":
             inbound = self._reader.read(scope)
             inbound.context.deadline = None  # a connection is not a request: it may stay open for days

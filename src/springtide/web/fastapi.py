@@ -78,8 +78,5 @@ def service(interface: type[T]) -> Callable[[HTTPConnection], Awaitable[T]]:
 def _response(reply: ErrorReply, request: Request, render: RenderError) -> Response:
     body, content_type = render(reply, request.scope)
     response = Response(body, reply.status, {"content-type": content_type})
-    for name, value in reply.headers:
-        response.headers.append(name.decode("latin-1"), value.decode("latin-1"))
-    if reply.retry_after is not None:
-        response.headers["retry-after"] = str(max(1, round(reply.retry_after)))
+    response.raw_headers.extend(reply.all_headers)
     return response

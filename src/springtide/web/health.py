@@ -102,7 +102,10 @@ class Health:
         try:
             async with asyncio.timeout(self._check_timeout):
                 await check()
-        except Exception as caught:  # whatever a check raises is its answer
+        except (Exception, asyncio.CancelledError) as caught:  # whatever a check raises is its answer
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # we are meant, not the check
             error = type(caught).__name__
         return DependencyState(error is None, round(self._clock.monotonic() - begun, 6), error)
 
