@@ -176,7 +176,7 @@ class Handler:
                 f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
             )
         try:
-            msgspec.json.Decoder(self.job)
+            msgspec.json.schema(self.job)  # refuses what a decoder would only refuse when a job is run
         except (TypeError, NameError) as error:
             raise JobError(f"{self.job.__qualname__} cannot be stored as JSON: {error}") from error
 
