@@ -95,7 +95,7 @@ class Platform:
         self._group: Group | None = None
         self.pools: Mapping[str, Pool] = {name: self._pool(name) for name in topology.clusters}
         for cluster, pool in self.pools.items():
-            metrics.watch_pool(cluster, pool.stats)
+            metrics.watch_pool(cluster, pool.stats, max_size=topology.pool.size)
         self._monitor = LoopMonitor(observe=metrics.observe_loop_lag, clock=self.clock, sink=self.sink)
         self.health = Health(
             state=lambda: self.state,

@@ -422,6 +422,7 @@ async def test_an_application_is_served_between_start_and_stop(topology: Topolog
         assert (await client.get("/health/other")).json()["path"] == "/health/other"
         metrics = (await client.get("/metrics")).text
         assert 'springtide_pool_connections{cluster="second",state="open"} 1.0' in metrics
+        assert f'springtide_pool_connections_limit{{cluster="second"}} {topology.pool.size}.0' in metrics
         assert 'route="/health/ready"' in metrics
         assert (await server.say("shutdown"))["type"] == "lifespan.shutdown.complete"
         await server.end()
