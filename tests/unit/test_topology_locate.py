@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,13 +163,26 @@ def _documents(draw: st.DrawFn) -> tuple[str, list[tuple[int, str]]]:
     return text, marks
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(_documents())
 def test_any_valid_document_is_understood_like_the_parser_does(
     document: tuple[str, list[tuple[int, str]]],
 ) -> None:
     """The locator finds exactly the keys that tomllib finds, and each marked key on its line."""
-    text, marks = document
+    _hold_against_the_parser(*document)
+
+
+@pytest.mark.stress
+@settings(max_examples=3_000, deadline=None)
+@given(_documents())
+def test_thousands_of_documents_are_understood_like_the_parser_does(
+    document: tuple[str, list[tuple[int, str]]],
+) -> None:
+    """The same, for as many documents as there is time for."""
+    _hold_against_the_parser(*document)
+
+
+def _hold_against_the_parser(text: str, marks: list[tuple[int, str]]) -> None:
     try:
         parsed = tomllib.loads(text)
     except tomllib.TOMLDecodeError:

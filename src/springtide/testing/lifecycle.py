@@ -32,16 +32,20 @@ async def stress(
     After each storm: an uncancelled last call decides whether the service runs; it can be started and
     stopped again; stopped, it has left no task; and no exception went unseen.
     """
-    for storm in range(storms):
-        dice = random.Random(f"{seed}/{storm}")  # noqa: S311 - replays the same storm
-        history: list[str] = []
-        try:
-            async with asyncio.timeout(timeout):
-                await _storm(factory(), dice, calls, pause, history)
-        except TimeoutError as error:
-            raise AssertionError(f"storm {storm} of seed {seed} hung: {' '.join(history)}") from error
-        except Exception as error:
-            raise AssertionError(f"storm {storm} of seed {seed} failed: {' '.join(history)}") from error
+    gc.freeze()  # each storm looks for what it left itself, not through everything that was there before
+    try:
+        for storm in range(storms):
+            dice = random.Random(f"{seed}/{storm}")  # noqa: S311 - replays the same storm
+            history: list[str] = []
+            try:
+                async with asyncio.timeout(timeout):
+                    await _storm(factory(), dice, calls, pause, history)
+            except TimeoutError as error:
+                raise AssertionError(f"storm {storm} of seed {seed} hung: {' '.join(history)}") from error
+            except Exception as error:
+                raise AssertionError(f"storm {storm} of seed {seed} failed: {' '.join(history)}") from error
+    finally:
+        gc.unfreeze()
 
 
 async def _storm(service: Service, dice: random.Random, calls: int, pause: float, history: list[str]) -> None:
