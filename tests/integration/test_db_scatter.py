@@ -56,6 +56,19 @@ async def test_pages_are_those_of_one_table(db: Database) -> None:
         assert [number(row) for row in rows] == wanted[offset : offset + 9]
 
 
+async def test_limits_and_offsets_are_checked(db: Database) -> None:
+    for window in ({"limit": -1}, {"offset": -1}, {"limit": 1, "offset": -1}):
+        with pytest.raises(ValueError, match="must be >= 0, got -1"):
+            await db.scatter("select id from notes.note", **window)
+
+
+async def test_a_part_without_an_order_or_a_limit(db: Database) -> None:
+    sql = "select id from notes.note where bucket < $1"
+    assert len(await db.scatter(sql, 1024, offset=38)) == 2
+    assert len(await db.scatter(sql, 1024, limit=9, offset=38)) == 2
+    assert len(await db.scatter(sql, 1024, limit=0)) == 0
+
+
 async def test_arguments_and_comments_pass(db: Database) -> None:
     rows = await db.scatter("select id from notes.note where text = $1; -- x", "z", order=[("id", ASC)])
     assert [number(row) for row in rows] == [n for n in range(40) if n % 8 == 4]

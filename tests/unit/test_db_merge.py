@@ -78,25 +78,24 @@ def test_values_without_an_order_are_refused(value: Any) -> None:
         merge([[{"x": value}], [{"x": value}]], order=[("x", ASC)], limit=None, offset=0)
 
 
-def test_each_shard_sends_no_more_than_the_page_needs() -> None:
-    sql = compose("select id from n.a; -- all", order=[("id", DESC)], limit=10, offset=5)
-    assert sql == "SELECT * FROM (\nselect id from n.a\n) AS scattered\nORDER BY id DESC\nLIMIT 15"
-    alone = compose("select id from n.a", order=[("id", ASC)], limit=10, offset=5, alone=True)
-    assert alone.endswith("ORDER BY id ASC\nLIMIT 10\nOFFSET 5")
+def test_every_part_of_a_list_is_one_statement() -> None:
+    """Limit and offset are arguments behind those of the statement."""
+    order = (("id", DESC),)
+    sql = compose("select id from n.a; -- all", order=order, arguments=0, limited=True)
+    assert sql == "SELECT * FROM (\nselect id from n.a\n) AS scattered\nORDER BY id DESC\nLIMIT $1::bigint"
+    sql = compose("select id from n.a where b = $1", order=order, arguments=1, limited=True, skipping=True)
+    assert sql.endswith("ORDER BY id DESC\nLIMIT $2::bigint\nOFFSET $3::bigint")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"order": [("id", "down")], "limit": 1, "offset": 0},
-        {"order": [("id; drop table x", ASC)], "limit": 1, "offset": 0},
-        {"order": [], "limit": -1, "offset": 0},
-        {"order": [], "limit": 1, "offset": -1},
-    ],
-)
-def test_orders_and_limits_are_checked(options: dict[str, Any]) -> None:
+def test_an_argument_that_was_forgotten_is_not_taken_for_the_limit() -> None:
+    with pytest.raises(ValueError, match=r"has \$2, got 1 arguments"):
+        compose("select id from n.a where b = $1 and c = $2", order=(), arguments=1, limited=True)
+
+
+@pytest.mark.parametrize("order", [("id", "down"), ("id; drop table x", ASC)])
+def test_orders_are_checked(order: Any) -> None:
     with pytest.raises(ValueError):
-        compose("select id from n.a", **options)
+        compose("select id from n.a", order=(order,), arguments=0)
 
 
 def test_decimals_are_merged_with_nan_last() -> None:

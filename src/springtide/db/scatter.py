@@ -3,7 +3,8 @@
 The statement becomes a subquery; ordering and limit are added around it, so that every shard sorts and cuts
 in the way the merge expects: each sends at most limit + offset rows, each stream is sorted, a heap takes the
 smallest head until the page is full (k-way merge: n rows of k shards cost n log k comparisons). Rows that
-are equal in all columns of the order keep the order of the shards.
+are equal in all columns of the order keep the order of the shards. Limit and offset are arguments: whichever
+part is asked for, it is one text, prepared once and counted under one name.
 
 The merge compares like PostgreSQL: NULL is larger than everything, NaN larger than every number, text is
 compared by its UTF-8 bytes, which is what the databases' C.UTF-8 collation does. A shard that sorts a column
@@ -21,6 +22,7 @@ import heapq
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import UUID
@@ -43,6 +45,8 @@ DESC: Direction = "desc"
 Order = Sequence[tuple[str, Direction]]
 T = TypeVar("T")
 
+_PARAMETER = _sql.Kind.PARAMETER
+
 _ORDERED = (int, float, Decimal, bytes, datetime, date, time, timedelta, UUID)
 """Python compares these as PostgreSQL does; text is compared by its bytes."""
 
@@ -57,9 +61,17 @@ async def rows(
     offset: int,
 ) -> list[Any]:
     """The rows of `sql` from all `shards`, merged by `order`, from `offset` on, at most `limit`."""
-    statement = compose(sql, order=order, limit=limit, offset=offset, alone=len(shards) == 1)
+    most, skipped = _window(limit, offset, alone=len(shards) == 1)
+    statement = compose(
+        sql,
+        order=tuple(order),
+        arguments=len(args),
+        limited=most is not None,
+        skipping=skipped is not None,
+    )
+    window = [number for number in (most, skipped) if number is not None]
     try:
-        streams = await _together([queries.fetch(statement, *args) for queries in shards.values()])
+        streams = await _together([queries.fetch(statement, *args, *window) for queries in shards.values()])
     except asyncpg.UndefinedColumnError as error:
         column = _missing_order_column(error, statement, order)
         if column is None:
@@ -95,23 +107,45 @@ async def each(
     return [row for stream in streams for row in stream]
 
 
-def compose(sql: str, *, order: Order, limit: int | None, offset: int, alone: bool = False) -> str:
-    """The statement for one shard; `alone` when there is no other, so that the server does all of it."""
+@lru_cache(maxsize=512)
+def compose(
+    sql: str,
+    *,
+    order: tuple[tuple[str, Direction], ...],
+    arguments: int,
+    limited: bool = False,
+    skipping: bool = False,
+) -> str:
+    """The statement for one shard. `sql` takes `arguments` of its own; limit and offset follow them.
+
+    Remembered, because reading the text takes longer than many a statement.
+    """
+    fault = _sql.unscatterable(sql)
+    if fault is not None:
+        raise NotScatterable(fault)
+    highest = max((int(token.text[1:]) for token in _sql.tokens(sql) if token.kind is _PARAMETER), default=0)
+    if highest > arguments:  # it would be taken for the limit
+        raise ValueError(f"the statement has ${highest}, got {arguments} arguments")
+    parts = [f"SELECT * FROM (\n{_sql.without_terminator(sql)}\n) AS scattered"]  # noqa: S608
+    if order:
+        parts.append("ORDER BY " + ", ".join(f"{identifier(name)} {_way(way)}" for name, way in order))
+    if limited:
+        arguments += 1
+        parts.append(f"LIMIT ${arguments}::bigint")
+    if skipping:
+        parts.append(f"OFFSET ${arguments + 1}::bigint")
+    return "\n".join(parts)
+
+
+def _window(limit: int | None, offset: int, *, alone: bool) -> tuple[int | None, int | None]:
+    """LIMIT and OFFSET for each shard; the only one does all of it, several send what the merge skips."""
     if limit is not None and limit < 0:
         raise ValueError(f"limit must be >= 0, got {limit}")
     if offset < 0:
         raise ValueError(f"offset must be >= 0, got {offset}")
-    fault = _sql.unscatterable(sql)
-    if fault is not None:
-        raise NotScatterable(fault)
-    parts = [f"SELECT * FROM (\n{_sql.without_terminator(sql)}\n) AS scattered"]  # noqa: S608
-    if order:
-        parts.append("ORDER BY " + ", ".join(f"{identifier(name)} {_way(way)}" for name, way in order))
-    if limit is not None:
-        parts.append(f"LIMIT {limit if alone else limit + offset}")
-    if alone and offset:
-        parts.append(f"OFFSET {offset}")
-    return "\n".join(parts)
+    if limit is None:
+        return None, offset if alone and offset else None
+    return (limit, offset) if alone else (limit + offset, None)
 
 
 def merge(
