@@ -21,20 +21,11 @@ class Composer:
 
     async def article(self, article: content.Article, viewer: int | None) -> shapes.ArticleAnswer:
         authors = await self._profiles([article.author_id], viewer)
-        return shapes.ArticleAnswer(
-            article=shapes.Article(
-                slug=article.slug,
-                title=article.title,
-                description=article.description,
-                body=article.body,
-                tag_list=article.tags,
-                created_at=iso(article.created_at),
-                updated_at=iso(article.updated_at),
-                favorited=article.favorited,
-                favorites_count=article.favorites,
-                author=authors[article.author_id],
-            )
-        )
+        return _article(article, authors[article.author_id])
+
+    def article_by(self, author: users.Profile, article: content.Article) -> shapes.ArticleAnswer:
+        """For who wrote it and is known already: nobody has to be asked."""
+        return _article(article, public(author))
 
     async def articles(self, page: content.ArticlePage, viewer: int | None) -> shapes.ArticlesAnswer:
         authors = await self._profiles([article.author_id for article in page.articles], viewer)
@@ -54,23 +45,14 @@ class Composer:
         ]
         return shapes.ArticlesAnswer(articles=summaries, articles_count=page.count)
 
-    async def comment(self, comment: content.Comment, viewer: int | None) -> shapes.CommentAnswer:
-        answer = await self.comments([comment], viewer)
-        return shapes.CommentAnswer(comment=answer.comments[0])
+    def comment_by(self, author: users.Profile, comment: content.Comment) -> shapes.CommentAnswer:
+        """For who wrote it and is known already: nobody has to be asked."""
+        return shapes.CommentAnswer(comment=_comment(comment, public(author)))
 
     async def comments(self, comments: list[content.Comment], viewer: int | None) -> shapes.CommentsAnswer:
         authors = await self._profiles([comment.author_id for comment in comments], viewer)
         return shapes.CommentsAnswer(
-            comments=[
-                shapes.Comment(
-                    id=comment.id,
-                    created_at=iso(comment.created_at),
-                    updated_at=iso(comment.updated_at),
-                    body=comment.body,
-                    author=authors[comment.author_id],
-                )
-                for comment in comments
-            ]
+            comments=[_comment(comment, authors[comment.author_id]) for comment in comments]
         )
 
     async def _profiles(self, ids: Iterable[int], viewer: int | None) -> dict[int, shapes.Profile]:
@@ -80,6 +62,33 @@ class Composer:
         shown = dict.fromkeys(wanted, NOBODY)
         shown.update((profile.id, public(profile)) for profile in found)
         return shown
+
+
+def _article(article: content.Article, author: shapes.Profile) -> shapes.ArticleAnswer:
+    return shapes.ArticleAnswer(
+        article=shapes.Article(
+            slug=article.slug,
+            title=article.title,
+            description=article.description,
+            body=article.body,
+            tag_list=article.tags,
+            created_at=iso(article.created_at),
+            updated_at=iso(article.updated_at),
+            favorited=article.favorited,
+            favorites_count=article.favorites,
+            author=author,
+        )
+    )
+
+
+def _comment(comment: content.Comment, author: shapes.Profile) -> shapes.Comment:
+    return shapes.Comment(
+        id=comment.id,
+        created_at=iso(comment.created_at),
+        updated_at=iso(comment.updated_at),
+        body=comment.body,
+        author=author,
+    )
 
 
 NOBODY = shapes.Profile(username="[unknown]", bio=None, image=None, following=False)

@@ -165,7 +165,7 @@ WRAPPERS: Mapping[str, str] = {
 def _requests() -> dict[str, Schema]:
     username = _text(users.USERNAME_LENGTH)
     email = _text(users.EMAIL_LENGTH, format="email")
-    password = _text(users.PASSWORD_LENGTH, shortest=users.PASSWORD_MINIMUM, format="password")
+    password = _text(users.PASSWORD_LENGTH, format="password")
     article = {
         "title": _text(content.TITLE_LENGTH),
         "description": _text(content.DESCRIPTION_LENGTH),
@@ -174,7 +174,7 @@ def _requests() -> dict[str, Schema]:
     }
     return {
         "LoginUser": _object(
-            {"email": email, "password": _text(users.PASSWORD_LENGTH, format="password")},
+            {"email": email, "password": password},
             required=["email", "password"],
         ),
         "NewUser": _object(

@@ -67,8 +67,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation(
         "UpdateCurrentUser", "PUT", "/user", writes.update_user,
         tag=ACCOUNTS, summary="Change the signed-in user", auth="required", body="UpdateUser",
-        answer=shapes.UserAnswer, errors=(401, 409),
-        says="At least one field; one that is left out stays. null or an empty text clears bio and image.",
+        answer=shapes.UserAnswer, errors=(401,),
+        says="At least one field; one that is left out stays. null or an empty text clears bio and image. A"
+        " username or an address that is somebody else's is a value that breaks a rule: 422.",
     ),
     _operation(
         "GetProfileByUsername", "GET", "/profiles/{username}", reads.get_profile,
@@ -107,8 +108,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation(
         "GetArticle", "GET", "/articles/{slug}", reads.get_article,
         plain=True, tag=ARTICLES, summary="An article", auth="optional", parameters=("slug",),
-        answer=shapes.ArticleAnswer, errors=(401, 404),
-        says="A slug that the article had before its title was changed leads to it, too.",
+        answer=shapes.ArticleAnswer, errors=(404,),
+        says="A slug that the article had before its title was changed leads to it, too. A token that does"
+        " not pass counts as none.",
     ),
     _operation(
         "UpdateArticle", "PUT", "/articles/{slug}", writes.update_article,

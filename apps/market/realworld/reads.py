@@ -56,7 +56,7 @@ async def get_feed(request: Request) -> Response:
 
 async def get_article(request: Request) -> Response:
     rim = rim_of(request)
-    viewer = rim.viewers.optional(request)
+    viewer = rim.viewers.lenient(request)
     article = await rim.content.article(request.path_params["slug"], viewer)
     return answer(await rim.composer.article(article, viewer))
 

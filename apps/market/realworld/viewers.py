@@ -1,8 +1,10 @@
 """Who asks: `Authorization: Token <jwt>`, or `Bearer <jwt>`, checked without a look-up.
 
 Only tokens issued for this API pass (scope `api`): they live longer than a browser session's, because
-RealWorld has no refresh. Another scheme is nobody's business here and counts as no token; a token that does
-not pass is refused everywhere, also where none is needed, so that a client learns that it is signed out.
+RealWorld has no refresh. Another scheme is nobody's business here and counts as no token, and so do `null`
+and `undefined`, which is what front ends send that have no token to send. A token that does not pass is
+refused (401) also where none is needed, so that a client learns that it is signed out; except where the
+specification knows no 401, there it counts as none.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ SCOPE = "api"
 
 SCHEMES = frozenset({"token", "bearer"})
 
+NOBODY = frozenset({"", "null", "undefined"})
+
 
 class Viewers:
     """Tokens in and out; `lifetime` in seconds."""
@@ -33,12 +37,9 @@ class Viewers:
 
     def optional(self, request: Request) -> int | None:
         """The id of who asks, None for nobody. Raises Unauthorized for a token that does not pass."""
-        header = request.headers.get("authorization")
-        if header is None:
-            return None
-        scheme, _, token = header.strip().partition(" ")
+        scheme, _, token = request.headers.get("authorization", "").strip().partition(" ")
         token = token.strip()
-        if scheme.lower() not in SCHEMES or not token:
+        if scheme.lower() not in SCHEMES or token.lower() in NOBODY:
             return None
         try:
             identity = self._tokens.verify(token).identity
@@ -49,6 +50,13 @@ class Viewers:
         if (context := current()) is not None:
             context.identity = identity
         return identity.subject
+
+    def lenient(self, request: Request) -> int | None:
+        """The id of who asks, None for nobody and for a token that does not pass."""
+        try:
+            return self.optional(request)
+        except Unauthorized:
+            return None
 
     def required(self, request: Request) -> int:
         """The id of who asks. Raises Unauthorized for nobody."""

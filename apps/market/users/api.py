@@ -19,7 +19,6 @@ __all__ = [
     "EMAIL_LENGTH",
     "IMAGE_LENGTH",
     "PASSWORD_LENGTH",
-    "PASSWORD_MINIMUM",
     "USERNAME_LENGTH",
     "Account",
     "AccountChanges",
@@ -30,7 +29,6 @@ __all__ = [
 
 USERNAME_LENGTH = 64
 EMAIL_LENGTH = 254
-PASSWORD_MINIMUM = 8
 PASSWORD_LENGTH = 256
 BIO_LENGTH = 5_000
 IMAGE_LENGTH = 2_048

@@ -14,13 +14,12 @@ import unicodedata
 
 from msgspec import UNSET
 
-from market.checks import BLANK, Checks, storable
+from market.checks import Checks, storable
 from market.users.api import (
     BIO_LENGTH,
     EMAIL_LENGTH,
     IMAGE_LENGTH,
     PASSWORD_LENGTH,
-    PASSWORD_MINIMUM,
     USERNAME_LENGTH,
     AccountChanges,
     NewAccount,
@@ -84,10 +83,7 @@ def check_login(email: str, password: str) -> None:
     """Refuse what cannot be anybody's credentials by form. Raises Invalid; says nothing about who exists."""
     checks = Checks()
     checks.text("email", email, max_length=EMAIL_LENGTH)
-    if not password:
-        checks.fault("password", BLANK)
-    else:
-        checks.text("password", password, max_length=PASSWORD_LENGTH, required=False)
+    _password(checks, password)
     checks.finish()
 
 
@@ -102,9 +98,4 @@ def _email(checks: Checks, value: str) -> None:
 
 
 def _password(checks: Checks, value: str) -> None:
-    if not value:
-        checks.fault("password", BLANK)
-    elif len(value) < PASSWORD_MINIMUM:
-        checks.fault("password", f"is too short (minimum is {PASSWORD_MINIMUM} characters)")
-    else:
-        checks.text("password", value, max_length=PASSWORD_LENGTH, required=False)
+    checks.text("password", value, max_length=PASSWORD_LENGTH)

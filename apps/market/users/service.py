@@ -100,7 +100,8 @@ class UserService:
 
     async def profile(self, username: str, viewer: int | None) -> Profile | None:
         id = await self.find(username)
-        return None if id is None else await self._profile(id, viewer)
+        found = [] if id is None else await self.profiles([id], viewer)
+        return found[0] if found else None
 
     async def profiles(self, ids: list[int], viewer: int | None) -> list[Profile]:
         wanted = sorted(set(ids))
@@ -117,19 +118,15 @@ class UserService:
             checks.fault("profile", "is your own")
             checks.finish()
         await self._store.follow(follower, followee, moment(self._clock))
-        return await self._must_show(followee, follower)
+        return await self._must_show(followee, following=True)
 
     async def unfollow(self, follower: int, username: str) -> Profile:
         followee = await self._must_find(username)
         await self._store.unfollow(follower, followee)
-        return await self._must_show(followee, follower)
+        return await self._must_show(followee, following=False)
 
     async def following(self, follower: int) -> list[int]:
         return await self._store.following(follower, MAX_FOLLOWING)
-
-    async def _profile(self, id: int, viewer: int | None) -> Profile | None:
-        found = await self.profiles([id], viewer)
-        return found[0] if found else None
 
     async def _must_find(self, username: str) -> int:
         id = await self.find(username)
@@ -137,11 +134,11 @@ class UserService:
             raise NotFound("profile")
         return id
 
-    async def _must_show(self, id: int, viewer: int) -> Profile:
-        profile = await self._profile(id, viewer)
-        if profile is None:
+    async def _must_show(self, id: int, *, following: bool) -> Profile:
+        person = await self._store.person(id)
+        if person is None:
             raise NotFound("profile")
-        return profile
+        return _public(person, following)
 
     async def _taken(
         self, error: AlreadyReserved, wanted: dict[str, str | None], owner: int | None = None

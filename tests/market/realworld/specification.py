@@ -76,12 +76,6 @@ OPERATIONS: dict[tuple[str, str], tuple[int, Schema | None, tuple[int, ...]]] = 
 }
 """(method, path) -> status and schema of success, statuses of refusals (all of them with ERRORS)."""
 
-BEYOND: dict[tuple[str, str], tuple[int, ...]] = {
-    ("PUT", "/user"): (409,),  # a name that is somebody else's: what POST /users answers
-    ("GET", "/articles/{slug}"): (401,),  # an optional token that does not pass
-}
-"""Statuses that the specification leaves out and this API needs; each says why."""
-
 TRANSPORT = (413, 415)
 """What HTTP itself asks for, whatever the operation."""
 
