@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -18,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from springtide.context import current
+from springtide.errors import DatabaseUnavailable
 from springtide.signals import RequestFinished, Signal
 from springtide.web.asgi import Layers
 
@@ -435,3 +437,57 @@ async def test_a_thousand_requests_leave_no_tasks_and_no_memory_behind() -> None
         await asyncio.sleep(0)
         assert len(asyncio.all_tasks()) <= before
         assert heard.requests.qsize() == 1001
+
+
+@pytest.mark.parametrize("http", HTTP)
+async def test_every_request_of_a_storm_is_counted_once_and_leaves_nothing(http: str) -> None:
+    """Clients that leave at any moment, half-sent bodies, failing handlers: as many ends as beginnings."""
+    chance = random.Random(7)
+    begun = 0
+
+    async def handler(request: Request) -> Response:
+        nonlocal begun
+        begun += 1
+        kind = chance.randrange(5)
+        if kind == 0:
+            raise DatabaseUnavailable("away")
+        if kind == 1:
+            await request.body()
+        elif kind == 2:
+            await asyncio.sleep(chance.random() * 0.15)
+        elif kind == 3:
+            return StreamingResponse(slowly())
+        return PlainTextResponse("x" * chance.randrange(300_000))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 10_000
+            await asyncio.sleep(chance.random() * 0.03)
+
+    async def visit(port: int, places: asyncio.Semaphore) -> None:
+        async with places, connected(port) as wire:
+            with suppress(ConnectionError, TimeoutError):
+                if chance.random() < 0.5:
+                    await wire.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * chance.randint(1, 3))
+                else:
+                    await wire.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+                    await wire.send(b"5\r\nhello\r\n" * chance.randrange(500))
+                    await wire.send(b"0\r\n\r\n" if chance.random() < 0.5 else b"")
+                async with asyncio.timeout(chance.random() * 0.3):
+                    await wire.reader.read(chance.randint(1, 200_000))
+            if chance.random() < 0.5:
+                wire.writer.transport.abort()
+
+    async with served(app(handler), http=http, request_timeout=0.3, body_bytes=2000) as (port, heard):
+        tasks = len(asyncio.all_tasks())
+        places = asyncio.Semaphore(50)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(400):
+                group.create_task(visit(port, places))
+        for _ in range(begun):
+            await heard.next()
+        async with asyncio.timeout(5):
+            while len(asyncio.all_tasks()) > tasks:
+                await asyncio.sleep(0.01)
+        assert begun > 200
+        assert heard.requests.empty()

@@ -211,3 +211,24 @@ def test_a_line_has_a_bound_whatever_a_client_asks_for() -> None:
     request, other = stream.getvalue().splitlines()
     assert len(request) < 6_000
     assert len(other) < 4 * logs.MAX_TEXT
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "level"),
+    [(200, None, "info"), (404, None, "info"), (499, "ClientGone", "info"), (413, "BodyTooLarge", "info"),
+     (200, "DeadlineExceeded", "warning"), (503, None, "warning")],
+)  # fmt: skip
+def test_an_answer_that_was_cut_off_is_a_failure_whatever_its_status(
+    status: int, error: str | None, level: str
+) -> None:
+    stream = io.StringIO()
+    logs.configure("json", stream=stream)
+    logs.LogSink().emit(RequestFinished("GET", "/", status, 0.1, "r", Ledger(), None, error))
+    line = json.loads(stream.getvalue())
+    assert line["level"] == level
+    assert ("ledger" in line) is (level == "warning")
+
+
+@pytest.mark.parametrize("name", ["token", "id_token", "reset-token", "api_key", "private_key", "X-Api-Key"])
+def test_fields_that_are_named_like_credentials_are_hidden(name: str) -> None:
+    assert "s3cret" not in logs.JsonFormatter().format(record("", given={name: "s3cret"}))

@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 from springtide.context import Part, Priority, RequestContext, current
 from springtide.errors import CommitUnknown, DatabaseUnavailable, DeadlineExceeded, InvalidCursor
 from springtide.signals import RequestFinished, Signal
+from springtide.web._routes import MAX_ROUTERS, RouteLabels
 from springtide.web.asgi import ErrorReply, Layers
 
 
@@ -431,6 +432,15 @@ async def test_plain_routes_inside_fastapi_have_labels_too() -> None:
 
 async def other(request: Request) -> Response:
     return PlainTextResponse("other")
+
+
+def test_an_application_that_makes_a_router_per_request_fills_no_memory() -> None:
+    """Routers of Starlette before 1.0, which do not say which route matched, are remembered up to a bound."""
+    labels = RouteLabels()
+    routers = [Starlette(routes=[Route("/p/{q}", plain)]).router for _ in range(300)]
+    for router in routers:
+        assert labels.label({"router": router, "endpoint": plain}, "") == "/p/{q}"
+    assert len(labels._plain) <= MAX_ROUTERS
 
 
 async def test_labels_are_bounded_whatever_is_asked_for() -> None:

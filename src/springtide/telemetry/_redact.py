@@ -14,7 +14,7 @@ MAX_TEXT = 20_000
 MAX_INTEGER_BITS = 1024
 
 _SECRET_NAME = re.compile(
-    r"authorization|cookie|password|passwd|secret|api[-_]?key|access[-_]?token|refresh[-_]?token|^token$",
+    r"authorization|cookie|password|passwd|secret|(?:api|private|signing)[-_]?key|token$",
     re.IGNORECASE,
 )
 _IN_TEXT = re.compile(

@@ -102,8 +102,8 @@ class TextFormatter(logging.Formatter):
 class LogSink:
     """A `Sink` that logs requests and services.
 
-    `slow_request` seconds and more, or a status of 500 and above, is a warning with the ledger; `access` also
-    writes the others, at info. Paths are logged without their query.
+    `slow_request` seconds and more, a status of 500 and above, or an answer that was cut off is a warning
+    with the ledger; `access` also writes the others, at info. Paths are logged without their query.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class LogSink:
 
     def _request(self, signal: RequestFinished) -> None:
         slow = signal.seconds >= self._slow_request
-        notable = slow or signal.status >= 500
+        cut = signal.error is not None and signal.status < 400  # the answer had begun when it failed
+        notable = slow or cut or signal.status >= 500
         if not notable and not (self._access and self._log.isEnabledFor(logging.INFO)):
             return
         path = signal.path if len(signal.path) <= MAX_PATH else signal.path[: MAX_PATH - 1] + "…"

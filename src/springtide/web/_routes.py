@@ -16,6 +16,7 @@ __all__ = ["ROUTE_KEY", "UNMATCHED", "RouteLabels"]
 
 ROUTE_KEY = "springtide.route"
 UNMATCHED = "(unmatched)"
+MAX_ROUTERS = 64
 
 
 class RouteLabels:
@@ -60,6 +61,8 @@ class RouteLabels:
         """For routers that do not put the route into the scope: the one route that has this endpoint."""
         known = self._plain.get(id(router))
         if known is None:
+            if len(self._plain) >= MAX_ROUTERS:  # an application that makes a router per request
+                self._plain.clear()
             known = self._plain[id(router)] = {}
             for path, found in _walk(getattr(router, "routes", ()), ""):
                 # Two routes with one endpoint cannot be told apart here.
