@@ -142,10 +142,12 @@ async def test_a_hung_handler_is_not_renewed_for_ever(
         async with database.write("a") as tx:
             await tx.enqueue(Hang())
         await until(lambda: calls)
-        async with working(database, database_urls, [Handler(Hang, hang)], "two"):
-            (row,) = await reach(database, "done")
-        assert row["attempt"] == 2 and len(calls) == 2
-        release.set()  # the hung run ends at last, and finishes nothing
+        try:
+            async with working(database, database_urls, [Handler(Hang, hang)], "two"):
+                (row,) = await reach(database, "done")
+            assert row["attempt"] == 2 and len(calls) == 2
+        finally:
+            release.set()  # the hung run ends at last, and finishes nothing
         await until(lambda: any(signal.outcome == "lost" for signal in heard.of(JobFinished)))
         (row,) = await rows(database)
         assert (row["state"], row["attempt"]) == ("done", 2)
