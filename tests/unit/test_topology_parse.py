@@ -297,3 +297,18 @@ def test_of_a_list_the_faulty_elements_are_named_on_their_lines() -> None:
     ]
     assert [fault.rpartition(", got ")[2] for fault in found[:3]] == ['"10.0.0.5/8"', '"x"', '"a b"']
     assert found[3:] == ['line 13: databases.default.shards: must not be listed twice, got "main"']
+
+
+def test_two_clusters_are_never_the_same_database() -> None:
+    """Two nodes that are one server under two names would hold every row of two shards in one place."""
+    nodes = (
+        '[nodes.db]\nurl = "postgresql://a:x@db.internal/shop"\n'
+        '[nodes.other]\nkind = "postgres"\nurl = "postgres://b:y@DB.internal:5432/{path}"\n'
+        '[clusters.second]\nprimary = "other"\n[databases.content]\nshards = ["main", "second"]\n'
+    )
+    fault = only(HEAD + nodes.format(path="shop"))
+    assert fault == (
+        "line 9: clusters.second.dbname: cluster main uses database 'shop' on db.internal:5432 already;"
+        " give a dbname"
+    )
+    assert loads(HEAD + nodes.format(path="content")).clusters["second"].primary == "other"

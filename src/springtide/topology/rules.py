@@ -27,6 +27,7 @@ SUPERUSER_CONNECTIONS = (
     3  # PostgreSQL keeps these (superuser_reserved_connections), ordinary users get the rest
 )
 BUCKETS = 1024
+POSTGRES_PORT = 5432
 STORES = {"search": "opensearch", "documents": "mongodb", "timeseries": "timescaledb", "graph": "neo4j"}
 
 
@@ -156,14 +157,11 @@ def _clusters(topology: Topology) -> Iterator[TopologyFault]:
             if replica in roles and replica != cluster.primary:
                 yield _fault(f"{key}.replicas", replica, f"is already a replica of cluster {roles[replica]}")
             roles.setdefault(replica, name)
-        node = topology.nodes.get(cluster.primary)
-        own = _path_of(node.url) if node is not None and node.url is not None else ""
+        server, own = _server(topology.nodes.get(cluster.primary), cluster.primary)
         dbname = cluster.dbname or own or name
-        other = databases.setdefault((cluster.primary, dbname), name)
+        other = databases.setdefault((server, dbname), name)
         if other != name:
-            rule = (
-                f"cluster {other} uses database {dbname!r} on node {cluster.primary} already; give a dbname"
-            )
+            rule = f"cluster {other} uses database {dbname!r} on {server} already; give a dbname"
             yield _fault(f"{key}.dbname", cluster.dbname, rule)
     for name, cluster in topology.clusters.items():
         if cluster.primary in roles and cluster.primary not in cluster.replicas:
@@ -171,11 +169,12 @@ def _clusters(topology: Topology) -> Iterator[TopologyFault]:
             yield _fault(f"clusters.{name}.primary", cluster.primary, rule)
 
 
-def _path_of(url: str) -> str:
-    try:
-        return urlsplit(url).path.strip("/")
-    except ValueError:
-        return ""  # _nodes reports it
+def _server(node: Node | None, name: str) -> tuple[str, str]:
+    """Which server a node is (two given nodes may be one), and the database that its url names."""
+    if node is None or node.url is None or _bad_url(node) is not None:  # the last is reported by _nodes
+        return f"node {name}", ""
+    parts = urlsplit(node.url)
+    return f"{parts.hostname}:{parts.port or POSTGRES_PORT}", parts.path.strip("/")
 
 
 def _databases(topology: Topology) -> Iterator[TopologyFault]:
