@@ -469,6 +469,29 @@ async def test_a_frozen_database_does_not_keep_the_others_waiting(
                 proxy.resume()
 
 
+async def test_a_worker_stops_although_its_database_is_frozen(
+    database_urls: Urls, tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """With jobs in hand and no answer from the server, stop gives up in bounded time; leases run out."""
+    async with FaultProxy(target=postgres.port) as proxy:
+        url = database_urls[0].replace(f":{postgres.port}/", f":{proxy.port}/")
+        async with deeds([url], tmp_path / "m", size=4) as database:
+
+            async def wait(deed: Deed, run: Run) -> None:
+                await asyncio.Event().wait()
+
+            doer = Doer(wait)
+            made = worker(database, [url], [DO], doer, drain=0.2, lease=30.0, heartbeat=0.2, stall=5.0)
+            await made.start()
+            await add(database, "a")
+            await until(lambda: doer.calls)
+            proxy.stall()
+            async with asyncio.timeout(12.0):
+                await made.stop()
+            assert made.state == "stopped"
+            proxy.resume()
+
+
 # -- the database dies ---------------------------------------------------------------------------------
 
 

@@ -55,7 +55,7 @@ async def process(folder: Path, urls: Urls, **options: Any) -> AsyncIterator[Pro
             *(msgspec.json.encode({**LEASE, **options}).decode(), *urls),
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         )
     )
     try:

@@ -29,7 +29,7 @@ from springtide.context import Priority, RequestContext, activate
 from springtide.db.pool import Pool
 from springtide.errors import SpringtideError
 from springtide.jobs._store import RunName, Store
-from springtide.lifecycle import StartStop
+from springtide.lifecycle import StartStop, Supervised
 from springtide.signals import Sink
 
 __all__ = ["GRACE", "Heart", "Lease"]
@@ -154,17 +154,19 @@ class Heart:
             )
             for shard, dsn in self._dsns.items()
         }
+        beating = Supervised(f"{self.name} loop", lambda: self._beats(loop, pools), max_backoff=self._every)
         try:
-            healthy = True
-            while not stopping.is_set():
-                pause = self._every if healthy else self._every / 4
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause * random.uniform(0.8, 1.0)):  # noqa: S311 - spreads beats
-                        await stopping.wait()
-                if not stopping.is_set():
-                    healthy = await self._beat(loop, pools)
+            await beating.start()
+            await stopping.wait()
         finally:
+            await beating.stop()
             await asyncio.gather(*(pool.stop() for pool in pools.values()))
+
+    async def _beats(self, loop: asyncio.AbstractEventLoop, pools: Mapping[str, Pool]) -> None:
+        while True:
+            healthy = await self._beat(loop, pools)
+            pause = self._every if healthy else self._every / 4
+            await asyncio.sleep(pause * random.uniform(0.8, 1.0))  # noqa: S311 - spreads beats
 
     async def _beat(self, loop: asyncio.AbstractEventLoop, pools: Mapping[str, Pool]) -> bool:
         """Renew what may be renewed; False when a server could not be asked."""
