@@ -152,6 +152,7 @@ def test_slow_and_failed_requests_are_warnings_with_their_ledger_others_a_switch
     quiet.emit(ServiceChanged("pool", "failed", "boom"))
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [line["level"] for line in lines] == ["info", "warning", "warning", "error"]
+    assert [line["logger"].rpartition(".")[2] for line in lines] == ["request"] * 3 + ["service"]
     assert "ledger" not in lines[0]
     assert lines[1]["ledger"]["sql"] == {"seconds": 0.3, "calls": 1, "rows": 2, "most": {"select 1": 0.3}}
     assert (lines[0]["request_id"], lines[0]["route"], lines[0]["client"]) == ("r9", "/a/{b}", "1.2.3.4")

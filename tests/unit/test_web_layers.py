@@ -687,3 +687,14 @@ async def test_a_client_is_not_called_back_too_early(retry_after: float | None, 
 
     http, _ = serve(handler)
     assert (await http.get("/")).headers["retry-after"] == header
+
+
+async def test_an_application_that_fails_before_it_awaits_is_answered_like_any_other() -> None:
+    def app(scope: Any, receive: Any, send: Any) -> Any:
+        raise TypeError("not an application")
+
+    sink = Recorder()
+    with logged() as records:
+        answer = await client(Layers(app, sink=sink)).get("/")
+    assert (answer.status_code, sink.request.error) == (500, "TypeError")
+    assert len(records) == 1

@@ -114,6 +114,7 @@ class LogSink:
         self._slow_request = slow_request
         self._access = access
         self._log = logger or logging.getLogger("springtide.request")
+        self._services = logger or logging.getLogger("springtide.service")
 
     def emit(self, signal: Signal) -> None:
         if isinstance(signal, RequestFinished):
@@ -121,7 +122,7 @@ class LogSink:
         elif isinstance(signal, ServiceChanged):
             level = logging.ERROR if signal.state == "failed" else logging.INFO
             extra = {"service": signal.service, "state": signal.state, "error": signal.error}
-            self._log.log(level, "%s is %s", signal.service, signal.state, extra=extra)
+            self._services.log(level, "%s is %s", signal.service, signal.state, extra=extra)
 
     def _request(self, signal: RequestFinished) -> None:
         slow = signal.seconds >= self._slow_request

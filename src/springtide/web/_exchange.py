@@ -95,9 +95,9 @@ class Exchange:
         assert task is not None
         before = task.cancelling()
         self._arm()
-        self._meter = Meter(app(self._scope, self._receive, self._respond))
         error: BaseException | None = None
         try:
+            self._meter = Meter(app(self._scope, self._receive, self._respond))
             await self._meter
         except (Exception, asyncio.CancelledError) as caught:
             error = caught
