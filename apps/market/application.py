@@ -51,8 +51,9 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         path = PREFIX + operation.path
         if operation.plain:
             app.add_route(path, operation.endpoint, methods=[operation.method])
-        else:
-            app.add_api_route(path, operation.endpoint, methods=[operation.method], response_model=None)
+        else:  # Starlette answers HEAD where it answers GET, FastAPI does so only when told
+            methods = ["GET", "HEAD"] if operation.method == "GET" else [operation.method]
+            app.add_api_route(path, operation.endpoint, methods=methods, response_model=None)
     described = document(title="market", version=__version__)
     app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
     _add_pages(app, described)

@@ -42,6 +42,10 @@ FOLLOWS = 8
 FAVORITES = 5
 COMMENTS = 2
 MAX_COMMENTS = 400
+ROWS = 15.6
+"""About how many rows one user makes, favourites and comments aside: an account with two reservations, an
+article with one, seven and a half follows, two and a half tags, and counts."""
+
 TAGS = tuple(STEMS) + tuple(
     f"{stem}-{word}" for word in ("news", "basics", "ideas", "tools") for stem in STEMS
 )
@@ -61,14 +65,17 @@ async def seed(platform: Platform, *, users: int, seed: int, progress: Progress)
         raise ValueError(f"users must be in 2..{STRIDE - 1}, got {users}")
     people_db, content_db = platform.database("users"), platform.database("content")
     if isinstance(progress, ProgressBar):
-        progress.expect(int(users * 25.4))
+        progress.expect(users * 25)
     async with BulkLoad([people_db, content_db], progress=progress) as load:
         if not (await users_bulk.is_empty(people_db) and await content.is_empty(content_db)):
             raise AlreadySeeded(
                 "there is data already, and a seed is for an empty platform:"
                 " `springtide down`, remove the folder .springtide, `springtide up` gives a fresh one"
             )
+        progress.advance("planning", 0)
         made = await _Content.plan(people_db, content_db, users, seed)
+        if isinstance(progress, ProgressBar):
+            progress.expect(made.rows)
         await users_bulk.copy_accounts(load, people_db, made.accounts())
         await users_bulk.copy_follows(load, people_db, made.follows())
         await content.copy_articles(load, content_db, made.articles())
@@ -113,6 +120,11 @@ class _Content:
             wanted[bucket] += count
         made.comment_ids = await IdBlocks.take(content_db, wanted)
         return made
+
+    @property
+    def rows(self) -> int:
+        """About how many there will be."""
+        return int(ROWS * self.users) + sum(self.liked) + sum(self.discussed)
 
     def accounts(self) -> Iterator[users_bulk.BulkAccount]:
         rng = self._random("accounts")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import pytest_asyncio
 from tests.market.harness import Api, serving, topology
 from tests.servers import LoopThread, PostgresServer
 
@@ -18,7 +19,7 @@ do $$
 declare name text;
 begin
     for name in select format('%I.%I', schemaname, tablename) from pg_tables
-        where schemaname in ('users', 'content')
+        where schemaname in ('users', 'content') and tablename <> '{kept}'
     loop
         execute 'delete from ' || name;
     end loop;
@@ -51,15 +52,32 @@ def shards(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-async def urls(_databases: list[str], shards: int) -> list[str]:
-    """The databases of this test, empty."""
-    for url in _databases[:shards]:
-        connection = await asyncpg.connect(url)
-        try:
-            await connection.execute(EMPTY)
-        finally:
-            await connection.close()
+def urls(
+    _databases: list[str],
+    shards: int,
+    shared: bool,
+    _server_loop: LoopThread,
+    _admins: dict[str, asyncpg.Connection],
+) -> list[str]:
+    """The databases of this test, empty; a platform that lives on has blocks of ids and keeps its counters."""
+    statement = EMPTY.format(kept="_id_counter" if shared else "")
+
+    async def empty() -> None:
+        for url in _databases[:shards]:
+            if url not in _admins:
+                _admins[url] = await asyncpg.connect(url)
+            await _admins[url].execute(statement)
+
+    _server_loop.run(empty())
     return _databases[:shards]
+
+
+@pytest.fixture(scope="session")
+def _admins(_databases: list[str], _server_loop: LoopThread) -> Iterator[dict[str, asyncpg.Connection]]:
+    connections: dict[str, asyncpg.Connection] = {}
+    yield connections
+    for connection in connections.values():
+        _server_loop.run(connection.close())
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +87,36 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def api(urls: list[str], home: Path) -> AsyncIterator[Api]:
+def shared(request: pytest.FixtureRequest) -> bool:
+    """Whether the tests of this module run in one event loop, and so on one platform."""
+    marker = request.node.get_closest_marker("asyncio")
+    return marker is not None and marker.kwargs.get("loop_scope") == "module"
+
+
+@pytest.fixture
+def api(request: pytest.FixtureRequest, urls: list[str], shared: bool) -> Api:
+    """market, its tables empty; with `pytestmark = one_platform` started once for the module's tests."""
+    if not shared:
+        own: Api = request.getfixturevalue("_own_api")
+        return own
+    running: Api = request.getfixturevalue(f"_api_of_{len(urls)}")
+    running.recorder.statements.clear()
+    return running
+
+
+@pytest.fixture
+async def _own_api(urls: list[str], home: Path) -> AsyncIterator[Api]:
     async with serving(urls, home) as api:
+        yield api
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def _api_of_1(_databases: list[str], home: Path) -> AsyncIterator[Api]:
+    async with serving(_databases[:1], home) as api:
+        yield api
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def _api_of_2(_databases: list[str], home: Path) -> AsyncIterator[Api]:
+    async with serving(_databases, home) as api:
         yield api

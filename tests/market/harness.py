@@ -27,6 +27,9 @@ from springtide.topology import Cluster, DatabaseSpec, Node, ServerSpec, Telemet
 
 PASSWORD = "correct horse battery"
 
+one_platform = pytest.mark.asyncio(loop_scope="module")
+"""For modules whose tests may share a platform that is running; its tables are empty for each of them."""
+
 one_shard = pytest.mark.parametrize("shards", [1], ids=["one-shard"], indirect=True)
 """For tests of what is decided before any shard is asked."""
 

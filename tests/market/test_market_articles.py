@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.market.harness import Api, one_shard
+from tests.market.harness import Api, one_platform, one_shard
+
+pytestmark = one_platform
 
 BLANK = ["can't be blank"]
 NEW = {"title": "How to train your dragon", "description": "Ever wonder how?", "body": "You have to believe"}

@@ -7,7 +7,9 @@ import random
 from collections import Counter
 from typing import Any
 
-from tests.market.harness import PASSWORD, Api
+from tests.market.harness import PASSWORD, Api, one_platform
+
+pytestmark = one_platform
 
 
 async def counters(api: Api) -> dict[str, tuple[int, int]]:

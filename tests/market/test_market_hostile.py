@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.market.harness import Api, Person, serving
+from tests.market.harness import Api, Person, one_platform
 from tests.market.realworld import specification
+
+pytestmark = one_platform
 
 
 @pytest.fixture
@@ -73,9 +74,18 @@ bodies = st.one_of(
 @pytest.mark.parametrize("operation", sorted(specification.OPERATIONS), ids=" ".join)
 async def test_no_request_breaks_the_api(hostile: Hostile, operation: tuple[str, str]) -> None:
     """Every value in path, query, header and body is answered by a status and body of the specification."""
+    await hold(hostile, operation, examples=8)
 
+
+@pytest.mark.stress
+@pytest.mark.parametrize("operation", sorted(specification.OPERATIONS), ids=" ".join)
+async def test_no_request_of_many_breaks_the_api(hostile: Hostile, operation: tuple[str, str]) -> None:
+    await hold(hostile, operation, examples=500)
+
+
+async def hold(hostile: Hostile, operation: tuple[str, str], *, examples: int) -> None:
     @settings(
-        max_examples=25,
+        max_examples=examples,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -143,8 +153,7 @@ class Hostile:
             assert response.is_success or not fault, (method, path, response.text)
 
 
-@pytest.fixture
-async def hostile(urls: list[str], home: Path) -> AsyncIterator[Hostile]:
-    async with serving(urls, home) as api:
-        person = await api.person("Victim")
-        yield Hostile(api, person, (await api.article(person, "Some title"))["slug"])
+@pytest_asyncio.fixture(loop_scope="module")
+async def hostile(api: Api) -> Hostile:
+    person = await api.person("Victim")
+    return Hostile(api, person, (await api.article(person, "Some title"))["slug"])

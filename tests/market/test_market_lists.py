@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.market.harness import Api, Person, one_shard
+from tests.market.harness import Api, Person, one_platform, one_shard
+
+pytestmark = one_platform
 
 
 async def library(api: Api) -> tuple[Person, Person, Person]:

@@ -8,12 +8,15 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.market.harness import Api
+import pytest_asyncio
+from tests.market.harness import Api, one_platform
 
 from market.content import lists
 from market.content import store as content
 from market.content.api import ArticleQuery
 from market.users import store as users
+
+pytestmark = one_platform
 
 AUTHOR, FAN = 5, 6
 
@@ -101,7 +104,7 @@ def shards() -> int:
     return 1
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
     """30,000 accounts and articles, with what belongs to them, as the planner sees them after ANALYZE."""
     connection = await asyncpg.connect(urls[0])

@@ -7,10 +7,12 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.market.harness import Api
+from tests.market.harness import Api, one_platform
 
 from market.content.api import Article
 from market.content.store import DELETE, ContentStore, Gone
+
+pytestmark = one_platform
 
 
 async def known(api: Api, title: str) -> tuple[ContentStore, Article]:

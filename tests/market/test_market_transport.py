@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.market.harness import Api, serving
+from tests.market.harness import Api, one_platform, serving
 
 from springtide.errors import CommitUnknown, DatabaseUnavailable, DeadlineExceeded
+
+pytestmark = one_platform
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ async def test_unknown_addresses_are_not_found(api: Api, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("PATCH", "/articles", {"GET", "HEAD", "POST"}),
-        ("DELETE", "/user", {"GET", "PUT"}),
+        ("DELETE", "/user", {"GET", "HEAD", "PUT"}),
         ("POST", "/articles/some-slug", {"GET", "HEAD", "PUT", "DELETE"}),
         ("GET", "/users/login", {"POST"}),
     ],
@@ -41,6 +43,20 @@ async def test_wrong_methods_are_told_the_right_ones(
     assert response.status_code == 405
     assert response.json()["errors"] == {"method": ["is not allowed here"]}
     assert {name.strip() for name in response.headers["allow"].split(",")} >= allowed
+
+
+async def test_head_answers_whatever_get_answers(api: Api) -> None:
+    """The same status, type and length, on every address that can be read."""
+    jake = await api.person("Jake")
+    slug = (await api.article(jake))["slug"]
+    token = {"Authorization": f"Token {jake.token}"}
+    paths = ["/user", "/articles", "/articles/feed", "/tags", "/profiles/Jake"]
+    for path in (*paths, f"/articles/{slug}", f"/articles/{slug}/comments", "/articles/nothing"):
+        got = await api.client.get(f"/api{path}", headers=token)
+        head = await api.client.head(f"/api{path}", headers=token)
+        assert head.status_code == got.status_code, path
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == got.headers[name], path
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.market.harness import PASSWORD, Api, one_shard, serving
+from tests.market.harness import PASSWORD, Api, one_platform, one_shard, serving
 
 from market.settings import Settings
+
+pytestmark = one_platform
 
 TAKEN = ["has already been taken"]
 BLANK = ["can't be blank"]
