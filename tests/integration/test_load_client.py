@@ -10,6 +10,7 @@ import pytest
 
 from springtide.errors import ConfigurationError
 from springtide.ops.load.client import HttpClient, RequestFailed
+from springtide.ops.load.processes import runner
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -232,3 +233,24 @@ async def test_what_would_break_the_protocol_is_refused_before_it_is_sent() -> N
             HttpClient(url)
     with pytest.raises(ValueError, match="got 0"):
         HttpClient("http://h", connections=0)
+
+
+def test_closing_ends_whenever_a_request_was_cancelled() -> None:
+    """Also on uvloop, which forgets to tell of a connection whose making was cancelled."""
+
+    async def cancelled(turns: int) -> None:
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        client = HttpClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        request = asyncio.create_task(client.request("GET", "/"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait([request])
+        async with asyncio.timeout(10):
+            await client.close()
+        server.close()
+        await server.wait_closed()
+
+    for turns in range(6):
+        with runner() as running:
+            running.run(cancelled(turns))

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -316,9 +316,9 @@ except SpringtideError as error:
 """
 
 
-def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def command(folder: Path, *arguments: str, source: str = TINY) -> subprocess.Popen[str]:
     (folder / "springtide.toml").write_text(TOPOLOGY)
-    (folder / "tiny.py").write_text(TINY)
+    (folder / "tiny.py").write_text(source)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SPRINGTIDE_")}
     return subprocess.Popen(
         [sys.executable, "-c", MAIN, "load", *arguments],
@@ -376,6 +376,46 @@ def test_ctrl_c_shows_what_was_measured(url: str, tmp_path: Path, processes: str
     assert "ended early" in out and "Traceback" not in err
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["interrupted"] and report["seconds"] < 60
+
+
+WAITING = """
+from springtide.ops.load.journeys import Journey
+
+async def forever(client, world):
+    open("preparing", "w").close()
+    while True:
+        await client.get("/delay/1000")
+
+async def run(client, rng, world):
+    await client.get("/ok")
+
+journeys = [Journey("run", 1, run, prepare=forever)]
+"""
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_ctrl_c_ends_a_preparation_that_does_not_end_by_itself(
+    url: str, tmp_path: Path, processes: str
+) -> None:
+    """At once, with a sentence, and no generator process is left to load the server."""
+    run = command(tmp_path, "--url", url, "--processes", processes, source=WAITING)
+    try:
+        until(lambda: (tmp_path / "preparing").exists())
+        begun = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert time.monotonic() - begun < 5
+    assert run.returncode == 1 and err.strip() == "error: the load was ended before it began"
+
+
+def until(happened: Callable[[], bool], *, seconds: float = 30.0) -> None:
+    """For what another process does; there is nothing to await."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_command_refuses_foreign_hosts_and_says_when_nothing_runs(tmp_path: Path) -> None:

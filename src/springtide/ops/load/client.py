@@ -26,6 +26,7 @@ from springtide.errors import ConfigurationError
 __all__ = ["Answer", "HttpClient", "RequestFailed"]
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+GONE_WITHIN = 0.5
 
 
 class Answer(NamedTuple):
@@ -103,8 +104,8 @@ class HttpClient:
         gone = [connection.gone for connection in self._all]
         for connection in list(self._all):
             connection.abort()
-        if gone:
-            await asyncio.wait(gone)
+        if gone:  # bounded: uvloop never says that a connection is lost whose making was cancelled
+            await asyncio.wait(gone, timeout=GONE_WITHIN)
 
     async def _acquire(self, deadline: float, *, fresh: bool) -> tuple[_Connection, bool]:
         while True:

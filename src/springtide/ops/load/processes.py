@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,7 @@ LINE_BYTES = 64 * 1024 * 1024
 HEAD_START = 0.2
 EXIT_WITHIN = 10.0
 CHILD_INTERVAL = 0.25
+ENDED = "the load was ended before it began"
 
 Progress = Callable[[Snapshot, float], None]
 """Called with a snapshot and the seconds since the one before."""
@@ -94,33 +96,52 @@ class Run:
 
     async def drive(self) -> Results:
         """Prepare and run. Raises LoadError, ConfigurationError."""
-        if self._processes == 1:
-            return await self._alone()
-        return await self._together()
-
-    async def _alone(self) -> Results:
-        generator = Generator(self._options, find_journeys(self._journeys, path=self._path))
-        preparing = asyncio.create_task(generator.prepare())
         stopping = asyncio.create_task(self._stopping.wait())
-        reporting: asyncio.Task[None] | None = None
         try:
-            await asyncio.wait([preparing, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not preparing.done():
-                raise LoadError("the load was ended before it began")
-            preparing.result()
-            self.results = generator.results
-            stopping.add_done_callback(lambda task: None if task.cancelled() else generator.stop())
-            reporting = asyncio.create_task(self._report(generator.snapshot))
+            return await (self._alone(stopping) if self._processes == 1 else self._together(stopping))
+        finally:
+            stopping.cancel()
+            await asyncio.wait([stopping])
+
+    async def _alone(self, stopping: asyncio.Task[bool]) -> Results:
+        generator = Generator(self._options, find_journeys(self._journeys, path=self._path))
+        if not await _unless(stopping, generator.prepare()):
+            raise LoadError(ENDED)
+        self.results = generator.results
+        stopping.add_done_callback(lambda task: None if task.cancelled() else generator.stop())
+        reporting = asyncio.create_task(self._report(generator.snapshot))
+        try:
             return await generator.run()
         finally:
-            tasks = [task for task in (preparing, stopping, reporting) if task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            reporting.cancel()
+            await asyncio.wait([reporting])
 
-    async def _together(self) -> Results:
+    async def _together(self, stopping: asyncio.Task[bool]) -> Results:
         children = [_Child() for _ in range(self._processes)]
-        share = self._processes
+        try:
+            if not await _unless(stopping, self._prepare(children)):
+                raise LoadError(ENDED)
+            go = Go(time.monotonic() + HEAD_START)
+            stopping.add_done_callback(lambda task: None if task.cancelled() else _stop(children))
+            reporting = asyncio.create_task(self._report(lambda: _combined(children)))
+            try:
+                dones = await asyncio.gather(*(child.run(go) for child in children))
+            finally:
+                reporting.cancel()
+                await asyncio.wait([reporting])
+        finally:
+            await asyncio.gather(*(child.end() for child in children))
+        found = [done.results for done in dones if done.results is not None]
+        if found:
+            self.results = Results.merged(found)
+        for done in dones:
+            if done.error is not None:
+                raise LoadError(done.error)
+        assert self.results is not None
+        return self.results
+
+    async def _prepare(self, children: Sequence[_Child]) -> None:
+        share = len(children)
         try:
             async with asyncio.TaskGroup() as group:
                 for part, child in enumerate(children):
@@ -132,31 +153,11 @@ class Run:
                         max_in_flight=max(self._options.max_in_flight // share, 1),
                     )
                     group.create_task(child.start(Task(options, self._journeys, str(self._path))))
-            go = Go(time.monotonic() + HEAD_START)
-            reporting = asyncio.create_task(self._report(lambda: _combined(children)))
-            stopping = asyncio.create_task(self._stopping.wait())
-            stopping.add_done_callback(lambda task: None if task.cancelled() else _stop(children))
-            try:
-                dones = await asyncio.gather(*(child.run(go) for child in children))
-            finally:
-                reporting.cancel()
-                stopping.cancel()
-                await asyncio.wait([reporting, stopping])
         except BaseExceptionGroup as errors:
             for error in errors.exceptions:
                 if isinstance(error, SpringtideError):
                     raise error from errors
             raise
-        finally:
-            await asyncio.gather(*(child.end() for child in children))
-        found = [done.results for done in dones if done.results is not None]
-        if found:
-            self.results = Results.merged(found)
-        for done in dones:
-            if done.error is not None:
-                raise LoadError(done.error)
-        assert self.results is not None
-        return self.results
 
     async def _report(self, snapshot: Callable[[], Snapshot]) -> None:
         before = time.monotonic()
@@ -230,6 +231,20 @@ _from_child: msgspec.json.Decoder[Ready | Seen | Done] = msgspec.json.Decoder(Re
 _from_parent: msgspec.json.Decoder[Task | Go | Stop] = msgspec.json.Decoder(Task | Go | Stop)
 
 
+async def _unless(ending: asyncio.Task[Any], work: Coroutine[Any, Any, None]) -> bool:
+    """Whether `work` was done before `ending`; if not, it was cancelled. Raises what the work raised."""
+    working = asyncio.create_task(work)
+    try:
+        await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
+        done = working.done()
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+    if done:
+        working.result()
+    return done
+
+
 def _stop(children: Sequence[_Child]) -> None:
     for child in children:
         child.say(Stop())
@@ -279,9 +294,11 @@ async def _child() -> int:
     generator: Generator | None = None
     try:
         generator = Generator(task.options, find_journeys(task.journeys, path=Path(task.path)))
-        await generator.prepare()
+        hearing = asyncio.create_task(reader.readline())  # nothing comes before Ready, but the parent's end
+        if not await _unless(hearing, generator.prepare()):
+            return 0
         _tell(Ready())
-        line = await reader.readline()
+        line = await hearing
         go = _from_parent.decode(line) if line else Stop()
         if not isinstance(go, Go):
             return 0
