@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
 import tracemalloc
 
 import asyncpg
@@ -16,7 +18,7 @@ from market.users import bulk as users_bulk
 from springtide.errors import LoadError
 from springtide.identity.passwords import Passwords
 from springtide.ops.load import seeding
-from springtide.ops.load.progress import Silent
+from springtide.ops.load.progress import ProgressBar, Silent
 from springtide.ops.load.seeding import BulkLoad
 
 CONTENT = {
@@ -175,6 +177,29 @@ async def test_an_interrupted_seeding_leaves_nothing_and_can_be_repeated(api: Ap
         await seed(api.platform, users=50, seed=1, progress=_Interrupting())
     assert await fingerprint(urls) == nothing
     await seed(api.platform, users=50, seed=1, progress=Silent())
+
+
+async def test_a_seeding_ended_while_it_counts_leaves_nothing(api: Api, urls: list[str]) -> None:
+    """Statistics come before the commit: as long as the command runs, ending it undoes all."""
+    nothing = await fingerprint(urls)
+    holder = await asyncpg.connect(urls[0])
+    async with holder.transaction():
+        await holder.execute("lock table users.account in share update exclusive mode")  # ANALYZE waits
+        seeding = asyncio.create_task(seed(api.platform, users=20, seed=1, progress=Silent()))
+        while not await holder.fetchval("select exists (select from pg_locks where not granted)"):
+            assert not seeding.done()
+        seeding.cancel()
+        await asyncio.wait([seeding])
+    await holder.close()
+    assert seeding.cancelled()
+    assert await fingerprint(urls) == nothing
+
+
+async def test_the_bar_knows_how_much_there_is_to_do(api: Api) -> None:
+    """Within a tenth, so that the time left is worth showing."""
+    bar = ProgressBar(io.StringIO(), interval=0.0)
+    report = await seed(api.platform, users=400, seed=1, progress=bar)
+    assert bar.total == pytest.approx(report.total, rel=0.1)
 
 
 async def test_two_seedings_at_once_are_refused(api: Api) -> None:

@@ -159,7 +159,20 @@ def test_progress_shows_rate_and_time_left() -> None:
     now[0] = 0.5
     bar.advance("users", 100)
     assert stream.getvalue() == ""
-    now[0] = 2.0
+    now[0] = 1.5
     bar.advance("users", 100)
     line = stream.getvalue()
     assert "20.0%" in line and "200 of about 1,000 rows" in line and "100/s" in line and "8 s left" in line
+
+
+def test_the_time_before_the_first_rows_does_not_count_as_slow() -> None:
+    """Connecting and planning take their time once; what has no rate yet has no time left either."""
+    now = [0.0]
+    stream = io.StringIO()
+    bar = ProgressBar(stream, total=1000, interval=1.0, now=lambda: now[0])
+    now[0] = 60.0
+    bar.advance("users", 100)
+    assert "100 of about 1,000 rows" in stream.getvalue() and "left" not in stream.getvalue()
+    now[0] = 62.0
+    bar.advance("users", 100)
+    assert "50/s  16 s left" in stream.getvalue()

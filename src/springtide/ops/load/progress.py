@@ -48,7 +48,7 @@ class LiveLine:
 
 
 class ProgressBar:
-    """Counts towards `total`, which may be an estimate; shows rate and time left.
+    """Counts towards `total`, which may be an estimate; shows rate and time left, from the first rows on.
 
     At most one line in `interval` seconds; None means 0.1 on a terminal and 5 elsewhere.
     """
@@ -66,7 +66,9 @@ class ProgressBar:
         self._line = LiveLine(stream)
         self._interval = interval if interval is not None else (0.1 if self._line.terminal else 5.0)
         self._now = now
-        self._begun = self._shown = now()
+        self._shown = now()
+        self._first: tuple[float, int] | None = None
+        """When the first rows were done, and how many: the time until then says nothing about the rate."""
 
     def expect(self, total: int) -> None:
         self.total = total
@@ -74,6 +76,8 @@ class ProgressBar:
     def advance(self, what: str, count: int) -> None:
         self.done += count
         now = self._now()
+        if self._first is None and count:
+            self._first = (now, self.done)
         if now - self._shown >= self._interval:
             self._shown = now
             self._line.show(self.text(what, now))
@@ -82,16 +86,16 @@ class ProgressBar:
         self._line.end()
 
     def text(self, what: str, now: float) -> str:
-        elapsed = max(now - self._begun, 1e-9)
-        rate = self.done / elapsed
+        begun, before = self._first or (now, 0)
+        rate = (self.done - before) / (now - begun) if now > begun else 0.0
+        pace = f"  {rate:,.0f}/s" if rate else ""
         if not self.total:
-            return f"{what}: {self.done:,} rows, {rate:,.0f}/s"
+            return f"{what}: {self.done:,} rows{pace}"
         share = min(self.done / self.total, 0.999)
         bar = "#" * int(share * BAR)
-        left = (self.total - self.done) / rate if rate > 0 and self.done < self.total else 0.0
+        left = f"  {_span(max(self.total - self.done, 0) / rate)} left" if rate else ""
         return (
-            f"[{bar:<{BAR}}] {share:5.1%}  {what:<12} {self.done:,} of about {self.total:,} rows"
-            f"  {rate:,.0f}/s  {_span(left)} left"
+            f"[{bar:<{BAR}}] {share:5.1%}  {what:<12} {self.done:,} of about {self.total:,} rows{pace}{left}"
         )
 
 

@@ -3,7 +3,7 @@
 A `BulkLoad` holds one transaction per cluster from its first row to its last, so that an interrupted seeding
 leaves nothing behind and is simply run again. (On several clusters the commits follow each other: a crash
 exactly between two leaves part of the data, which the next attempt then refuses to add to.) An advisory lock
-keeps two seedings apart. Statistics are brought up to date after the commit.
+keeps two seedings apart. Statistics are brought up to date within the transactions, just before the commits.
 
 Rows are any iterable of tuples whose first column is `bucket`; they are buffered per shard, at most `batch`
 of them, and never all at once. Ids come from `block`, which moves the module's own counters, so the
@@ -109,7 +109,7 @@ class BulkLoad:
         self._progress = progress or Silent()
         self._batch = batch
         self._transactions: dict[int, Transaction] = {}
-        self._touched: dict[tuple[int, str], tuple[Pool, str]] = {}
+        self._touched: dict[tuple[int, str], None] = {}
         self._stack = AsyncExitStack()
         self._claim = uuid.uuid4()
         self._began = datetime.now(UTC)
@@ -121,6 +121,7 @@ class BulkLoad:
                 for pool in database.pools.values():
                     if id(pool) not in self._transactions:
                         await self._open(pool)
+            self._stack.push_async_exit(self._analyze)  # left first: what it raises undoes the transactions
         except BaseException:
             await self._stack.aclose()
             raise
@@ -137,9 +138,13 @@ class BulkLoad:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.__aexit__(kind, error, trace)
+
+    async def _analyze(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
-            for pool, table in self._touched.values():
-                await pool.execute(f"ANALYZE {table}")
+            for key, table in self._touched:
+                await self._transactions[key].execute(f"ANALYZE {table}")
 
     async def copy(self, database: Database, table: str, columns: Sequence[str], rows: Iterable[Row]) -> int:
         """COPY `rows` into `schema.table` on the shard of each; how many there were.
@@ -149,16 +154,15 @@ class BulkLoad:
         if not columns or columns[0] != "bucket":
             raise ValueError(f"the first column must be 'bucket', got {list(columns)}")
         owner = [id(database.pools[database.shards.shard_of(Bucket(b))]) for b in range(BUCKETS)]
-        pools = {id(pool): pool for pool in database.pools.values()}
         name = f"{database.schema}.{table}"
-        buffers: dict[int, list[Row]] = {key: [] for key in pools}
+        buffers: dict[int, list[Row]] = {id(pool): [] for pool in database.pools.values()}
         count = 0
 
         async def flush(key: int) -> None:
             batch = buffers[key]
             buffers[key] = []
             await self._transactions[key].copy_in(table, columns, batch, schema=database.schema)
-            self._touched[key, name] = (pools[key], name)
+            self._touched[key, name] = None
             self._progress.advance(name, len(batch))
 
         for row in rows:
@@ -193,7 +197,7 @@ class BulkLoad:
         count = 0
         for pool in database.pools.values():
             tag = await self._transactions[id(pool)].execute(sql)
-            self._touched[id(pool), name] = (pool, name)
+            self._touched[id(pool), name] = None
             count += int(tag.rpartition(" ")[2])
         self.rows[name] = self.rows.get(name, 0) + count
         self._progress.advance(name, count)
