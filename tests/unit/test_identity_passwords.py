@@ -218,6 +218,22 @@ def test_options_are_checked_and_shown(options: dict[str, int], says: str) -> No
         Passwords(**options)  # type: ignore[arg-type]  # the faults under test
 
 
+async def test_a_machine_without_threads_to_give_loses_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller is asked to come again, and whoever does finds as many slots as before."""
+    service = Passwords(**CHEAP, concurrency=1, max_waiting=0)
+    await service.start()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(Unavailable, match="no thread to hash a password now"):
+            await service.hash("x")
+    assert (await service.verify("x", await service.hash("x"))).ok
+    await service.stop()
+
+
 async def test_storms_of_start_stop_and_cancel() -> None:
     """Also with hashes under way."""
 

@@ -196,6 +196,22 @@ async def test_remembered_tokens_are_bounded() -> None:
     assert not tokens._passed
 
 
+async def test_an_expired_token_takes_nobodys_place() -> None:
+    """Clients that keep sending old tokens do not make everybody else's be verified anew."""
+    clock = ManualClock()
+    tokens = await tokens_of(NEW, clock=clock, max_cached=2)
+    old = [tokens.issue(number, lifetime=60.0) for number in range(4)]
+    await clock.advance(60.0)
+    live = [tokens.issue(number) for number in range(2)]
+    for token in live:
+        tokens.verify(token)
+    for token in old:
+        with pytest.raises(InvalidToken):
+            tokens.verify(token)
+    assert list(tokens._passed) == live
+    await tokens.stop()
+
+
 async def test_before_the_start_there_are_no_keys() -> None:
     """A clear error, not a token signed by nothing."""
     tokens = AccessTokens(lambda: KeyRing([NEW]), issuer="me", audience="you")

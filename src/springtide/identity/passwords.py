@@ -166,7 +166,11 @@ class Passwords:
                     self._give()
                     raise Unavailable("password hashing is stopping", retry_after=1.0)
                 loop = asyncio.get_running_loop()
-                job = executor.submit(timed)
+                try:
+                    job = executor.submit(timed)
+                except RuntimeError as error:  # the system's limit of threads or memory is reached
+                    self._give()
+                    raise Unavailable("no thread to hash a password now", retry_after=1.0) from error
                 job.add_done_callback(lambda _: loop.call_soon_threadsafe(self._give))
                 return await asyncio.wrap_future(job)
         except argon2.exceptions.HashingError as error:

@@ -135,13 +135,13 @@ class AccessTokens:
         """The claims of a token that is ours, meant for us and not expired. Raises InvalidToken otherwise."""
         ring = self._running()
         try:
-            claims = self._passed.get(token)
-            if claims is None:
-                claims = self._check(ring, token)
-                self._remember(token, claims)
+            known = self._passed.get(token)
+            claims = known or self._check(ring, token)
             if claims.exp <= self._clock.now():
                 self._passed.pop(token, None)
                 raise ValueError(f"it expired at {claims.exp}")
+            if known is None:
+                self._remember(token, claims)
         except (ValueError, InvalidSignature) as error:
             raise InvalidToken("the access token is not valid") from error
         return claims
