@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol, assert_type
+from typing import Annotated, Protocol, assert_type
 
 import msgspec
+from fastapi import Depends, FastAPI
+from starlette.requests import HTTPConnection
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import Part, RequestContext, activate, current
@@ -20,6 +23,7 @@ from springtide.services import Background, Module, ModuleContext, raises
 from springtide.signals import FanOut, NullSink, Signal, Sink
 from springtide.testing import ManualClock, stress
 from springtide.topology import Topology, load
+from springtide.web.fastapi import install, service
 
 
 class Greeting(msgspec.Struct, frozen=True):
@@ -76,6 +80,13 @@ async def platform() -> None:
         assert_type(running.database("greeter"), Database)
         work: list[Service] = running.background()
         assert_type(work, list[Service])
+
+
+async def rim(greeter: Annotated[Greeter, Depends(service(Greeter))], platform: Platform) -> None:
+    install(FastAPI(), platform)
+    provided: Callable[[HTTPConnection], Awaitable[Greeter]] = service(Greeter)
+    assert_type(greeter, Greeter)
+    assert_type(provided, Callable[[HTTPConnection], Awaitable[Greeter]])
 
 
 async def identity() -> None:

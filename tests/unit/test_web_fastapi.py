@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Protocol, TypeVar
 
 import httpx
@@ -29,7 +30,7 @@ class Polite:
 
 
 class Platform:
-    def service(self, interface: type[T], /) -> T:
+    def service(self, interface: Callable[..., T], /) -> T:
         assert interface is Greeter
         return Polite()  # type: ignore[return-value]  # a registry of one
 

@@ -33,7 +33,7 @@ T = TypeVar("T")
 class Services(Protocol):
     """What is needed of a platform here."""
 
-    def service(self, interface: type[T], /) -> T:
+    def service(self, interface: Callable[..., T], /) -> T:
         """The implementation of a service interface."""
 
 
@@ -65,8 +65,8 @@ def platform(connection: HTTPConnection) -> Any:
     return found
 
 
-def service(interface: type[T]) -> Callable[[HTTPConnection], Awaitable[T]]:
-    """A dependency: the service behind `interface`."""
+def service(interface: Callable[..., T]) -> Callable[[HTTPConnection], Awaitable[T]]:
+    """A dependency: the service behind `interface`, a Protocol (which type checkers refuse as `type[T]`)."""
 
     async def provide(connection: HTTPConnection) -> T:
         found: Services = platform(connection)
