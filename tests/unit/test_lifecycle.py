@@ -514,6 +514,25 @@ async def test_storms_of_start_stop_and_cancel(factory: Callable[[], Slow]) -> N
     await stress(factory, storms=150, seed=7)
 
 
+async def test_the_stress_test_finds_a_service_that_loses_an_exception() -> None:
+    """Also when only the collector of garbage brings it to light."""
+
+    class Careless(Slow):
+        async def _open(self) -> None:
+            await super()._open()
+
+            async def fail() -> None:
+                raise OSError("nobody listens")
+
+            lost = asyncio.get_running_loop().create_task(fail())
+            ring: list[object] = [lost]
+            ring.append(ring)
+
+    with pytest.raises(AssertionError, match="storm") as caught:
+        await stress(Careless, storms=1)
+    assert "nobody listens" in str(caught.value.__cause__)
+
+
 async def test_the_stress_test_finds_a_service_that_forgets_its_task() -> None:
     """A helper that never fails would prove nothing."""
 
