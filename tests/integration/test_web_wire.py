@@ -484,10 +484,8 @@ async def test_every_request_of_a_storm_is_counted_once_and_leaves_nothing(http:
         async with asyncio.TaskGroup() as group:
             for _ in range(400):
                 group.create_task(visit(port, places))
-        for _ in range(begun):
-            await heard.next()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while len(asyncio.all_tasks()) > tasks:
                 await asyncio.sleep(0.01)
         assert begun > 200
-        assert heard.requests.empty()
+        assert heard.requests.qsize() == begun
