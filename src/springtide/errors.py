@@ -29,7 +29,15 @@
     ├── JobFailed                     raised by a job's handler: trying again cannot help
     ├── JobLost                       the worker does not own this run of the job any more
     ├── InvalidToken                  a signed token is malformed, expired or not ours
-    └── InvalidCursor                 a pagination cursor was not made by this query
+    ├── InvalidCursor                 a pagination cursor was not made by this query
+    ├── IdempotencyError              an idempotency key cannot be used, or not now
+    │   ├── IdempotencyKeyInvalid     it is missing or malformed
+    │   ├── IdempotencyKeyReused      it came before, with another body
+    │   ├── IdempotencyInFlight       the request that came before is still at work; carries retry_after
+    │   └── IdempotencyLost           a duplicate took over, because this request outlived its lease
+    └── SessionError                  a session cannot be used as asked
+        ├── SessionEnded              it is unknown, expired, revoked or was replaced
+        └── CsrfRefused               the request does not prove that our own page sent it
 
 Each message is one sentence from the caller's side; data are attributes; causes are chained.
 """
@@ -48,10 +56,16 @@ __all__ = [
     "CgroupError",
     "CommitUnknown",
     "ConfigurationError",
+    "CsrfRefused",
     "DatabaseError",
     "DatabaseUnavailable",
     "DeadlineExceeded",
     "IdSpaceExhausted",
+    "IdempotencyError",
+    "IdempotencyInFlight",
+    "IdempotencyKeyInvalid",
+    "IdempotencyKeyReused",
+    "IdempotencyLost",
     "InvalidCursor",
     "InvalidToken",
     "JobError",
@@ -67,6 +81,8 @@ __all__ = [
     "ProcessCrashed",
     "RoleChanged",
     "RunnerError",
+    "SessionEnded",
+    "SessionError",
     "SpringtideError",
     "StageNotBuilt",
     "TopologyError",
@@ -252,3 +268,46 @@ class InvalidToken(SpringtideError):
 
 class InvalidCursor(SpringtideError):
     """A pagination cursor was not made by this query."""
+
+
+class IdempotencyError(SpringtideError):
+    """An idempotency key cannot be used as it was sent, or not now; nothing was changed by this request."""
+
+
+class IdempotencyKeyInvalid(IdempotencyError):
+    """The idempotency key is missing where one is needed, or malformed."""
+
+
+class IdempotencyKeyReused(IdempotencyError):
+    """The key came before with another body: each request of its own needs a key of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("this idempotency key was used for a request with another body")
+
+
+class IdempotencyInFlight(IdempotencyError):
+    """A request with this key is still at work; ask again after `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__("a request with this idempotency key is still at work")
+
+
+class IdempotencyLost(IdempotencyError):
+    """This request outlived its lease and a duplicate took the key over: its transaction was rolled back."""
+
+    def __init__(self, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__("this request took too long, and a duplicate of it has taken over")
+
+
+class SessionError(SpringtideError):
+    """A session cannot be used as asked."""
+
+
+class SessionEnded(SessionError):
+    """The session is unknown, expired, revoked, or its cookie was replaced by another one."""
+
+
+class CsrfRefused(SessionError):
+    """The request does not prove that a page of this application sent it; the message says what is wrong."""

@@ -17,12 +17,14 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionOpened",
     "FanOut",
+    "IdempotencyChecked",
     "JobFinished",
     "JobsMeasured",
     "NullSink",
     "PoolWaited",
     "RequestFinished",
     "ServiceChanged",
+    "SessionChanged",
     "Signal",
     "Sink",
     "StatementFinished",
@@ -144,6 +146,31 @@ class JobsMeasured:
     age: float
 
 
+@dataclass(frozen=True, slots=True)
+class IdempotencyChecked:
+    """What became of one request with an idempotency key.
+
+    `outcome`: begun, taken_over (after a crash), replayed, in_flight, reused (refused: another body), lost
+    (its lease ended first), released (it failed, the key is free again) or resolved (an unknown COMMIT).
+    One request may have two: how it began and how it ended, where that is not by being done.
+    """
+
+    module: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChanged:
+    """`count` sessions were opened, rotated, revoked or expired (deleted), or a cookie was refused.
+
+    `event`: opened, rotated, revoked, expired, unknown (a cookie without a session) or replaced (a cookie
+    from before a rotation, after its grace: a stolen one looks like this).
+    """
+
+    event: str
+    count: int = 1
+
+
 Signal = (
     ServiceChanged
     | TaskFailed
@@ -154,6 +181,8 @@ Signal = (
     | RequestFinished
     | JobFinished
     | JobsMeasured
+    | IdempotencyChecked
+    | SessionChanged
 )
 
 

@@ -18,11 +18,13 @@ from springtide.context import Ledger, Part, Trace
 from springtide.signals import (
     ConnectionClosed,
     ConnectionOpened,
+    IdempotencyChecked,
     JobFinished,
     JobsMeasured,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
+    SessionChanged,
     StatementFinished,
     TaskFailed,
 )
@@ -64,6 +66,8 @@ def everything(sink: MetricsSink) -> None:
         JobFinished("users", "mail.welcome", 1, "id", 3, "done", 2.0, 0.3, "r", Trace.new(), Ledger(), None)
     )
     sink.emit(JobsMeasured("users", "main", "mail.welcome", 7, 2, 1, 4, 12.5))
+    sink.emit(IdempotencyChecked("users", "replayed"))
+    sink.emit(SessionChanged("revoked", 3))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
 
@@ -89,6 +93,8 @@ def test_every_signal_is_counted() -> None:
     assert value(sink, "springtide_pool_connections_limit", cluster="main") == 20
     assert value(sink, "springtide_pool_waiting", cluster="main") == 1
     assert value(sink, "springtide_loop_lag_seconds_count") == 1
+    assert value(sink, "springtide_idempotency_total", module="users", outcome="replayed") == 1
+    assert value(sink, "springtide_sessions_total", event="revoked") == 3
     mail = {"module": "users", "kind": "mail.welcome"}
     assert value(sink, "springtide_job_runs_total", outcome="done", **mail) == 1
     assert value(sink, "springtide_job_run_seconds_sum", **mail) == 0.3

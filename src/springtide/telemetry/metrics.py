@@ -20,11 +20,13 @@ from prometheus_client.registry import Collector
 from springtide.signals import (
     ConnectionClosed,
     ConnectionOpened,
+    IdempotencyChecked,
     JobFinished,
     JobsMeasured,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
+    SessionChanged,
     Signal,
     StatementFinished,
     TaskFailed,
@@ -233,6 +235,20 @@ class MetricsSink:
             ),
             max_series=max_jobs, open_ended=(2,),
         )  # fmt: skip
+        self._idempotency = Series(
+            Counter(
+                "springtide_idempotency_total", "Requests with an idempotency key, by what became of them.",
+                ["module", "outcome"], registry=registry,
+            ),
+            max_series=200, open_ended=(0,),
+        )  # fmt: skip
+        self._sessions = Series(
+            Counter(
+                "springtide_sessions_total", "Sessions by what happened to them, and refused cookies.",
+                ["event"], registry=registry,
+            ),
+            max_series=10, open_ended=(0,),
+        )  # fmt: skip
         self._lag = Histogram(
             "springtide_loop_lag_seconds", "How late the event loop ran what was due.",
             buckets=SHORT_BUCKETS, registry=registry,
@@ -277,6 +293,10 @@ class MetricsSink:
             for state in ("ready", "running", "parked", "dead"):
                 self._jobs.child(module, shard, kind, state).set(getattr(signal, state))
             self._job_age.child(module, shard, kind).set(signal.age)
+        elif isinstance(signal, IdempotencyChecked):
+            self._idempotency.child(signal.module, signal.outcome).inc()
+        elif isinstance(signal, SessionChanged):
+            self._sessions.child(signal.event).inc(signal.count)
 
     def _request(self, signal: RequestFinished) -> None:
         method = signal.method if signal.method in METHODS else OTHER_METHOD

@@ -16,9 +16,17 @@ from springtide.errors import (
     AlreadyReserved,
     BodyTooLarge,
     CommitUnknown,
+    CsrfRefused,
     DeadlineExceeded,
+    IdempotencyError,
+    IdempotencyInFlight,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyReused,
+    IdempotencyLost,
     InvalidCursor,
     InvalidToken,
+    SessionEnded,
+    SessionError,
     Unavailable,
 )
 
@@ -107,6 +115,40 @@ def reply_for(error: BaseException, *, request_id: str, late: bool = False) -> E
             detail="The token is malformed, expired or not meant for this.",
             headers=((b"www-authenticate", b"Bearer"),),
         )  # fmt: skip
+    if isinstance(error, IdempotencyError | SessionError):
+        return _refusal(error, request_id)
+    return _internal(request_id)
+
+
+def _refusal(error: IdempotencyError | SessionError, request_id: str) -> ErrorReply:
+    """The answer to a key or a session that cannot be used."""
+    if isinstance(error, IdempotencyKeyInvalid):
+        return bad_request(request_id, "idempotency-key-invalid", str(error))
+    if isinstance(error, IdempotencyKeyReused):
+        return ErrorReply(
+            status=422, code="idempotency-key-reused", title="Unprocessable Content", request_id=request_id,
+            detail="This idempotency key was used for a request with another body.",
+        )  # fmt: skip
+    if isinstance(error, IdempotencyInFlight | IdempotencyLost):
+        return ErrorReply(
+            status=409, code="idempotency-in-flight", title="Conflict", request_id=request_id,
+            detail="A request with this idempotency key is still at work; ask again.",
+            retry_after=error.retry_after,
+        )  # fmt: skip
+    if isinstance(error, CsrfRefused):
+        return ErrorReply(
+            status=403, code="csrf-refused", title="Forbidden", request_id=request_id,
+            detail="This form is out of date or was not sent by this site; load the page again.",
+        )  # fmt: skip
+    if isinstance(error, SessionEnded):
+        return ErrorReply(
+            status=401, code="session-ended", title="Unauthorized", request_id=request_id,
+            detail="The session has ended; sign in again.",
+        )  # fmt: skip
+    return _internal(request_id)
+
+
+def _internal(request_id: str) -> ErrorReply:
     return ErrorReply(
         status=500, code="internal", title="Internal Server Error", request_id=request_id,
         detail="Something failed on our side; the request id finds it in our log.",
@@ -115,7 +157,10 @@ def reply_for(error: BaseException, *, request_id: str, late: bool = False) -> E
 
 def expected(error: BaseException, *, late: bool = False) -> bool:
     """Whether `error` is an ordinary answer that needs no traceback in the log."""
-    ordinary = (AlreadyReserved, BodyTooLarge, DeadlineExceeded, InvalidCursor, InvalidToken, Unavailable)
+    ordinary = (
+        AlreadyReserved, BodyTooLarge, DeadlineExceeded, IdempotencyError, InvalidCursor, InvalidToken,
+        SessionError, Unavailable,
+    )  # fmt: skip
     return isinstance(error, ordinary) or (late and getattr(error, "sqlstate", None) == QUERY_CANCELED)
 
 
