@@ -193,7 +193,8 @@ CANCELLED = asyncio.CancelledError()
         (CANCELLED, "overrun", 4, "dead", "dead"),
         (CANCELLED, "lost", 4, "lost", None),
         (CANCELLED, "returned", 4, "returned", "ready"),
-        (ValueError("x"), "returned", 4, "dead", "dead"),
+        (ValueError("x"), "returned", 4, "returned", "ready"),
+        (JobFailed("x"), "returned", 1, "dead", "dead"),
     ],
 )
 def test_how_a_run_ends(

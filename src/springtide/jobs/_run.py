@@ -32,7 +32,7 @@ class Route:
 
     __slots__ = ("database", "decode", "handler", "implementation", "kind")
 
-    def __init__(self, handler: Handler, database: Database, implementation: Any) -> None:
+    def __init__(self, handler: Handler[Any], database: Database, implementation: Any) -> None:
         self.handler = handler
         self.kind: JobKind = handler.kind
         self.decode = msgspec.json.Decoder(handler.job).decode
@@ -136,7 +136,8 @@ def judge(
     cancelled = isinstance(error, asyncio.CancelledError)
     if isinstance(error, JobLost) or ended_by == "lost":
         return "lost", None, error
-    if cancelled and ended_by == "returned":
+    if ended_by == "returned" and not isinstance(error, JobFailed):
+        # whatever it raised came with the cancellation; a failure of its own will show again
         return "returned", Ending("ready", uncounted=True), None
     if cancelled and ended_by == "overrun":
         error = DeadlineExceeded(f"running the job {spec.name} (max_run {spec.max_run:g} s)")

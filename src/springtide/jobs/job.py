@@ -17,7 +17,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -148,7 +148,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Handler:
+class Handler(Generic[S]):
     """`method` runs jobs of the class `job`; its arguments are the module's implementation, job and Run.
 
     effect "any":           the job is finished after the method returned. A crash in between runs it again,
@@ -160,8 +160,8 @@ class Handler:
     Raises JobError.
     """
 
-    job: type[msgspec.Struct]
-    method: Callable[[Any, Any, Run], Awaitable[None]]
+    job: type[S]
+    method: Callable[[Any, S, Run], Awaitable[None]]
     effect: Effect = "any"
 
     def __post_init__(self) -> None:

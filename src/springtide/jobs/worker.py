@@ -38,7 +38,7 @@ class Queue:
     """
 
     database: Database
-    handlers: Sequence[Handler]
+    handlers: Sequence[Handler[Any]]
     implementation: Any
 
     def __post_init__(self) -> None:

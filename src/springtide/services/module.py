@@ -80,7 +80,7 @@ class Module:
     factory: Callable[[ModuleContext], Any] = field(kw_only=True)
     requires: Sequence[Interface[Any]] = field(default=(), kw_only=True)
     background: Sequence[Background] = field(default=(), kw_only=True)
-    jobs: Sequence[Handler] = field(default=(), kw_only=True)
+    jobs: Sequence[Handler[Any]] = field(default=(), kw_only=True)
     settings: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
