@@ -59,7 +59,7 @@ def urls(
     _server_loop: LoopThread,
     _admins: dict[str, asyncpg.Connection],
 ) -> list[str]:
-    """The databases of this test, empty; a platform that lives on has blocks of ids and keeps its counters."""
+    """The databases of this test, empty; a platform that lives on has blocks of ids, so counters stay."""
     statement = EMPTY.format(kept="_id_counter" if shared else "")
 
     async def empty() -> None:

@@ -15,6 +15,7 @@ from market.content import lists
 from market.content import store as content
 from market.content.api import ArticleQuery
 from market.users import store as users
+from springtide.db.scatter import compose
 
 pytestmark = one_platform
 
@@ -116,13 +117,15 @@ async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-def newest(sql: str) -> str:
-    return f"select * from ({sql}) as q order by created_at desc, id desc limit 20"
+def newest(sql: str, *args: Any) -> tuple[str, tuple[Any, ...]]:
+    """The first part of a list as one shard is asked for it, limit and offset as arguments."""
+    order = tuple(content.NEWEST_FIRST)
+    return compose(sql, order=order, arguments=len(args), limited=True, skipping=True), (*args, 20, 0)
 
 
 def listing(**filters: Any) -> tuple[str, tuple[Any, ...]]:
     statement = lists.listing(ArticleQuery(**filters), FAN)
-    return newest(statement.rows), statement.rows_args
+    return newest(statement.rows, *statement.rows_args)
 
 
 def counting(**filters: Any) -> tuple[str, tuple[Any, ...]]:
@@ -145,7 +148,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "favourites": listing(favorited_by=FAN),
     "favourites of an author": listing(favorited_by=FAN, author_id=AUTHOR),
     "favourites with a tag": listing(favorited_by=FAN, tag="tag7"),
-    "feed": (newest(lists.FEED), (FAN, list(range(100, 120)), 20)),
+    "feed": newest(lists.FEED, FAN, list(range(100, 120)), 20),
     "count of an author": counting(author_id=AUTHOR),
     "count of a tag": counting(tag="tag7"),
     "count of favourites": counting(favorited_by=FAN),

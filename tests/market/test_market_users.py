@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
-from tests.market.harness import PASSWORD, Api, one_platform, one_shard, serving
+from tests.market.harness import PASSWORD, Api, Person, one_platform, one_shard, serving
 
 from market.settings import Settings
 
@@ -53,6 +55,7 @@ async def test_a_name_or_address_in_use_is_a_conflict_that_names_it(
         ({"username": "   "}, {"username": BLANK}),
         ({"username": None}, {"username": BLANK}),
         ({"username": "a/b"}, {"username": ["may have letters, digits, spaces and _ - . only"]}),
+        ({"username": "\u0308a"}, {"username": ["may have letters, digits, spaces and _ - . only"]}),
         ({"username": ".."}, {"username": ["may have letters, digits, spaces and _ - . only"]}),
         ({"username": "x" * 65}, {"username": ["is too long (maximum is 64 characters)"]}),
         ({"username": 7}, {"username": ["must be a string"]}),
@@ -335,6 +338,19 @@ async def test_a_profile_of_nobody_is_not_found(api: Api, name: str) -> None:
         for method in ("POST", "DELETE"):
             answer = await api.call(method, f"/profiles/{name}/follow", by=jake, expect=404)
             assert answer["errors"] == {"profile": ["not found"]}
+
+
+@pytest.mark.parametrize("name", ["Jörg", "Jo\u0308rg", "日本 語", "हिन्दी", "ภาษาไทย", "_a.b-c", "Zoë 2"])
+async def test_names_of_any_script_are_part_of_addresses(api: Api, name: str) -> None:
+    """Registered, found by path and by filter, followed; however its characters are composed."""
+    jake, anna = await api.person("Jake"), await api.call("POST", "/users", new(name), expect=201)
+    for form in ("NFC", "NFD"):
+        path = f"/profiles/{quote(unicodedata.normalize(form, name))}"
+        assert (await api.call("POST", f"{path}/follow", by=jake, expect=200))["profile"]["username"] == name
+    await api.article(Person(anna["user"]["token"], name, "jake@jake.jake"), "From afar")
+    for params in ({"author": name}, {"author": name.upper()}):
+        assert await api.titles("/articles", **params) == (["From afar"], 1)
+    assert await api.titles("/articles/feed", by=jake) == (["From afar"], 1)
 
 
 async def test_following_shows_to_the_follower_alone(api: Api) -> None:

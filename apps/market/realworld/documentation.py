@@ -31,6 +31,24 @@ ERRORS: Mapping[int, tuple[str, dict[str, list[str]]]] = {
     504: ("The request could not be answered in time", {"server": ["took too long to answer"]}),
 }
 
+EXAMPLES: Mapping[tuple[str, int], dict[str, list[str]]] = {
+    ("Login", 401): {"credentials": ["invalid"]},
+    ("CreateArticle", 409): {"title": ["has already been taken"]},
+    ("DeleteArticleComment", 403): {"comment": ["forbidden"]},
+    ("DeleteArticleComment", 404): {"comment": ["not found"]},
+    ("GetProfileByUsername", 404): {"profile": ["not found"]},
+    ("FollowUserByUsername", 404): {"profile": ["not found"]},
+    ("FollowUserByUsername", 422): {"profile": ["is your own"]},
+    ("UnfollowUserByUsername", 404): {"profile": ["not found"]},
+    ("Login", 422): {"email": ["can't be blank"]},
+    ("CreateUser", 422): {"email": ["is invalid"]},
+    ("UpdateCurrentUser", 422): {"username": ["has already been taken"]},
+    ("CreateArticleComment", 422): {"body": ["can't be blank"]},
+    ("GetArticles", 422): {"limit": ["must be a whole number, 1 or more"]},
+    ("GetArticlesFeed", 422): {"limit": ["must be a whole number, 1 or more"]},
+}
+"""Where an operation's refusal looks otherwise than in ERRORS."""
+
 AUTHORIZATION = (
     "Send `Authorization: Token <token>` (or `Bearer <token>`) with the token that registering or signing in"
     " answered. Tokens end after a day unless the operator set another time; there is no refresh."
@@ -93,11 +111,15 @@ def _responses(operation: Operation) -> dict[str, Any]:
         good["content"] = {"application/json": {"schema": schema}}
     bodies = (413, 415) if operation.body is not None else ()
     failures = sorted({*operation.errors, *bodies, 422, 503, 504})
-    return {str(operation.status): good, **{str(status): _failure(status) for status in failures}}
+    return {
+        str(operation.status): good,
+        **{str(status): _failure(operation.id, status) for status in failures},
+    }
 
 
-def _failure(status: int) -> dict[str, Any]:
+def _failure(operation: str, status: int) -> dict[str, Any]:
     description, errors = ERRORS[status]
+    errors = EXAMPLES.get((operation, status), errors)
     schema = {"$ref": REF.format(name="Errors")}
     described: dict[str, Any] = {
         "description": description,

@@ -28,6 +28,7 @@ table { border-collapse: collapse; width: 100% } td, th { text-align: left; vert
 .method { display: inline-block; min-width: 4.5rem; font-weight: 700 }
 .get { color: var(--get) } .post { color: var(--post) } .put { color: var(--put) }
 .delete { color: var(--delete) }
+[id^=schema-] { scroll-margin-top: 4rem }
 .lock { float: right; opacity: .7; font-size: .85rem }
 """
 
@@ -94,11 +95,12 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[st
 
 
 def _schemas(schemas: dict[str, Any]) -> Iterator[str]:
+    """The name is inside what is folded: whoever follows a link to it finds it unfolded."""
     for name, schema in sorted(schemas.items()):
         text = msgspec.json.format(msgspec.json.encode(schema), indent=2).decode()
         yield (
-            f'<details id="schema-{escape(name)}"><summary><code>{escape(name)}</code></summary>'
-            f"<div><pre>{escape(text)}</pre></div></details>"
+            f"<details><summary><code>{escape(name)}</code></summary>"
+            f'<div id="schema-{escape(name)}"><pre>{escape(text)}</pre></div></details>'
         )
 
 

@@ -33,7 +33,6 @@ __all__ = [
     "is_username",
 ]
 
-_USERNAME = re.compile(r"\w(?:[\w .\-]*[\w.\-])?")
 _EMAIL = re.compile(r"[^\s@\x00-\x1f\x7f]{1,64}@[^\s@\x00-\x1f\x7f.]+(?:\.[^\s@\x00-\x1f\x7f.]+)*")
 
 
@@ -43,7 +42,7 @@ def fold(value: str) -> str:
 
 
 def is_username(value: str) -> bool:
-    return len(value) <= USERNAME_LENGTH and storable(value) and _USERNAME.fullmatch(value) is not None
+    return 0 < len(value) <= USERNAME_LENGTH and storable(value) and _has_form_of_username(value)
 
 
 def check_new(new: NewAccount) -> NewAccount:
@@ -87,8 +86,18 @@ def check_login(email: str, password: str) -> None:
     checks.finish()
 
 
+def _has_form_of_username(value: str) -> bool:
+    """Letters, digits, marks (vowels of many scripts are marks) and some more; no mark, dot or dash in front."""
+    first = value[0] == "_" or value[0].isalnum()
+    return first and value[-1] != " " and all(_may_be_in_username(character) for character in value)
+
+
+def _may_be_in_username(character: str) -> bool:
+    return character in "_-. " or character.isalnum() or unicodedata.category(character)[0] == "M"
+
+
 def _username(checks: Checks, value: str) -> None:
-    if checks.text("username", value, max_length=USERNAME_LENGTH) and not _USERNAME.fullmatch(value):
+    if checks.text("username", value, max_length=USERNAME_LENGTH) and not _has_form_of_username(value):
         checks.fault("username", "may have letters, digits, spaces and _ - . only")
 
 
