@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 from tests.sharded import notes
 
@@ -114,6 +115,8 @@ async def test_a_nested_write_is_a_savepoint(db: Database) -> None:
             await inner.execute("insert into notes.note (bucket, id) values (0, 3)")
             await tx.execute("insert into notes.note (bucket, id) values (0, 4)")
             inner.on_commit(lambda: ran.append("kept"))
+        with pytest.raises(RuntimeError, match="has ended"):
+            inner.on_commit(lambda: ran.append("too late"))
         assert ran == []
     assert await ids(db, FIRST) == [1, 3, 4]
     assert await ids(db, Bucket(3)) == []
@@ -158,7 +161,7 @@ async def test_a_cancelled_nested_write_takes_the_whole_transaction_with_it(db: 
             entered.set()
             await asyncio.Event().wait()
 
-    with pytest.raises(RuntimeError, match="can only roll back"):
+    with pytest.raises(asyncpg.InFailedSQLTransactionError, match="can only roll back"):
         async with db.write(FIRST) as tx:
             await tx.execute("insert into notes.note (bucket, id) values (0, 1)")
             child = asyncio.create_task(nested())

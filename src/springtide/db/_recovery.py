@@ -49,6 +49,8 @@ async def recover(link: Link) -> str | None:
                 link.dirt = Dirt.NONE
     except (TimeoutError, *ASYNCPG_ERRORS, OSError) as error:
         _log.debug("a connection to %s could not be recovered: %r", link.cluster, error)
+        if link.dirt is Dirt.REPLACE:
+            return "replaced"
         return "cancelled" if link.unsettled and isinstance(error, TimeoutError) else "broken"
     if link.dirt is Dirt.REPLACE:
         return "replaced"

@@ -6,7 +6,7 @@ time, so whoever shares it takes turns on a lock. A nested write keeps its paren
 what a sibling task did in between would otherwise be undone with the savepoint.
 
 A nested write that is cancelled cannot be undone alone (nobody waits for the server on behalf of a task that
-has left): the outer one then refuses to go on and rolls back.
+has left): the pool's transaction then refuses to go on and rolls back.
 
 Invariant: the lock a statement takes belongs to the innermost block of the transaction that is open in its
 own context, so a task never waits for a lock that it holds itself.
@@ -33,8 +33,6 @@ __all__ = ["Enqueue", "WriteTransaction", "innermost", "join", "opened"]
 
 Callback = Callable[[], Awaitable[None] | None]
 
-DOOMED = "a nested write was cancelled, so the whole transaction can only roll back"
-
 
 class Enqueue(Protocol):
     """How a job gets into a transaction: the seam to the layer above, filled by the composition root."""
@@ -57,7 +55,6 @@ class WriteTransaction:
     __slots__ = (
         "_callbacks",
         "_depth",
-        "_doomed",
         "_lock",
         "_open",
         "_root",
@@ -86,7 +83,6 @@ class WriteTransaction:
         self._depth: int = 0 if parent is None else parent._depth + 1
         self._lock = asyncio.Lock()
         self._open = True
-        self._doomed = False
         self._callbacks: list[Callback] = []
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
@@ -148,8 +144,10 @@ class WriteTransaction:
         """Call `callback` once the outermost transaction has committed; never when this block is undone."""
         if self is self._root:
             self._tx.on_commit(callback)
-        else:
+        elif self._open:
             self._callbacks.append(callback)
+        else:
+            raise RuntimeError(f"the write on shard {self.shard!r} has ended; open a new one")
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[WriteTransaction]:
@@ -169,8 +167,6 @@ class WriteTransaction:
     def _usable(self) -> Transaction:
         if not self._open:
             raise RuntimeError(f"the write on shard {self.shard!r} has ended; open a new one")
-        if self._root._doomed:
-            raise RuntimeError(DOOMED)
         return self._tx
 
 
@@ -196,8 +192,6 @@ async def opened(
     write = WriteTransaction(tx, database, shard, bucket, isolation, None)
     async with _entered(write):
         yield write
-    if write._doomed:
-        raise RuntimeError(DOOMED)
 
 
 @asynccontextmanager
@@ -207,14 +201,8 @@ async def join(parent: WriteTransaction, bucket: int | None = None) -> AsyncIter
         bucket = parent.bucket
     async with parent._turn():
         write = WriteTransaction(parent._tx, parent.database, parent.shard, bucket, parent.isolation, parent)
-        try:
-            async with parent._usable().savepoint(), _entered(write):
-                yield write
-        except Exception:
-            raise
-        except BaseException:
-            parent._root._doomed = True  # nothing was sent for somebody who has left: not even ROLLBACK TO
-            raise
+        async with parent._usable().savepoint(), _entered(write):
+            yield write
         for callback in write._callbacks:
             parent.on_commit(callback)
 

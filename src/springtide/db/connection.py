@@ -1,7 +1,7 @@
 """A connection lent to one caller, for several statements on one session.
 
 It belongs to the caller between the two ends of `async with pool.acquire()`, and to nobody afterwards: a
-reference that was kept raises. What the caller's statements leave in the session is undone before
+reference that was kept raises, and so does one on which a statement was cancelled. What the caller's statements leave in the session is undone before
 somebody else gets it, as far as their text shows it; the rest is declared with `mark_dirty`.
 """
 
@@ -172,6 +172,14 @@ class Connection(Queries):
         super().__init__(link, statements, limited=True, read_only=False)
         self._pool = pool
         self._touched = False
+
+    def _link(self) -> Link:
+        link = super()._link()
+        if link.unsettled:  # executed or not, inside a transaction or not: nobody knows
+            raise PoolClosed(
+                "this connection has ended: a statement on it was cancelled or ran out of time; acquire another"
+            )
+        return link
 
     async def _ready(self) -> Link:
         link = self._link()

@@ -34,7 +34,7 @@ from springtide.context import Part, Priority, current
 from springtide.db._connecting import Connector
 from springtide.db._link import Link, Operation
 from springtide.db._recovery import RECOVERY, hang_up, recover
-from springtide.db._statements import Dirt, Statements
+from springtide.db._statements import Statements
 from springtide.db._waiting import Line, Waiter
 from springtide.db.connection import Connection
 from springtide.db.transaction import Beginning
@@ -226,7 +226,11 @@ class Pool:
                 self._forget(link, "shutdown")
             self._links.clear()
         if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=RECOVERY)
+            _, late = await asyncio.wait(list(self._tasks), timeout=RECOVERY)
+            for task in late:  # callbacks of commits that are long done
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=RECOVERY)
         for _ in range(3):
             await asyncio.sleep(0)  # the loop closes the sockets of transports that were aborted
 
@@ -451,10 +455,7 @@ class Pool:
         if link.broken:
             self._lose(link)
         elif link.unsettled or link.dirt or link.incident != self._incident or not self._open:
-            if link.dirt is Dirt.REPLACE and not link.unsettled:
-                self._drop(link, "replaced")
-            else:
-                self._spawn(self._recover(link), "recover")
+            self._spawn(self._recover(link), "recover")
         elif link.raw.is_in_transaction():
             self._spawn(self._recover(link), "recover")
         else:

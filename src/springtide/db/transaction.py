@@ -5,7 +5,9 @@ COMMIT runs in a task of the pool: once sent it is never cancelled, whatever hap
 connection belongs to that task until its answer is in. A caller that leaves early (deadline) hears
 `CommitUnknown`. So does one whose connection broke, and one whose COMMIT was only confirmed by a warning:
 PostgreSQL answers "success" when a wait for a synchronous standby is cancelled.
-A transaction that is cancelled midway never waits for the server: the pool's recovery rolls it back.
+A transaction that is cancelled midway never waits for the server: the pool's recovery rolls it back. If a
+statement or a savepoint in it is cancelled and the block survives that, nobody knows what was executed: it
+takes no further statement and does not commit.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ ISOLATIONS = ("read committed", "repeatable read", "serializable")
 ABANDONED_COMMIT = 2.0
 """Seconds a COMMIT may take after its caller has left; then the connection is given up, never the COMMIT."""
 
+ABANDONED = (
+    "the transaction can only roll back: a statement or savepoint in it was cancelled or ran out of time"
+)
+
 ROLLBACK_TIMEOUT = 1.0
 """Seconds that a caller waits for ROLLBACK to be confirmed; the pool's recovery takes over afterwards."""
 
@@ -55,11 +61,17 @@ class Transaction(Queries):
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
         self._savepoints = 0
 
+    async def _ready(self) -> Link:
+        link = self._link()
+        if link.unsettled:
+            raise pg.InFailedSQLTransactionError(ABANDONED)
+        return link
+
     def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
         """Call `callback` once COMMIT is known to have succeeded, also when the caller was cancelled then.
 
-        Callbacks run in order, after the connection went back. One that raises is logged and reported:
-        the transaction is committed and stays so.
+        Callbacks run in order, after the connection went back; the caller waits for them until its deadline.
+        One that raises is logged and reported: the transaction is committed and stays so.
         """
         self._link()
         self._callbacks.append(callback)
@@ -71,6 +83,8 @@ class Transaction(Queries):
 
 
 class Savepoint:
+    """Cancelled, it is not undone alone: the transaction is given up, and the pool's recovery rolls it back."""
+
     __slots__ = ("_name", "_transaction")
 
     def __init__(self, transaction: Transaction, name: str) -> None:
@@ -87,7 +101,9 @@ class Savepoint:
         link = self._transaction._link()
         if error is None:
             await self._transaction.execute(f"RELEASE SAVEPOINT {self._name}")
-        elif isinstance(error, Exception) and not link.broken and not link.unsettled:
+        elif not isinstance(error, Exception):
+            link.unsettled = True  # not one await on the server for somebody who has left
+        elif not link.broken and not link.unsettled:
             await self._transaction.execute(
                 f"ROLLBACK TO SAVEPOINT {self._name}; RELEASE SAVEPOINT {self._name}"
             )
@@ -96,7 +112,15 @@ class Savepoint:
 class Beginning:
     """`async with pool.transaction() as tx`: BEGIN at the top, COMMIT or ROLLBACK at the end."""
 
-    __slots__ = ("_connection", "_isolation", "_pool", "_priority", "_read_only", "_transaction")
+    __slots__ = (
+        "_calling",
+        "_connection",
+        "_isolation",
+        "_pool",
+        "_priority",
+        "_read_only",
+        "_transaction",
+    )
 
     def __init__(
         self,
@@ -115,6 +139,7 @@ class Beginning:
         self._read_only = read_only
         self._isolation = isolation
         self._transaction: Transaction | None = None
+        self._calling: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Transaction:
         if self._transaction is not None:
@@ -156,10 +181,14 @@ class Beginning:
                 self._give_back(link)
         elif self._read_only:
             try:
-                await self._end_reading(link)
+                if not link.unsettled:
+                    await self._end_reading(link)
             finally:
                 self._give_back(link)
             await _run_callbacks(self._pool, transaction._callbacks)
+        elif link.unsettled:
+            self._give_back(link)
+            raise pg.InFailedSQLTransactionError(ABANDONED)
         else:
             await self._commit(link, transaction)
 
@@ -224,6 +253,9 @@ class Beginning:
         failure = committing.result()
         if failure is not None:
             raise failure
+        if self._calling is not None:
+            remaining = context.remaining(link.monotonic()) if context is not None else None
+            await asyncio.wait((self._calling,), timeout=remaining)
 
     def _abandon(self, link: Link, committing: asyncio.Task[Exception | None]) -> None:
         """Nobody listens any more: the link returns to the pool when COMMIT ends, or is given up."""
@@ -232,7 +264,12 @@ class Beginning:
             if on_connection:
                 self._pool._put(link)
             return
-        timer = asyncio.get_running_loop().call_later(ABANDONED_COMMIT, link.raw.terminate)
+
+        def give_up() -> None:
+            if link.committing:
+                link.raw.terminate()
+
+        timer = asyncio.get_running_loop().call_later(ABANDONED_COMMIT, give_up)
 
         def ended(task: asyncio.Task[Exception | None]) -> None:
             timer.cancel()
@@ -242,14 +279,14 @@ class Beginning:
         committing.add_done_callback(ended)
 
     async def _committing(self, link: Link, transaction: Transaction) -> Exception | None:
-        """Send COMMIT, judge the answer, return the connection, run the callbacks."""
+        """Send COMMIT, judge the answer, return the connection, start the callbacks beside us."""
         try:
             failure = await _send_commit(link, self._pool._statements.get("COMMIT"))
         finally:
             link.committing = False
             self._give_back(link)
-        if failure is None:
-            await _run_callbacks(self._pool, transaction._callbacks)
+        if failure is None and transaction._callbacks:
+            self._calling = self._pool._spawn(_run_callbacks(self._pool, transaction._callbacks), "on_commit")
         return failure
 
 
