@@ -87,7 +87,7 @@ def check_login(email: str, password: str) -> None:
 
 
 def _has_form_of_username(value: str) -> bool:
-    """Letters, digits, marks (vowels of many scripts are marks) and some more; no mark, dot or dash in front."""
+    """Letters, digits, marks (many scripts write vowels so) and some more; no mark, dot or dash in front."""
     first = value[0] == "_" or value[0].isalnum()
     return first and value[-1] != " " and all(_may_be_in_username(character) for character in value)
 
