@@ -1,4 +1,4 @@
-"""What a cancelled statement, block or COMMIT leaves behind: nothing that could be committed or lent again."""
+"""What a cancelled statement or block leaves behind: nothing that is committed or met by others."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A connection lent to one caller, for several statements on one session.
 
 It belongs to the caller between the two ends of `async with pool.acquire()`, and to nobody afterwards: a
-reference that was kept raises, and so does one on which a statement was cancelled. What the caller's statements leave in the session is undone before
-somebody else gets it, as far as their text shows it; the rest is declared with `mark_dirty`.
+reference that was kept raises, and so does a connection on which a statement was cancelled. What the caller's
+statements leave in the session is undone before somebody else gets it, as far as their text shows it; the
+rest is declared with `mark_dirty`.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class Connection(Queries):
         link = super()._link()
         if link.unsettled:  # executed or not, inside a transaction or not: nobody knows
             raise PoolClosed(
-                "this connection has ended: a statement on it was cancelled or ran out of time; acquire another"
+                "this connection has ended: a statement on it was cancelled or too slow; acquire another"
             )
         return link
 

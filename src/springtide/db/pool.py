@@ -454,9 +454,13 @@ class Pool:
             return
         if link.broken:
             self._lose(link)
-        elif link.unsettled or link.dirt or link.incident != self._incident or not self._open:
-            self._spawn(self._recover(link), "recover")
-        elif link.raw.is_in_transaction():
+        elif (
+            link.unsettled
+            or link.dirt
+            or link.incident != self._incident
+            or not self._open
+            or link.raw.is_in_transaction()
+        ):
             self._spawn(self._recover(link), "recover")
         else:
             self._settle(link)

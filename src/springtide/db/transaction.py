@@ -83,7 +83,7 @@ class Transaction(Queries):
 
 
 class Savepoint:
-    """Cancelled, it is not undone alone: the transaction is given up, and the pool's recovery rolls it back."""
+    """When it is cancelled it is not undone alone: the pool's recovery rolls the transaction back."""
 
     __slots__ = ("_name", "_transaction")
 
