@@ -156,6 +156,35 @@ async def test_of_a_hundred_claimers_one_wins(db: Database, value: str) -> None:
     assert {row["owner_id"] for row in await rows(db)} == set(won)
 
 
+async def test_values_on_several_shards_are_claimed_at_the_same_time(
+    database_urls: tuple[str, str], database_url: str, tmp_path: Path
+) -> None:
+    """A claim that waits on one shard is made on the others meanwhile; one that is refused on a shard leaves
+    nothing on the others."""
+    async with notes((*database_urls, database_url), tmp_path, size=5) as three:
+        quick(three)
+        second = next(f"b{n}" for n in range(100) if three.shards.shard_of(f"b{n}") == "second")
+        third = next(f"c{n}" for n in range(100) if three.shards.shard_of(f"c{n}") == "third")
+        insert = (
+            "insert into notes._reservation (bucket, kind, value, owner_id, claim_id, state, claimed_at)"
+            " values ($1, 'username', $2, $3, gen_random_uuid(), 'confirmed', now())"
+        )
+        async with asyncio.TaskGroup() as group, three.pools["second"].transaction() as rival:
+            await rival.execute(insert, bucket_of(second), second, RIVAL)
+            claim = group.create_task(refused(three, OWNER, username=second, email=third))
+            async with asyncio.timeout(5):
+                while not await three.pools["third"].fetch("select from notes._reservation"):
+                    await asyncio.sleep(0.005)
+            assert not claim.done()
+        assert await three.pools["third"].fetch("select from notes._reservation") == []
+        await register(three, OWNER, username="free", email=third)
+
+
+async def refused(db: Database, id: int, **claim: str) -> None:
+    with pytest.raises(AlreadyReserved):
+        await register(db, id, **claim)
+
+
 async def test_reserving_inside_a_write_is_refused(db: Database) -> None:
     async with db.write(OWNER):
         with pytest.raises(RuntimeError, match="inside an open write"):

@@ -108,7 +108,7 @@ class _Claim:
     began: datetime | None = None
     """The earliest step 1, by the clock of the value's shard."""
     touched: list[str] = field(default_factory=list)
-    """Shards on which step 1 was at least sent."""
+    """Shards on which step 1 may have been sent."""
 
     @property
     def shards(self) -> list[str]:
@@ -241,19 +241,38 @@ class Reservations:
         return _Claim(owner_id, uuid.uuid4(), local, local_release, remote, remote_release)
 
     async def _prepare(self, plan: _Claim) -> None:
-        """Step 1: mark what is claimed and released on the other shards."""
-        for shard in plan.shards:
-            plan.touched.append(shard)
-            async with self._db.pools[shard].transaction() as tx:
-                began: datetime = await tx.fetch_value("SELECT now()")
-                plan.began = began if plan.began is None else min(plan.began, began)
-                for kind, value in plan.remote.get(shard, ()):
-                    await self._mark(tx, plan, kind, value)
-                for kind, value in plan.remote_release.get(shard, ()):
-                    place = (bucket_of(value), kind, value)
-                    tag = await tx.execute(self._sql.releasing, *place, plan.owner_id, plan.id)
-                    if tag == "UPDATE 0":
-                        self._contend(await self._see(tx, place), plan.owner_id)
+        """Step 1: mark what is claimed and released on the other shards, on all of them at the same time.
+
+        A shard that refuses does not cancel the others: a COMMIT on its way there could arrive after step 1
+        was taken back.
+        """
+        failures: dict[str, Exception] = {}
+
+        async def attempt(shard: str) -> None:
+            try:
+                await self._prepare_shard(shard, plan)
+            except Exception as error:
+                failures[shard] = error
+
+        plan.touched += plan.shards
+        async with asyncio.TaskGroup() as group:
+            for shard in plan.shards:
+                group.create_task(attempt(shard))
+        if failures:  # who waits for another claim need not, when there is a definite answer
+            raised = [failures[shard] for shard in plan.shards if shard in failures]
+            raise min(raised, key=lambda error: isinstance(error, _Contended))
+
+    async def _prepare_shard(self, shard: str, plan: _Claim) -> None:
+        async with self._db.pools[shard].transaction() as tx:
+            began: datetime = await tx.fetch_value("SELECT now()")
+            plan.began = began if plan.began is None else min(plan.began, began)
+            for kind, value in plan.remote.get(shard, ()):
+                await self._mark(tx, plan, kind, value)
+            for kind, value in plan.remote_release.get(shard, ()):
+                place = (bucket_of(value), kind, value)
+                tag = await tx.execute(self._sql.releasing, *place, plan.owner_id, plan.id)
+                if tag == "UPDATE 0":
+                    self._contend(await self._see(tx, place), plan.owner_id)
 
     async def _mark(self, tx: Any, plan: _Claim, kind: str, value: str) -> None:
         place = (bucket_of(value), kind, value)
@@ -356,10 +375,20 @@ class Reservations:
                     if committed is None:
                         committed = await self._abort(bucket_of(plan.owner_id), plan.id)
                     if committed is not None:
-                        for shard in plan.touched:
-                            await self._finish(shard, plan.id, committed)
+                        async with asyncio.TaskGroup() as group:
+                            for shard in plan.touched:
+                                group.create_task(self._tidy_shard(shard, plan, committed))
         except (SpringtideError, asyncpg.PostgresError, TimeoutError) as error:
             _log.warning("claim %s is left to be reconciled: %r", plan.id, error)
+
+    async def _tidy_shard(self, shard: str, plan: _Claim, committed: bool) -> None:
+        try:
+            await self._finish(shard, plan.id, committed)
+        except (
+            SpringtideError,
+            asyncpg.PostgresError,
+        ) as error:  # the other shards are finished all the same
+            _log.warning("claim %s is left to be reconciled on %s: %r", plan.id, shard, error)
 
     async def _reconcile_shard(self, shard: str, done: Reconciled) -> None:
         place: tuple[int, str, str] = (-1, "", "")
