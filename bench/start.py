@@ -1,7 +1,7 @@
 """How long until the platform answers, and what it costs to sit idle.
 
-- `demo_cold_s`: from `git clone` of this checkout with a fresh HOME, through `make demo`, to the first answered
-  request; downloads included, so it is a report about this machine's network as well (left out by `--quick`).
+- `demo_cold_s`: in a fresh clone of this checkout with a fresh HOME, from `make demo` to the first answered
+  request; downloads included, so it reports this machine's network as well (left out by `--quick`).
 - `demo_warm_s`: the same command again in the same clone.
 - `idle_pss_mb`: the sum of the proportional set sizes of the platform's Python processes (supervisor,
   app servers, workers) after that start, once it has answered requests and idles.

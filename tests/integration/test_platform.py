@@ -214,8 +214,8 @@ async def test_background_work_runs_beside_a_started_platform(
 
 async def test_an_unreachable_cluster_keeps_a_platform_from_starting(modules: list[Module]) -> None:
     """DatabaseUnavailable, soon, and nothing is left."""
-    gone = "postgresql://nobody@127.0.0.1:1/none"
-    platform = Platform(topology_of(gone, gone), modules=modules)
+    gone = "postgresql://nobody@127.0.0.1:1/"
+    platform = Platform(topology_of(f"{gone}one", f"{gone}two"), modules=modules)
     async with asyncio.timeout(10):
         with pytest.raises(DatabaseUnavailable):
             await platform.start()

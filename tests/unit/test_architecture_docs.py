@@ -28,9 +28,7 @@ def drawn() -> set[str]:
 
 def there(folder: Path, prefix: str = "") -> set[str]:
     """Rooms and plain files below `folder`, as the page names them."""
-    rooms = {
-        f"{prefix}{path.name}/" for path in folder.iterdir() if path.is_dir() and (path / "__init__.py").exists()
-    }
+    rooms = {f"{prefix}{path.parent.name}/" for path in folder.glob("*/__init__.py")}
     files = {prefix + path.name for path in folder.glob("[a-z]*.py")}
     return rooms | files
 
