@@ -61,10 +61,13 @@ class Project:
             subprocess.run(["cp", "-a", template / name, self.home / name], check=True)
         return self
 
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "springtide.ops.cli", *arguments]
+
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
         """`springtide` in a session of its own, output captured."""
         return subprocess.Popen(
-            [sys.executable, "-m", "springtide.ops.cli", *arguments],
+            self.command(*arguments),
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
@@ -113,7 +116,7 @@ class Project:
                 cwd = str((entry / "cwd").readlink())
             except OSError:
                 continue
-            if line and (str(self.home) in line + cwd or str(self.home).encode() in environment):
+            if line and (str(self.folder) in line + cwd or str(self.home).encode() in environment):
                 found.append(f"{entry.name}: {line}")
         return found
 

@@ -41,7 +41,7 @@ def test_the_application_works_from_new_to_down() -> None:
                 text=True,
                 timeout=60,
             )
-            assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout
+            assert done.returncode == 0 and "6 passed" in done.stdout, done.stdout
         finally:
             made.run("down")
         assert made.leftovers() == []

@@ -32,8 +32,8 @@ AREAS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` None means those of this process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = _parser(given).parse_args(given)
     try:
+        args = _parser(given).parse_args(given)
         code: int = args.run(args)
         sys.stdout.flush()
     except SpringtideError as error:

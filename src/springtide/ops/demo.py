@@ -3,18 +3,22 @@
 start the platform -> seed it, unless it has data -> drive it -> show what happened -> serve until Ctrl-C.
 
 Each step is the command that one would type oneself, printed before it runs. Whatever ends the demo (Ctrl-C
-at any moment, SIGTERM, a step that fails), the platform that it started is stopped before it returns.
+at any moment, SIGTERM, a closed terminal, a step that fails), the platform that it started is stopped before
+it returns. The steps run in sessions of their own, so that each hears of an interruption once, from here.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +30,7 @@ from springtide.topology import Topology, load
 __all__ = ["add_commands"]
 
 INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_commands(subparsers: Any) -> None:
@@ -39,7 +44,7 @@ def add_commands(subparsers: Any) -> None:
     demo.add_argument("--duration", type=float, default=30.0, metavar="S", help="seconds of traffic (30)")
     demo.add_argument(
         "--seconds",
-        type=float,
+        type=_seconds,
         default=os.environ.get("DEMO_SECONDS") or None,
         metavar="S",
         help="keep serving so long instead of until Ctrl-C (DEMO_SECONDS)",
@@ -47,16 +52,23 @@ def add_commands(subparsers: Any) -> None:
     demo.set_defaults(run=_demo)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be >= 0 seconds, got {text}")
+    return seconds
+
+
 def _demo(args: argparse.Namespace) -> int:
     topology = load(args.file)
     port = args.port if args.port is not None else _port(topology)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` means what it says
+            signal.signal(number, _interrupt)
     try:
         return _shown(args, topology, port)
     except KeyboardInterrupt:
         return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
@@ -78,31 +90,27 @@ def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
         _serve(args.seconds)
         return 0
     finally:
-        _finish(args.file)
+        try:
+            _be_deaf()
+        finally:  # also when the interruption comes right here
+            _finish(args.file)
 
 
 def _step(file: Path, *words: str) -> int:
-    """Run one springtide command in a process of its own, which hears Ctrl-C as we do; its exit code."""
+    """Run one springtide command in a process of its own; its exit code. An interruption is passed on."""
     _say(f"\n$ springtide {' '.join(words)}")
-    with subprocess.Popen(_command(file, *words)) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)  # not everybody who interrupts us reaches it as well
-            process.wait()
-            raise
+    process = subprocess.Popen(_command(file, *words), start_new_session=True)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
 
 
 def _finish(file: Path) -> None:
-    """Stop the platform, however impatient whoever interrupts us is."""
     _say("\n$ springtide down")
-    stopping = subprocess.Popen(_command(file, "down"), start_new_session=True)
-    while True:
-        try:
-            stopping.wait()
-            return
-        except KeyboardInterrupt:
-            _say("stopping")
+    subprocess.run(_command(file, "down"), start_new_session=True, check=False)
 
 
 def _command(file: Path, *words: str) -> list[str]:
@@ -137,15 +145,29 @@ def _port(topology: Topology) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((spec.host, spec.port))
-        except OSError:
-            _say(f"port {spec.port} is taken, so the demo takes a free one")
-            return 0
-    return spec.port
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                _say(f"port {spec.port} is taken, so the demo takes a free one")
+                return 0
+    return spec.port  # whatever else is wrong with it, `up` explains
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """The first interruption ends the demo; impatient ones after it cannot cut its end short."""
+    _be_deaf()
     raise KeyboardInterrupt
 
 
+def _be_deaf() -> None:
+    for number in SIGNALS:
+        signal.signal(number, _impatient)  # not SIG_IGN: the commands that we start would inherit that
+
+
+def _impatient(_number: int, _frame: FrameType | None) -> None:
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), b"stopping\n")
+
+
 def _say(text: str) -> None:
-    print(text, flush=True)
+    with suppress(OSError):  # a terminal that was closed is no reason to leave the platform running
+        print(text, flush=True)

@@ -148,7 +148,7 @@ class Child:
                     await self.program.stop()  # what the dead process left
                     await self.program.start()
                     break
-                except RunnerError as error:
+                except (RunnerError, OSError) as error:
                     self._fail(str(error))
             self.restarts += 1
             self._error = None

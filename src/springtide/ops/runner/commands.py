@@ -25,6 +25,8 @@ from springtide.topology import load
 
 __all__ = ["add_commands"]
 
+_log = logging.getLogger(__name__)
+
 NOT_RUNNING = 3
 """Exit code of `status`, as of systemctl, when nothing runs."""
 
@@ -105,7 +107,8 @@ def _up(args: argparse.Namespace) -> int:
     try:
         return asyncio.run(_serve(supervisor, args.ready_fd))
     except RunnerError as error:
-        _tell(args.ready_fd, {"error": str(error)})
+        if args.ready_fd is not None:
+            _tell(args.ready_fd, {"error": str(error)})
         raise
 
 
@@ -121,7 +124,8 @@ async def _serve(supervisor: Supervisor, ready_fd: int | None) -> int:
 
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(sig, stop)
+        if sig is not signal.SIGHUP or signal.getsignal(sig) is not signal.SIG_IGN:  # as `nohup` wants it
+            loop.add_signal_handler(sig, stop)
     arriving = asyncio.ensure_future(up.wait())
     await asyncio.wait([running, arriving], return_when=asyncio.FIRST_COMPLETED)
     if up.is_set():
@@ -129,7 +133,9 @@ async def _serve(supervisor: Supervisor, ready_fd: int | None) -> int:
         assert state is not None
         if ready_fd is None:
             print(_welcome(state), flush=True)
-        _tell(ready_fd, {"warnings": supervisor.warnings})
+        elif not _tell(ready_fd, {"warnings": supervisor.warnings}):
+            _log.warning("the `springtide up --detach` that started this has ended: nobody waits for it")
+            stop()
     arriving.cancel()
     try:
         await running
@@ -140,14 +146,15 @@ async def _serve(supervisor: Supervisor, ready_fd: int | None) -> int:
     return 0
 
 
-def _tell(ready_fd: int | None, message: dict[str, Any]) -> None:
-    """Answer the `up --detach` that started us."""
-    if ready_fd is not None:
-        try:
-            os.write(ready_fd, json.dumps(message).encode())
-            os.close(ready_fd)
-        except BrokenPipeError:  # it was interrupted and has told us to stop by a signal
-            return
+def _tell(ready_fd: int, message: dict[str, Any]) -> bool:
+    """Answer the `up --detach` that started us; False when it has gone."""
+    try:
+        os.write(ready_fd, json.dumps(message).encode())
+        return True
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(ready_fd)
 
 
 def _detach(args: argparse.Namespace, home: Home) -> int:
@@ -161,11 +168,12 @@ def _detach(args: argparse.Namespace, home: Home) -> int:
     process = asyncio.run(
         processes.spawn(command, log=log, env=os.environ, cwd=Path.cwd(), pass_fds=(writer,))
     )
-    os.close(writer)
     try:
+        os.close(writer)
         with os.fdopen(reader, "rb") as answers:
             answer = answers.read()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one must not cut this short
         asyncio.run(processes.stop(process, DOWN))
         raise
     if not answer:
@@ -193,7 +201,7 @@ def _welcome(state: State, *, detached: bool = False) -> str:
 
 def _down(args: argparse.Namespace) -> int:
     home = _home(args.file)
-    if not home.run.is_dir():
+    if not home.path.is_dir():
         print("nothing runs here")
         return 0
     stopped = asyncio.run(_stop(home))
@@ -318,7 +326,7 @@ def _duration(seconds: float) -> str:
 
 def _logs(args: argparse.Namespace) -> int:
     home = _home(args.file)
-    known = {path.stem: path for path in sorted(home.logs.glob("*.log"))} if home.logs.is_dir() else {}
+    known = {path.stem: path for path in home.log_files()}
     if args.node is not None and args.node not in known:
         raise ConfigurationError(f"there is no log of {args.node!r}; there are: {', '.join(known) or 'none'}")
     chosen = known if args.node is None else {args.node: known[args.node]}

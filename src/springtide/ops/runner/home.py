@@ -1,9 +1,11 @@
 """The folder `.springtide` of one platform: its lock, what it noted about its processes, its addresses.
 
     data/      one folder (or link) per PostgreSQL node        secrets/   passwords and keys, 0600
-    logs/      one file per node                               run/       lock, state.json, addresses.json
+    logs/      one file per node                               run/       state.json, addresses.json
+    lock       held by the supervisor; its process id is inside
 
-Files are replaced atomically. The lock is the kernel's (flock), so it ends with its holder.
+Files are replaced atomically. The lock is the kernel's (flock), so it ends with its holder; it lies outside
+run/, so that whoever removes that folder does not open the home to a second supervisor.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -57,6 +59,7 @@ class Home:
         self.path = path.resolve()
         self.run = self.path / "run"
         self.logs = self.path / "logs"
+        self._lock = self.path / "lock"
 
     def create(self) -> None:
         """Make the folders. Raises RunnerError when the place cannot be written."""
@@ -82,9 +85,8 @@ class Home:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the home. Raises RunnerError, naming the holder, when another process does."""
-        path = self.run / "lock"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise explain(error, "lock the platform's folder") from error
         try:
@@ -105,7 +107,7 @@ class Home:
     def holder(self) -> Identity | None:
         """Who holds the lock now; None when nobody does."""
         try:
-            with (self.run / "lock").open("rb") as file:
+            with self._lock.open("rb") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -139,16 +141,30 @@ class Home:
 
     def clear(self) -> None:
         """Forget processes and addresses, after everything was stopped."""
-        for name in ("state.json", "addresses.json"):
-            (self.run / name).unlink(missing_ok=True)
+        try:
+            for name in ("state.json", "addresses.json"):
+                (self.run / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise explain(error, "remove") from error
+
+    def log_files(self) -> list[Path]:
+        """The nodes' logs, sorted; none when nothing was ever started."""
+        try:
+            return sorted(path for path in self.logs.iterdir() if path.suffix == ".log")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise explain(error, "read the logs in") from error
 
     def _replace(self, name: str, text: str) -> None:
         temporary = self.run / f".{name}.{secrets.token_hex(4)}"
         try:
+            self.run.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it while we run
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(text)
             temporary.replace(self.run / name)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise explain(error, f"write {name}:") from error

@@ -233,13 +233,19 @@ def postmaster(data: Path) -> Postmaster | None:
 
 
 def _is_server(pid: int, data: Path) -> bool:
-    """PostgreSQL's processes work in their data folder: true only for one of this folder's, alive."""
+    """PostgreSQL's processes work in their data folder: true only for one of this folder's, alive.
+
+    The program counts as well: the shell of somebody who looks at the folder is no server.
+    """
     if processes.identify(pid) is None:
         return False
     try:
-        return Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
+        if Path(f"/proc/{pid}/cwd").readlink() != data.resolve():
+            return False
+        program = Path(f"/proc/{pid}/exe").readlink().name
     except OSError:
         return False
+    return program.removesuffix(" (deleted)") == "postgres"  # deleted: the wheel was updated meanwhile
 
 
 def servers(data: Path) -> list[int]:

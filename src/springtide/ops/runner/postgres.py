@@ -218,14 +218,17 @@ class EmbeddedPostgres:
 
     def _read_password(self, data: Path) -> str:
         path = self.home / "secrets" / f"{self.name}.password"
-        if path.exists():
-            return path.read_text().strip()
+        if path.exists() and (password := path.read_text().strip()):
+            return password
         if (data / "PG_VERSION").exists():
             raise RunnerError(f"{path} is missing, and the database in {data} needs it: restore that file")
         password = secrets.token_urlsafe(24)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        temporary = path.with_name(f".{path.name}")  # a full disk must not leave an empty password
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(password + "\n")
+        temporary.replace(path)
         return password
 
     async def _initialise(self, data: Path) -> None:

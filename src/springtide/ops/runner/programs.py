@@ -124,7 +124,10 @@ class PythonProgram:
             what = f"was not ready within {self._start_timeout:g} s"
             raise RunnerError(await self._failure(what, begin)) from None
         if not ready:
-            status = await asyncio.wait_for(process.wait(), 10.0)
+            try:
+                status = await asyncio.wait_for(process.wait(), 10.0)
+            except TimeoutError:  # a thread that the application started keeps it alive
+                raise RunnerError(await self._failure("gave up its start and does not end", begin)) from None
             raise ProcessCrashed(await self._failure(f"ended at once (exit status {status})", begin))
 
     async def stop(self) -> None:

@@ -12,6 +12,7 @@ Small on purpose: it imports no web framework and no database driver, and starts
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import socket
@@ -85,6 +86,8 @@ class Supervisor:
 
         Also when cancelled or failed, everything is stopped before this returns.
         """
+        if importlib.util.find_spec("uvicorn") is None:
+            raise RunnerError("app servers need uvicorn: `pip install 'springtide[web]'`")
         await asyncio.to_thread(self.home.create)
         with self.home.lock():
             try:
@@ -100,7 +103,7 @@ class Supervisor:
                 _log.info("%s has stopped", self.topology.name)
 
     async def _start(self) -> None:
-        self._note()
+        self.home.write_state(self._state())
         await end_leftovers(self.home, databases=False)
         spec = self.topology.servers
         remedy = "choose another with `springtide up --port N` (0: a free one) or servers.port"
@@ -204,8 +207,12 @@ class Supervisor:
         """After a restart of PostgreSQL: when a new port had to be taken, everybody must learn it."""
         urls = {name: server.url() for name, server in self._databases.items()}
         if urls != self._urls:
+            try:
+                self.home.write_addresses(urls)
+            except RunnerError as error:
+                _log.error("PostgreSQL has a new port that nobody can be told: %s", error)
+                return
             self._urls = urls
-            self.home.write_addresses(urls)
             for child in (*self._servers, *self._workers):
                 child.restart()
 
@@ -239,19 +246,24 @@ class Supervisor:
             await asyncio.to_thread(cgroup.remove)
         if errors:
             raise RunnerError("; ".join(str(error) for error in errors)) from errors[0]
-        self.home.clear()
+        await asyncio.to_thread(self.home.clear)
 
     def _note(self) -> None:
+        """Write down what runs. A full disk must not keep anything from being started again or stopped."""
+        try:
+            self.home.write_state(self._state())
+        except RunnerError as error:
+            _log.warning("`springtide status` will show old news: %s", error)
+
+    def _state(self) -> State:
         assert self._identity is not None
-        self.home.write_state(
-            State(
-                platform=self.topology.name,
-                supervisor=self._identity,
-                topology=str(self._source),
-                url=self.url,
-                ready=self._ready,
-                nodes=tuple(child.state() for child in self.children),
-            )
+        return State(
+            platform=self.topology.name,
+            supervisor=self._identity,
+            topology=str(self._source),
+            url=self.url,
+            ready=self._ready,
+            nodes=tuple(child.state() for child in self.children),
         )
 
     def _environment(self) -> dict[str, str]:
@@ -268,7 +280,7 @@ class Supervisor:
             for path in paths:
                 logs.rotate(path)
 
-        await asyncio.to_thread(lambda: rotate(list(self.home.logs.glob("*.log"))))
+        await asyncio.to_thread(lambda: rotate(self.home.log_files()))
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
