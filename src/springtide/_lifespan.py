@@ -16,9 +16,13 @@ from typing import Any
 
 from springtide.lifecycle import Service
 
-__all__ = ["run"]
+__all__ = ["DRAIN", "run"]
 
 _log = logging.getLogger(__name__)
+
+DRAIN = "springtide.drain"
+"""Key in the lifespan's state of a function that a server calls before it stops accepting connections: from
+then on `/health/ready` says that this process wants no more traffic."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -299,6 +299,8 @@ class Platform:
 
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "lifespan":
+                if "state" in scope:  # the server has one: other servers know nothing of draining
+                    scope["state"][_lifespan.DRAIN] = self.health.drain
                 await _lifespan.run(self, app, scope, receive, send)
             else:
                 await layers(scope, receive, send)

@@ -1,7 +1,9 @@
 """One app server: uvicorn on the public socket that the supervisor bound. `python -m ...appserver`.
 
 The socket is inherited, so several servers share it, and a crashed one takes no waiting connection with it.
-SIGTERM: no new connections, requests in flight are finished within the drain time, the lifespan is closed.
+SIGTERM: a platform's readiness goes off, no new connections are taken, requests in flight are finished within
+the drain time, the lifespan is closed. (Nothing is waited for before the second step: there is no balancer
+yet that could notice the first. One will need the time of its checks here.)
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import sys
 
 import uvicorn
 
+from springtide._lifespan import DRAIN
+
 __all__ = ["main"]
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which also tells the supervisor when it accepts connections."""
+    """uvicorn's server, which also tells the supervisor when it accepts connections, and the platform when
+    it is about to take no more."""
 
     def __init__(self, config: uvicorn.Config, ready_fd: int) -> None:
         super().__init__(config)
@@ -29,6 +34,12 @@ class _Server(uvicorn.Server):
         if self.started:
             os.write(self._ready_fd, b"1")
         os.close(self._ready_fd)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain = self.lifespan.state.get(DRAIN)
+        if drain is not None:
+            drain()
+        await super().shutdown(sockets)
 
 
 def main(arguments: list[str] | None = None) -> int:
