@@ -11,6 +11,7 @@ from tests.market.harness import Api, one_platform
 
 from market.content.api import Article
 from market.content.store import DELETE, ContentStore, Gone
+from springtide.db import Database
 
 pytestmark = one_platform
 
@@ -92,3 +93,38 @@ async def test_who_adds_to_an_article_waits_for_its_deletion(api: Api) -> None:
         assert isinstance(result, Gone)
     for table in ("comment", "favorite"):
         assert await db.scatter_sum(f"select count(*) from content.{table}") == 0
+
+
+async def test_the_most_used_tags_are_exact_over_shards(api: Api) -> None:
+    """A tag that no shard has among its most used may be the most used of all; and one that a shard has
+    there counts with its articles on the others too."""
+    database = api.platform.database("content")
+    store = ContentStore(database)
+    shards = database.shards.shards
+    for number, shard in enumerate(shards):
+        buckets = database.shards.buckets_of(shard)
+        uses = {f"only {number} {n}": 10 + n for n in range(5)} | {"everywhere": 9, "often": 9, "rare": 1}
+        await database.pools[shard].execute(
+            "insert into content.tag_use (bucket, tag, articles)"
+            " select b, tag, n from unnest($1::int[]) b, unnest($2::text[], $3::bigint[]) u (tag, n)",
+            buckets[:2],
+            list(uses),
+            list(uses.values()),
+        )
+    for limit in (1, 2, 3, 4, 12, 99):
+        exact = await _all_tags(database)
+        counted = await store.tags(limit)
+        uses = counted.uses
+        assert counted.rows == 2 * 8 * len(shards)
+        assert sorted(uses.items(), key=_ranked)[:limit] == sorted(exact.items(), key=_ranked)[:limit]
+
+
+def _ranked(use: tuple[str, int]) -> tuple[int, str]:
+    return -use[1], use[0]
+
+
+async def _all_tags(database: Database) -> dict[str, int]:
+    uses: dict[str, int] = {}
+    for row in await database.scatter("select tag, articles from content.tag_use"):
+        uses[row["tag"]] = uses.get(row["tag"], 0) + row["articles"]
+    return uses

@@ -16,7 +16,7 @@ import asyncpg
 from market.content.api import Article, ArticleSummary, Comment
 from market.content.lists import COUNT_FEED, FEED, Statement
 from market.content.tags import Counted
-from springtide.db import DESC, Database, bucket_of
+from springtide.db import ASC, DESC, Database, bucket_of
 
 __all__ = ["ContentStore", "Gone", "TitleTaken"]
 
@@ -103,9 +103,26 @@ on conflict (bucket, tag) do update set articles = tag_use.articles + excluded.a
 """
 
 TAGS = """
-select tag, sum(articles)::bigint as articles, count(*) as counted
+select tag, articles, walked from (
+    select tag, sum(articles)::bigint as articles, (sum(count(*)) over ())::bigint as walked
+    from content.tag_use
+    where articles > 0
+    group by tag
+) as used
+"""
+
+TAGS_FROM = """
+select tag
 from content.tag_use
 where articles > 0
+group by tag
+having sum(articles) >= $1
+"""
+
+TAGS_NAMED = """
+select tag, sum(articles)::bigint as articles
+from content.tag_use
+where articles > 0 and tag = any($1::text[])
 group by tag
 """
 
@@ -319,13 +336,29 @@ class ContentStore:
         return deleted is not None
 
     async def tags(self, limit: int) -> Counted:
-        """Tags and how many articles have them, from the `limit` most used of each shard."""
+        """The `limit` most used tags, and maybe others, with the articles that have them.
+
+        A tag may be in nobody's best and yet first in the sum of m shards. What is seen of the best gives a
+        floor for the sum of number `limit`; whoever reaches it has floor/m on some shard (the threshold
+        algorithm TPUT of Cao and Wang, 2004). So: the best, who has floor/m anywhere, their exact sums.
+        """
         shards = len(self._db.shards.shards)
-        rows = await self._db.scatter(TAGS, order=[("articles", DESC)], limit=limit * shards)
-        uses: dict[str, int] = {}
-        for tag, articles, _ in rows:
-            uses[tag] = uses.get(tag, 0) + articles
-        return Counted(uses, sum(row["counted"] for row in rows))
+        rows = await self._db.scatter(TAGS, order=[("articles", DESC), ("tag", ASC)], limit=limit * shards)
+        uses = _added_up(rows)
+        walked = shards * max((row["walked"] for row in rows), default=0)
+        if shards > 1 and len(rows) == limit * shards:
+            floor = sorted(uses.values(), reverse=True)[limit - 1]
+            candidates = await self._db.scatter(TAGS_FROM, -(-floor // shards))
+            named = list(dict.fromkeys(row["tag"] for row in candidates))
+            uses = _added_up(await self._db.scatter(TAGS_NAMED, named))
+        return Counted(uses, walked)
+
+
+def _added_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    uses: dict[str, int] = {}
+    for row in rows:
+        uses[row["tag"]] = uses.get(row["tag"], 0) + row["articles"]
+    return uses
 
 
 async def _count(tx: Any, author: int, by: int, tags: Mapping[str, int]) -> None:

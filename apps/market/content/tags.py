@@ -18,21 +18,20 @@ from springtide.clock import Clock
 __all__ = ["Counted", "PopularTags"]
 
 MAX_TAGS = 100
-PER_SHARD = 1_000
 SMALL = 5_000
 SECONDS_PER_ROW = 20e-6
 MAX_AGE = 60.0
 
 
 class Counted(NamedTuple):
-    """Tag -> number of articles, and how many rows were added up for it."""
+    """Tag -> number of articles, and about how many rows were added up for it, those of other tags too."""
 
     uses: Mapping[str, int]
     rows: int
 
 
 class PopularTags:
-    """`count(limit)` counts at least the `limit` most used tags of each shard."""
+    """`count(limit)` counts at least the `limit` most used tags, over all shards."""
 
     def __init__(self, count: Callable[[int], Awaitable[Counted]], *, clock: Clock) -> None:
         self._count = count
@@ -53,7 +52,7 @@ class PopularTags:
 
     async def _refresh(self) -> None:
         begun = self._clock.monotonic()
-        uses, rows = await self._count(PER_SHARD)
+        uses, rows = await self._count(MAX_TAGS)
         ranked = sorted(uses.items(), key=lambda use: (-use[1], use[0]))
         self._known, self._begun = [tag for tag, _ in ranked[:MAX_TAGS]], begun
         kept = min(rows * SECONDS_PER_ROW, MAX_AGE) if rows > SMALL else 0.0
