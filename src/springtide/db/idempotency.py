@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import timeout
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from hashlib import blake2b
@@ -35,6 +35,7 @@ from springtide.context import RequestContext, activate, current
 from springtide.db import _writing
 from springtide.db._idempotency_sql import Sql
 from springtide.db._writing import WriteTransaction
+from springtide.db.expiry import delete_in_batches
 from springtide.db.router import Database
 from springtide.db.shards import Bucket, Key, bucket_of
 from springtide.errors import (
@@ -63,8 +64,6 @@ BEGIN_ATTEMPTS = 5
 TIDY_TIMEOUT = 2.0
 CANCELLED_TIDY_TIMEOUT = 0.2
 RESOLVE_TIMEOUT = 5.0
-BATCH = 500
-MAX_BATCHES = 20
 
 _DIGEST_BYTES = 32
 
@@ -362,32 +361,12 @@ class _Failed(Exception):
         super().__init__(answer.status)
 
 
-async def purge(database: Database, *, batch: int = BATCH, max_batches: int = MAX_BATCHES) -> int:
-    """Delete records past their retention, at most `batch * max_batches` per shard; how many there were.
+async def purge(database: Database, *, batch: int = 500, max_batches: int = 20) -> int:
+    """Delete records past their retention, in batches; how many there were. See `delete_in_batches`.
 
-    For a module's background tasks; several workers may call it at once. A shard that is away is left for
-    the next call, and raises after the others are done.
+    For the background tasks of a module: several workers may call it at once.
     """
-    if batch < 1 or max_batches < 1:
-        raise ValueError(f"batch and max_batches must be >= 1, got {batch} and {max_batches}")
-    return await _purge(database, Sql(database.schema).purge, (batch,), batch, max_batches)
-
-
-async def _purge(database: Database, sql: str, args: Sequence[Any], batch: int, max_batches: int) -> int:
-    deleted = 0
-    failed: SpringtideError | None = None
-    for pool in database.pools.values():
-        try:
-            for _ in range(max_batches):
-                count = int((await pool.execute(sql, *args)).rpartition(" ")[2])
-                deleted += count
-                if count < batch:
-                    break
-        except SpringtideError as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed
-    return deleted
+    return await delete_in_batches(database, Sql(database.schema).purge, batch=batch, max_batches=max_batches)
 
 
 def _answer(row: Any) -> Answer:

@@ -1,0 +1,149 @@
+"""Sessions at the rim: the cookie becomes the identity of the request, and forms prove where they come from.
+
+    app = platform.wrap(SessionLayer(app, platform.service(SessionService), cookie=SessionCookie()))
+
+`SessionLayer` is pure ASGI and stands inside `Layers`, so that the look-up has the request's deadline and a
+database that is away becomes 503. A cookie that leads nowhere leaves the request anonymous; the layer never
+removes it, because a late answer could then remove the new cookie that another one has set.
+Answers within a session are kept from shared caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from springtide.context import RequestContext, activate, current
+from springtide.errors import CsrfRefused
+from springtide.identity.cookies import SAFE_METHODS, SessionCookie, check_origin, csrf_token, csrf_valid
+from springtide.identity.sessions import Session, SessionService
+from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection, Request
+
+__all__ = ["CSRF_FIELD", "CSRF_HEADER", "Presented", "SessionLayer", "check_csrf", "presented"]
+
+SCOPE_KEY = "springtide.session"
+CSRF_HEADER = "x-csrf-token"
+CSRF_FIELD = "csrf"
+MAX_FORM_FIELDS = 1000
+
+PRIVATE = b"private, no-cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """The session of a request and the cookie value it came by, which is a secret."""
+
+    session: Session
+    cookie: str
+
+    def csrf(self) -> str:
+        """A token for a form or for the header `X-CSRF-Token`."""
+        return csrf_token(self.cookie)
+
+    def __repr__(self) -> str:
+        return f"Presented(session={self.session!r}, cookie=...)"
+
+
+class SessionLayer:
+    """`app` with sessions: the context's identity (scheme "session"), unless another layer has set one."""
+
+    def __init__(self, app: ASGIApp, sessions: SessionService, *, cookie: SessionCookie) -> None:
+        self._app = app
+        self._sessions = sessions
+        self._cookie = cookie
+        self._prefix = f"{cookie.name}=".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        context = current()
+        with nullcontext() if context is not None else activate(RequestContext()):
+            found = await self._find(scope)
+
+            async def guarded(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message = {**message, "headers": self._headers(scope, message, found is not None)}
+                await send(message)
+
+            await self._app({**scope, SCOPE_KEY: found}, receive, guarded)
+
+    async def _find(self, scope: Scope) -> Presented | None:
+        cookie = self._cookie.read(scope)
+        session = await self._sessions.find(cookie) if cookie is not None else None
+        if session is None or cookie is None:
+            return None
+        context = current()
+        if context is not None and context.identity is None:
+            context.identity = session.identity
+        return Presented(session, cookie)
+
+    def _headers(self, scope: Scope, message: Message, within: bool) -> list[tuple[bytes, bytes]]:
+        headers = list(message.get("headers", ()))
+        ours = [
+            pair for pair in headers if pair[0].lower() == b"set-cookie" and pair[1].startswith(self._prefix)
+        ]
+        if ours and not self._cookie.serves(scope):
+            headers = [pair for pair in headers if pair not in ours]
+        if (within or ours) and not any(name.lower() == b"cache-control" for name, _ in headers):
+            headers.append((b"cache-control", PRIVATE))
+        return headers
+
+
+def presented(connection: HTTPConnection) -> Presented | None:
+    """A dependency: the session of the request, None without one. RuntimeError without a SessionLayer."""
+    try:
+        found: Presented | None = connection.scope[SCOPE_KEY]
+    except KeyError:
+        raise RuntimeError(
+            "this application has no sessions: put springtide.web.sessions.SessionLayer around it"
+        ) from None
+    return found
+
+
+async def check_csrf(
+    request: Request, *, token: str | None = None, origins: Collection[str] = ()
+) -> Presented | None:
+    """Raise CsrfRefused (403) unless a page of ours sent this request; safe methods pass.
+
+    The token is looked for in the header `X-CSRF-Token`, then in the field `csrf` of a form
+    (application/x-www-form-urlencoded); give `token` when it is elsewhere, as in a multipart form. `origins`
+    are other origins whose pages may ask. A request that no session is behind is refused: its form came from
+    a page that had one. Returns the session. Requests that prove who they are by `Authorization` need no
+    token; do not call this for them.
+    """
+    found = presented(request)
+    if request.method in SAFE_METHODS:
+        return found
+    check_origin(request.scope, origins=origins)
+    if found is None:
+        raise CsrfRefused("the request has no session")
+    given = token if token is not None else await _given(request)
+    if given is None:
+        raise CsrfRefused("the request has no token")
+    if not csrf_valid(found.cookie, given):
+        raise CsrfRefused("the token was made for another session")
+    return found
+
+
+async def _given(request: Request) -> str | None:
+    header = request.headers.get(CSRF_HEADER)
+    if header is not None:
+        return header
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        return None
+    try:
+        fields: list[tuple[str, Any]] = parse_qsl(
+            (await request.body()).decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS
+        )
+    except ValueError:
+        return None
+    found = [value for name, value in fields if name == CSRF_FIELD]
+    return found[0] if len(found) == 1 else None
