@@ -112,6 +112,25 @@ async def test_authors_of_one_title_get_addresses_of_their_own(api: Api) -> None
     assert len({article["slug"] for article in articles}) == 5
 
 
+async def test_an_article_renamed_by_many_has_the_address_of_its_title(api: Api) -> None:
+    """Whoever was last: slug and title belong together, and every address it had leads to it."""
+    jake = await api.person()
+    for turn in range(4):
+        slug = (await api.article(jake, f"Title {turn}"))["slug"]
+        titles = [f"Title {turn}", *(f"Name {turn} {number}" for number in range(4))]
+
+        async def rename(title: str, slug: str = slug) -> str:
+            body = {"article": {"title": title}}
+            answer = await api.call("PUT", f"/articles/{slug}", body, by=jake, expect=200)
+            return str(answer["article"]["slug"])
+
+        addresses = await asyncio.gather(*map(rename, titles))
+        for address in addresses:
+            article = (await api.call("GET", f"/articles/{address}", expect=200))["article"]
+            assert article["slug"] == article["title"].lower().replace(" ", "-")
+    assert await consistent(api)
+
+
 async def test_the_favourites_counter_equals_the_rows(api: Api) -> None:
     """50 toggles at once by 5 people; each person's last answer does not matter, the sum does."""
     people = [await api.person() for _ in range(5)]

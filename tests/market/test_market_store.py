@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 from tests.market.harness import Api, one_platform
 
-from market.content.api import Article
-from market.content.store import DELETE, ContentStore, Gone
+from market.content.api import Article, ArticleChanges, Content
+from market.content.store import DELETE, ContentStore, Gone, Renamed
 from springtide.db import Database
 
 pytestmark = one_platform
@@ -35,10 +35,10 @@ def change(article: Article, **changes: Any) -> dict[str, Any]:
 async def test_an_article_is_not_deleted_with_slugs_that_are_not_its_own_any_more(api: Api) -> None:
     """Otherwise a slug would stay reserved for an article that does not exist."""
     store, article = await known(api, "One")
-    await store.update(article, **change(article, slug="two", title="Two"))
+    renamed = await store.update(article, **change(article, slug="two", title="Two"))
     with pytest.raises(Gone):
         await store.delete(article, [])
-    await store.update(article, **change(article, slug="one", title="One"))
+    await store.update(renamed, **change(article, slug="one", title="One"))
     with pytest.raises(Gone):
         await store.delete(article, [])
     assert await store.find("one") == await store.find("two") == article.id
@@ -46,6 +46,32 @@ async def test_an_article_is_not_deleted_with_slugs_that_are_not_its_own_any_mor
     assert await store.find("one") is await store.find("two") is None
     with pytest.raises(Gone):
         await store.delete(article, [])
+
+
+async def test_a_title_goes_to_the_article_that_it_was_meant_for(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renamed meanwhile, an article would get a title without its slug, or let its own slug go."""
+    store, article = await known(api, "One")
+    await store.update(article, **change(article, slug="two", title="Two"))
+    for stale in ({"title": "One"}, {"title": "Three", "slug": "three", "forget": ["two"]}):
+        with pytest.raises(Renamed):
+            await store.update(article, **change(article, **stale))
+    assert await store.find("three") is None
+    await store.update(article, **change(article, body="Other"))
+    look = ContentStore.article
+
+    async def overtaken(self: ContentStore, id: int, viewer: int | None) -> Article | None:
+        """What was true before somebody else renamed it; the truth from then on."""
+        monkeypatch.setattr(ContentStore, "article", look)
+        return article
+
+    monkeypatch.setattr(ContentStore, "article", overtaken)
+    changed = await api.platform.service(Content).update(
+        "two", article.author_id, ArticleChanges(title="One")
+    )
+    assert (changed.slug, changed.title, changed.body) == ("one", "One", "Other")
+    assert await store.find("one") == await store.find("two") == article.id
 
 
 async def test_a_refused_update_claims_nothing(api: Api) -> None:

@@ -19,7 +19,7 @@ from market.content.api import (
     NewArticle,
 )
 from market.content.lists import listing
-from market.content.store import ContentStore, Gone, TitleTaken
+from market.content.store import ContentStore, Gone, Renamed, TitleTaken
 from market.content.tags import PopularTags
 from market.faults import Forbidden, Invalid, NotFound, Taken
 from market.moments import moment
@@ -79,29 +79,15 @@ class ContentService:
 
     async def update(self, slug: str, author: int, changes: ArticleChanges) -> Article:
         changes = rules.check_changes(changes)
-        known = await self._own(slug, author)
-        title = None if changes.title is UNSET else changes.title
-
-        async def write(slug: str | None = None, forget: Sequence[str] = ()) -> Article:
-            return await self._store.update(
-                known,
-                slug=slug,
-                forget=forget,
-                title=title,
-                description=None if changes.description is UNSET else changes.description,
-                body=None if changes.body is UNSET else changes.body,
-                tags=None if changes.tags is UNSET else changes.tags,
-                at=moment(self._clock),
-            )
-
-        try:
-            if title is None or rules.same_slug(title, known.title):
-                return await write()
-            return await self._rename(known, title, write)
-        except TitleTaken:
-            raise Invalid({"title": ["has already been taken"]}) from None
-        except Gone:
-            raise NotFound("article") from None
+        for _ in range(ATTEMPTS):
+            known = await self._own(slug, author)
+            try:
+                return await self._update(known, changes)
+            except TitleTaken:
+                raise Invalid({"title": ["has already been taken"]}) from None
+            except (Gone, Renamed):
+                continue  # renamed or deleted since it was read; the next look tells
+        raise Unavailable("the article was being renamed at the same time", retry_after=1.0)
 
     async def delete(self, slug: str, author: int) -> None:
         for _ in range(ATTEMPTS):
@@ -182,6 +168,25 @@ class ContentService:
             return await self._store.favorite(id, user, wanted=wanted)
         except Gone:
             raise NotFound("article") from None
+
+    async def _update(self, known: Article, changes: ArticleChanges) -> Article:
+        title = None if changes.title is UNSET else changes.title
+
+        async def write(slug: str | None = None, forget: Sequence[str] = ()) -> Article:
+            return await self._store.update(
+                known,
+                slug=slug,
+                forget=forget,
+                title=title,
+                description=None if changes.description is UNSET else changes.description,
+                body=None if changes.body is UNSET else changes.body,
+                tags=None if changes.tags is UNSET else changes.tags,
+                at=moment(self._clock),
+            )
+
+        if title is None or rules.same_slug(title, known.title):
+            return await write()
+        return await self._rename(known, title, write)
 
     async def _rename(
         self, known: Article, title: str, write: Callable[[str, Sequence[str]], Awaitable[Article]]

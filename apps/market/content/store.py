@@ -18,7 +18,7 @@ from market.content.lists import COUNT_FEED, FEED, Statement
 from market.content.tags import Counted
 from springtide.db import ASC, DESC, Database, bucket_of
 
-__all__ = ["ContentStore", "Gone", "TitleTaken"]
+__all__ = ["ContentStore", "Gone", "Renamed", "TitleTaken"]
 
 NEWEST_FIRST = [("created_at", DESC), ("id", DESC)]
 
@@ -164,6 +164,10 @@ class Gone(Exception):
     """The article was deleted meanwhile; whatever the transaction did is undone."""
 
 
+class Renamed(Exception):
+    """The article has another slug than when it was read; whatever the transaction did is undone."""
+
+
 class TitleTaken(Exception):
     """The author has another article of that title; whatever the transaction did is undone."""
 
@@ -223,7 +227,8 @@ class ContentStore:
     ) -> Article:
         """Change what is given and answer the article as its author sees it.
 
-        `forget` are slugs that it had before and lets go of. Raises AlreadyReserved, TitleTaken, Gone.
+        `forget` are slugs that it had before and lets go of. A title is only given to the article as it is
+        `known`, whose slugs were chosen for it. Raises AlreadyReserved, TitleTaken, Gone, Renamed.
         """
         id, bucket = known.id, bucket_of(known.id)
         names = {"slug": slug} if slug is not None else {}
@@ -232,6 +237,8 @@ class ContentStore:
             before = await tx.fetch_one(LOCK, bucket, id)
             if before is None:
                 raise Gone
+            if title is not None and before["slug"] != known.slug:
+                raise Renamed
             values = None if tags is None else list(tags)
             try:
                 await tx.execute(UPDATE, bucket, id, slug, title, description, body, values, at)
