@@ -491,6 +491,7 @@ async def test_depth_and_age_are_measured(database: Database, database_urls: Url
             )
 
         await until(measured)
+        await until(lambda: any(s.shard != shard for s in heard.of(JobsMeasured)))
         assert {(s.kind, s.ready) for s in heard.of(JobsMeasured) if s.shard != shard} == {("deed.do", 0)}
         release.set()
         await reach(database, "done", "done", "done")

@@ -58,12 +58,12 @@ async def test_a_job_longer_than_its_lease_is_started_once(database: Database, d
     """Its lease is renewed while it runs; a second worker that looks for expired leases leaves it alone."""
 
     async def take_long(deed: Deed, run: Run) -> None:
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(4.5)
 
     one, two = Doer(take_long), Doer(take_long)
     async with (
-        working(database, database_urls, [DO], one, lease=0.9, heartbeat=0.2),
-        working(database, database_urls, [DO], two, lease=0.9, heartbeat=0.2),
+        working(database, database_urls, [DO], one, lease=2.0, heartbeat=0.3, stall=1.5),
+        working(database, database_urls, [DO], two, lease=2.0, heartbeat=0.3, stall=1.5),
     ):
         await add(database, "a")
         (row,) = await reach(database, "done")
@@ -159,10 +159,12 @@ async def test_leases_are_renewed_without_the_pool(database_urls: Urls, tmp_path
 
         async def hog(deed: Deed, run: Run) -> None:
             async with database.pools["main"].acquire():
-                await asyncio.sleep(2.0)
+                await asyncio.sleep(4.0)
 
         doer = Doer(hog)
-        async with working(database, database_urls[:1], [DO], doer, slots=2, lease=0.9, heartbeat=0.2):
+        async with working(
+            database, database_urls[:1], [DO], doer, slots=2, lease=2.0, heartbeat=0.3, stall=1.5
+        ):
             await add(database, "a")
             await add(database, "b")
             await reach(database, "done", "done")
@@ -196,7 +198,7 @@ async def test_a_finishing_transaction_does_not_hold_up_other_leases(
         await go.wait()
 
     doer = Doer(wait)
-    async with working(database, database_urls, [DO], doer, lease=0.9, heartbeat=0.2):
+    async with working(database, database_urls, [DO], doer, lease=2.0, heartbeat=0.3, stall=1.5):
         async with database.write("same") as tx:
             ids = [await tx.enqueue(Deed(what)) for what in ("one", "two")]
         await until(lambda: len(doer.calls) == 2)
