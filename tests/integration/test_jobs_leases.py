@@ -155,7 +155,7 @@ async def test_a_hung_handler_is_not_renewed_for_ever(
 
 async def test_leases_are_renewed_without_the_pool(database_urls: Urls, tmp_path: Path) -> None:
     """With every connection of the pool taken by jobs, leases are still renewed."""
-    async with deeds(database_urls[:1], tmp_path / "m", size=2, reserved=0) as database:
+    async with deeds(database_urls[:1], tmp_path / "m", size=2, reserved=0, acquire_timeout=15.0) as database:
 
         async def hog(deed: Deed, run: Run) -> None:
             async with database.pools["main"].acquire():
