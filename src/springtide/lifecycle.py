@@ -195,8 +195,8 @@ class Supervised:
     """One task that should run for ever; when it raises it is started again.
 
     Delay before start n: min(backoff * 2**(n-1), max_backoff), multiplied by a uniform factor in
-    [0.5, 1.5) ("full jitter" keeps a fleet from retrying in step). A run longer than `max_backoff` resets n.
-    A body that returns is done.
+    [0.5, 1.5), which keeps a fleet from retrying in step. A run longer than `max_backoff` resets n.
+    A body that returns is done, and one that fails while it is stopped has failed for the last time.
     """
 
     def __init__(
@@ -250,6 +250,10 @@ class Supervised:
                 return
             except (Exception, asyncio.CancelledError) as error:
                 if _ours(me):
+                    if isinstance(error, Exception):  # it failed on its way out: nobody else would hear of it
+                        self._sink.emit(TaskFailed(self.name, repr(error), None))
+                        _log.exception("%s failed while it was stopped", self.name)
+                        return
                     raise
                 if self._clock.monotonic() - begun > self._max_backoff:
                     failures = 0

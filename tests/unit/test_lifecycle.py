@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -412,6 +413,30 @@ async def test_a_body_cancelled_from_inside_is_started_again() -> None:
     await clock.advance(60)
     assert runs >= 2
     await task.stop()
+
+
+async def test_a_body_that_fails_on_its_way_out_is_heard() -> None:
+    """stop returns; the failure is logged, and a signal says that nothing is started again."""
+    unseen: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    sink = Recorder()
+
+    async def body() -> None:
+        try:
+            await forever()
+        finally:
+            raise OSError("the disk is full")
+
+    supervised = Supervised("writer", body, sink=sink)
+    await supervised.start()
+    await settle()
+    await supervised.stop()
+    assert supervised.state == "stopped"
+    gc.collect()
+    await settle()
+    failed = [signal for signal in sink.signals if isinstance(signal, TaskFailed)]
+    assert failed == [TaskFailed("writer", "OSError('the disk is full')", None)]
+    assert unseen == []
 
 
 async def test_a_body_that_swallows_its_cancellation_ends_all_the_same() -> None:
