@@ -19,7 +19,9 @@ __all__ = ["Rounds", "alternate", "arguments", "drive", "finish"]
 
 def arguments(description: str | None, *, rounds: int = 7, quick_rounds: int = 5) -> argparse.Namespace:
     """`--quick` and `--rounds`; afterwards `rounds` holds the number to run."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, for a smoke test")
     parser.add_argument("--rounds", type=int, default=None, help="alternating rounds (at least 5)")
     options = parser.parse_args()

@@ -13,7 +13,6 @@ Rounds alternate between the candidates; each figure is the median of the rounds
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import statistics
@@ -27,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from bench._harness import arguments
 from springtide.context import Ledger, Part
 from springtide.signals import RequestFinished
 from springtide.telemetry.metrics import MetricsSink
@@ -144,13 +144,8 @@ async def measure(rounds: int, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds; the figures scatter more")
-    options = parser.parse_args()
-    rounds, count = (5, 500) if options.quick else (15, 2000)
-    figures = asyncio.run(measure(rounds, count))
+    options = arguments(__doc__, rounds=15)
+    figures = asyncio.run(measure(options.rounds, 500 if options.quick else 2000))
     for name, figure in figures.items():
         print(f"{name:26} {figure:8.2f}")
     print(json.dumps(figures))
