@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
+
+from starlette.requests import HTTPConnection, Request
 
 from springtide.context import RequestContext, activate, current
 from springtide.errors import CsrfRefused
@@ -22,10 +24,15 @@ from springtide.identity.cookies import SAFE_METHODS, SessionCookie, check_origi
 from springtide.identity.sessions import Session, SessionService
 from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
 
-if TYPE_CHECKING:
-    from starlette.requests import HTTPConnection, Request
-
-__all__ = ["CSRF_FIELD", "CSRF_HEADER", "Presented", "SessionLayer", "check_csrf", "presented"]
+__all__ = [
+    "CSRF_FIELD",
+    "CSRF_HEADER",
+    "Presented",
+    "SessionLayer",
+    "check_csrf",
+    "presented",
+    "verify_csrf",
+]
 
 SCOPE_KEY = "springtide.session"
 CSRF_HEADER = "x-csrf-token"
@@ -107,17 +114,21 @@ def presented(connection: HTTPConnection) -> Presented | None:
     return found
 
 
-async def check_csrf(
+async def check_csrf(request: Request) -> Presented | None:
+    """A dependency: the session of the request; raises CsrfRefused (403) unless a page of ours sent it.
+
+    Safe methods pass. The token is looked for in the header `X-CSRF-Token`, then in the field `csrf` of a
+    form (application/x-www-form-urlencoded). A request that no session is behind is refused: its form came
+    from a page that had one. Requests that prove who they are by `Authorization` need no token; do not call
+    this for them. (It has no options, because a dependency's options would be read from the query.)
+    """
+    return await verify_csrf(request)
+
+
+async def verify_csrf(
     request: Request, *, token: str | None = None, origins: Collection[str] = ()
 ) -> Presented | None:
-    """Raise CsrfRefused (403) unless a page of ours sent this request; safe methods pass.
-
-    The token is looked for in the header `X-CSRF-Token`, then in the field `csrf` of a form
-    (application/x-www-form-urlencoded); give `token` when it is elsewhere, as in a multipart form. `origins`
-    are other origins whose pages may ask. A request that no session is behind is refused: its form came from
-    a page that had one. Returns the session. Requests that prove who they are by `Authorization` need no
-    token; do not call this for them.
-    """
+    """`check_csrf` with a token found elsewhere, as in a multipart form, and other origins that may ask."""
     found = presented(request)
     if request.method in SAFE_METHODS:
         return found
