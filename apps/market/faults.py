@@ -1,10 +1,12 @@
-"""What a module answers instead of doing what it was asked. Every module uses these four and no others.
+"""What a module answers instead of doing what it was asked. Every module uses these six and no others.
 
     Refused
     ├── Invalid     values break rules: field -> what is wrong with it
     ├── Taken       a value that must be unique belongs to somebody else
     ├── NotFound    there is no such thing
-    └── Forbidden   it exists and belongs to somebody else
+    ├── Forbidden   it exists and belongs to somebody else
+    ├── Conflict    it exists, and its state does not allow this
+    └── Stale       it has changed since the caller looked
 
 They are answers, not accidents: the rim turns each into one status and one body.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Forbidden", "Invalid", "NotFound", "Refused", "Taken"]
+__all__ = ["Conflict", "Forbidden", "Invalid", "NotFound", "Refused", "Stale", "Taken"]
 
 
 class Refused(Exception):
@@ -47,3 +49,17 @@ class Forbidden(Refused):
 
     def __init__(self, thing: str) -> None:
         super().__init__({thing: ["forbidden"]})
+
+
+class Conflict(Refused):
+    """The `thing` exists, and its state does not allow this; `sentence` says which state."""
+
+    def __init__(self, thing: str, sentence: str) -> None:
+        super().__init__({thing: [sentence]})
+
+
+class Stale(Refused):
+    """The `thing` has another version than the one that the caller wanted to change."""
+
+    def __init__(self, thing: str) -> None:
+        super().__init__({thing: ["has changed meanwhile"]})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from market.catalog import service as catalog
+from market.catalog.api import Catalog
 from market.content import service as content
 from market.content.api import Content
 from market.users import service as users
 from market.users.api import Users
-from springtide.services import Module
+from springtide.services import Background, Module
 
 __all__ = ["modules"]
 
@@ -21,5 +23,14 @@ def modules() -> list[Module]:
         Module("users", migrations=HERE / "users" / "migrations", provides=Users, factory=users.build),
         Module(
             "content", migrations=HERE / "content" / "migrations", provides=Content, factory=content.build
+        ),
+        Module(
+            "catalog",
+            migrations=HERE / "catalog" / "migrations",
+            provides=Catalog,
+            factory=catalog.build,
+            background=[
+                Background(name="sweep", every=catalog.SWEEP_EVERY, method=catalog.CatalogService.sweep)
+            ],
         ),
     ]

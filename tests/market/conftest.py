@@ -19,7 +19,7 @@ do $$
 declare name text;
 begin
     for name in select format('%I.%I', schemaname, tablename) from pg_tables
-        where schemaname in ('users', 'content') and tablename <> '{kept}'
+        where schemaname in ('users', 'content', 'catalog') and tablename <> '{kept}'
     loop
         execute 'delete from ' || name;
     end loop;

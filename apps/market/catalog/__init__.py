@@ -1,0 +1,1 @@
+"""Shops, listings and their stock; others use `api` only."""

@@ -1,0 +1,229 @@
+"""Shops, listings, stock and reservations, over the module's own tables."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from msgspec import UNSET
+
+from market.catalog import rules
+from market.catalog.api import (
+    HOLD_SECONDS,
+    MAX_STOCK,
+    Category,
+    Line,
+    Listing,
+    ListingChanges,
+    ListingPage,
+    ListingQuery,
+    ListingSummary,
+    MovementPage,
+    NewListing,
+    NewShop,
+    NotReserved,
+    Reserved,
+    Shop,
+    ShopChanges,
+    Stock,
+)
+from market.catalog.categories import DEPARTMENTS, TREE
+from market.catalog.reservations import Reservations
+from market.catalog.stock import StockStore
+from market.catalog.store import CatalogStore, HasShop, Locked, NotEnough
+from market.faults import Conflict, Forbidden, Invalid, NotFound, Stale, Taken
+from market.moments import moment
+from springtide.clock import Clock
+from springtide.errors import AlreadyReserved, InvalidCursor
+from springtide.services import ModuleContext
+
+__all__ = ["SWEEP_EVERY", "CatalogService", "build"]
+
+SWEEP_EVERY = 5.0
+"""Seconds between two looks for reservations that have expired."""
+
+KNOWN_CATEGORIES = frozenset(node.slug for node in TREE)
+
+NO_CURSOR = "is no cursor of this list"
+
+HIDDEN = frozenset({"draft", "withdrawn"})
+
+
+def build(context: ModuleContext) -> CatalogService:
+    reservations = Reservations(StockStore(context.db), clock=context.clock)
+    return CatalogService(CatalogStore(context.db), reservations, clock=context.clock)
+
+
+class CatalogService:
+    """Implements `market.catalog.api.Catalog`."""
+
+    def __init__(self, store: CatalogStore, reservations: Reservations, *, clock: Clock) -> None:
+        self._store = store
+        self._reservations = reservations
+        self._clock = clock
+
+    async def open_shop(self, owner: int, new: NewShop) -> Shop:
+        new = rules.check_shop(new)
+        reserved: AlreadyReserved | None = None
+        for slug in rules.slugs(new.name, owner) if new.slug is None else [new.slug]:
+            try:
+                return await self._store.insert_shop(owner, slug, new, moment(self._clock))
+            except AlreadyReserved as error:
+                reserved = error
+            except HasShop:
+                raise Taken("shop") from None
+        raise Taken("slug") from reserved
+
+    async def shop(self, slug: str) -> Shop | None:
+        owner = await self._store.find_shop(slug) if rules.is_slug(slug) else None
+        return None if owner is None else await self._store.shop(owner)
+
+    async def shop_of(self, owner: int) -> Shop | None:
+        return await self._store.shop(owner)
+
+    async def update_shop(self, owner: int, changes: ShopChanges, version: int | None) -> Shop:
+        changes = rules.check_shop_changes(changes)
+        shop = await self._store.update_shop(owner, changes, version, moment(self._clock))
+        if shop is not None:
+            return shop
+        if await self._store.shop(owner) is None:
+            raise NotFound("shop")
+        raise Stale("shop")
+
+    async def categories(self) -> list[Category]:
+        counts = await self._store.counts()
+        for department, under in DEPARTMENTS.items():
+            counts[department] = sum(counts.get(slug, 0) for slug in under)
+        return [
+            Category(slug=node.slug, name=node.name, parent=node.parent, listings=counts.get(node.slug, 0))
+            for node in TREE
+        ]
+
+    async def create(self, owner: int, new: NewListing) -> Listing:
+        shop = await self._store.shop(owner)
+        if shop is None:
+            raise NotFound("shop")
+        new = rules.check_new(new, shop.currency)
+        return await self._must_show(await self._store.insert(owner, new, moment(self._clock)))
+
+    async def update(self, id: int, owner: int, changes: ListingChanges, version: int | None) -> Listing:
+        _check_id(id)
+        async with self._store.write(id) as tx:
+            locked = _owned(await self._store.lock(tx, id), owner)
+            if version not in (None, locked.version):
+                raise Stale("listing")
+            changes = rules.check_changes(changes, locked.currency)
+            await self._store.update(locked, changes, _status(locked, changes), moment(self._clock))
+            return await self._must_show(id)
+
+    async def listing(self, id: int, viewer: int | None) -> Listing:
+        _check_id(id)
+        listing = await self._must_show(id)
+        if listing.status in HIDDEN and listing.seller_id != viewer:
+            raise NotFound("listing")
+        return listing
+
+    async def listings(self, ids: list[int]) -> list[ListingSummary]:
+        rules.check_ids(ids)
+        wanted = [id for id in dict.fromkeys(ids) if rules.is_id(id)]
+        found = {listing.id: listing for listing in await self._store.listings(wanted)} if wanted else {}
+        return [found[id] for id in wanted if id in found]
+
+    async def newest(self, query: ListingQuery) -> ListingPage:
+        rules.check_limit(query.limit)
+        if query.category is not None and query.category not in KNOWN_CATEGORIES:
+            raise Invalid({"category": ["does not exist"]})
+        if query.seller_id is not None and not rules.is_id(query.seller_id):
+            return ListingPage(items=[], next=None)
+        try:
+            return await self._store.on_sale(query)
+        except InvalidCursor as error:
+            raise Invalid({"after": [NO_CURSOR]}) from error
+
+    async def own(self, owner: int, limit: int, after: str | None) -> ListingPage:
+        rules.check_limit(limit)
+        try:
+            return await self._store.own(owner, limit, after)
+        except InvalidCursor as error:
+            raise Invalid({"after": [NO_CURSOR]}) from error
+
+    async def adjust(self, id: int, owner: int, change: int, note: str) -> Stock:
+        _check_id(id)
+        rules.check_adjustment(change, note)
+        async with self._store.write(id) as tx:
+            locked = _owned(await self._store.lock(tx, id), owner)
+            try:
+                return await self._store.adjust(locked, change, note, MAX_STOCK, moment(self._clock))
+            except NotEnough:
+                raise Conflict(
+                    "stock", f"has {locked.available} to take away, and holds {MAX_STOCK} at most"
+                ) from None
+
+    async def stock(self, id: int, owner: int) -> Stock:
+        await self._must_own(id, owner)
+        stock = await self._store.stock(id)
+        if stock is None:
+            raise NotFound("listing")
+        return stock
+
+    async def movements(self, id: int, owner: int, limit: int, after: str | None) -> MovementPage:
+        rules.check_limit(limit)
+        await self._must_own(id, owner)
+        try:
+            return await self._store.movements(id, limit, after)
+        except InvalidCursor as error:
+            raise Invalid({"after": [NO_CURSOR]}) from error
+
+    async def reserve(
+        self, order_id: int, lines: list[Line], hold_seconds: float = HOLD_SECONDS
+    ) -> Reserved | NotReserved:
+        lines = rules.check_lines(order_id, lines, hold_seconds)
+        expires_at = moment(self._clock) + timedelta(seconds=hold_seconds)
+        return await self._reservations.reserve(order_id, lines, expires_at)
+
+    async def commit(self, order_id: int) -> None:
+        await self._reservations.commit(order_id)
+
+    async def release(self, order_id: int) -> None:
+        await self._reservations.release(order_id)
+
+    async def restock(self, order_id: int) -> None:
+        await self._reservations.restock(order_id)
+
+    async def sweep(self) -> None:
+        """For the workers, periodically."""
+        await self._reservations.sweep()
+
+    async def _must_show(self, id: int) -> Listing:
+        listing = await self._store.listing(id)
+        if listing is None:
+            raise NotFound("listing")
+        return listing
+
+    async def _must_own(self, id: int, owner: int) -> None:
+        listing = await self.listing(id, owner)
+        if listing.seller_id != owner:
+            raise Forbidden("listing")
+
+
+def _check_id(id: int) -> None:
+    if not rules.is_id(id):
+        raise NotFound("listing")
+
+
+def _owned(locked: Locked | None, owner: int) -> Locked:
+    """What was locked, if it may be changed. A draft of somebody else does not exist."""
+    if locked is None or (locked.status in HIDDEN and locked.seller_id != owner):
+        raise NotFound("listing")
+    if locked.seller_id != owner:
+        raise Forbidden("listing")
+    return locked
+
+
+def _status(locked: Locked, changes: ListingChanges) -> str:
+    if changes.status is UNSET:
+        return locked.status
+    if changes.status == "active":
+        return "active" if locked.available > 0 else "sold_out"
+    if locked.status == "draft":
+        raise Conflict("listing", "is a draft, which is not on sale")
+    return "withdrawn"
