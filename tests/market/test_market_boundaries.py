@@ -75,6 +75,8 @@ def test_sql_is_in_the_store_alone(module: str) -> None:
 
 SCATTERED = {
     content.TAGS,
+    content.TAGS_FROM,
+    content.TAGS_NAMED,
     lists.COUNT_ALL,
     lists.COUNT_TAG,
     catalog.CATEGORIES,
