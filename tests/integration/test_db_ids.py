@@ -100,6 +100,15 @@ async def test_a_bucket_ends_at_two_to_the_53(db: Database) -> None:
     assert await ids.take(Bucket(1)) > 0
 
 
+async def test_asking_for_too_many_uses_up_nothing(db: Database) -> None:
+    """A bulk load with a wrong number must not leave a bucket without ids for ever."""
+    for _ in range(2):
+        for count in (1 << 43, 1 << 80):
+            with pytest.raises(IdSpaceExhausted, match="bucket 7"):
+                await db.ids.take_many(Bucket(7), count)
+        assert len(await db.ids.take_many(Bucket(7), 3)) == 3
+
+
 async def test_counts_and_blocks_are_positive(db: Database) -> None:
     with pytest.raises(ValueError, match="count must be >= 1, got 0"):
         await db.ids.take_many(Bucket(0), 0)

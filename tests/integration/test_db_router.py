@@ -198,6 +198,21 @@ async def test_a_snapshot_sees_one_state(db: Database) -> None:
     assert await ids(db, FIRST) == [1]
 
 
+async def test_a_reader_is_one_snapshot_at_a_time(db: Database) -> None:
+    """Two tasks that enter the same reader at once: one is refused, and no connection is lost."""
+    reader = db.read(FIRST)
+
+    async def look() -> None:
+        async with reader as snapshot:
+            await snapshot.fetch("select 1")
+
+    results = await asyncio.gather(look(), look(), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), RuntimeError]
+    await look()
+    pool = db.pools["main"]
+    assert pool.stats().busy == 0
+
+
 async def test_a_snapshot_cannot_write(db: Database) -> None:
     async with db.read(FIRST) as snapshot:
         with pytest.raises(Exception, match="read-only"):

@@ -117,3 +117,29 @@ async def test_a_cursor_walks_over_all_shards(db: Database) -> None:
         if cursor is None:
             break
     assert seen == list(range(39, -1, -1))
+
+
+async def test_a_forged_cursor_breaks_no_statement_on_a_small_column(db: Database) -> None:
+    """The column is an `integer`, the cursor holds a number of eight bytes: rows, not an error."""
+    keyset = Keyset(desc("rank"), desc("id"))
+    step = keyset.step(keyset.encode({"rank": 1 << 40, "id": 1}), limit=50)
+    sql = f"select id, rank from notes.note where {step.where}"
+    rows = await db.scatter(sql, *step.args, order=keyset.order, limit=step.fetch)
+    assert len(rows) == 32
+
+
+async def test_times_are_merged_up_to_infinity(db: Database) -> None:
+    """PostgreSQL's infinite times arrive without a zone; they are the last and the first all the same."""
+    at = "case rank when 0 then 'infinity' when 1 then '-infinity' else at end"
+    rows = await db.scatter(
+        f"select id, {at}::timestamptz as at from notes.note where rank is not null",
+        order=[("at", ASC), ("id", ASC)],
+    )
+    assert [number(row) % 3 for row in rows] == sorted((number(row) % 3 for row in rows), key=[1, 2, 0].index)
+
+
+async def test_lengths_of_time_are_not_merged(database_urls: tuple[str, str], tmp_path: Path) -> None:
+    """'1 year' is 360 days when PostgreSQL compares and 365 when Python does."""
+    async with notes(database_urls, tmp_path) as two:
+        with pytest.raises(NotScatterable, match="timedelta has no order"):
+            await two.scatter("select interval '1 year' as length", order=[("length", ASC)])

@@ -92,12 +92,14 @@ def test_conditions_and_parameters() -> None:
     keyset = Keyset(desc("at", datetime, expression="n.at"), desc("id", expression="n.id"))
     cursor = keyset.encode({"at": datetime(2026, 1, 2, tzinfo=UTC), "id": 5})
     step = keyset.step(cursor, limit=1, first=3)
-    assert step.where == "(n.at, n.id) < ($3, $4)"
+    assert step.where == "(n.at, n.id) < ($3, cast($4 as bigint))"
     assert step.args == (datetime(2026, 1, 2, tzinfo=UTC), 5)
     assert step.order_by == "n.at DESC, n.id DESC"
     assert keyset.order == [("at", DESC), ("id", DESC)]
     mixed = Keyset(asc("a"), desc("id"))
-    assert mixed.step(mixed.encode({"a": 1, "id": 2}), limit=1).where == "((a > $1) OR (a = $1 AND id < $2))"
+    one, two = "cast($1 as bigint)", "cast($2 as bigint)"
+    where = mixed.step(mixed.encode({"a": 1, "id": 2}), limit=1).where
+    assert where == f"((a > {one}) OR (a = {one} AND id < {two}))"
     assert mixed.order == [("a", ASC), ("id", DESC)]
 
 

@@ -83,6 +83,9 @@ def test_only_what_is_harmless_twice_counts_as_a_read(sql: str, read: bool) -> N
         ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", Dirt.RESET),
         ("DO $$ BEGIN PERFORM 1; END $$", Dirt.RESET),
         ("PREPARE x AS SELECT 1", Dirt.REPLACE),
+        ("RESET statement_timeout", Dirt.RESET),
+        ("CREATE OR REPLACE TEMP VIEW x AS SELECT 1", Dirt.RESET),
+        ("CREATE TABLE pg_temp.x (a int)", Dirt.RESET),
         ("DISCARD ALL", Dirt.REPLACE),
     ],
 )

@@ -61,8 +61,8 @@ _EFFECT = re.compile(
     r"|DBLINK\w*|LO_\w+|LOWRITE|TXID_CURRENT|PG_CURRENT_XACT_ID)\s*\("
 )
 _RESET = re.compile(
-    r"^(SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|LISTEN\b|LOAD\b|DO\b|CALL\b"
-    r"|CREATE\s+(GLOBAL\s+|LOCAL\s+)?(TEMP|TEMPORARY)\b)"
+    r"^(SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|RESET\b|LISTEN\b|LOAD\b|DO\b|CALL\b"
+    r"|CREATE\s+(OR\s+REPLACE\s+)?(GLOBAL\s+|LOCAL\s+)?(TEMP|TEMPORARY)\b|CREATE\b.*\bPG_TEMP\s*\.)"
     r"|\bPG_(TRY_)?ADVISORY_LOCK(_SHARED)?\s*\(|\bINTO\s+(LOCAL\s+|GLOBAL\s+)?(TEMP|TEMPORARY)\b"
     r"|^DECLARE\b.*\bWITH\s+HOLD\b|\bSETSEED\s*\("
 )

@@ -88,9 +88,9 @@ class Ids:
         if count < 1:
             raise ValueError(f"count must be >= 1, got {count}")
         bucket = bucket_of(key)
-        start, end = await self._reserve(bucket, count)
-        if end - start < count:
+        if count > MAX_COUNTER:
             raise self._exhausted(bucket)
+        start, end = await self._reserve(bucket, count, last=MAX_COUNTER - count + 1)
         return [counter << BUCKET_BITS | bucket for counter in range(start, end)]
 
     def _next(self, block: _Block, bucket: int) -> int:
@@ -98,10 +98,11 @@ class Ids:
         block.next = counter + 1
         return counter << BUCKET_BITS | bucket
 
-    async def _reserve(self, bucket: int, count: int) -> tuple[int, int]:
+    async def _reserve(self, bucket: int, count: int, *, last: int = MAX_COUNTER) -> tuple[int, int]:
+        """The next `count` counters, fewer at the end of the space; none may begin after `last`."""
         pool = self._pools[self._shards.shard_of(Bucket(bucket))]
         async with pool.acquire(priority=Priority.CRITICAL) as connection:
-            start = await connection.fetch_value(self._sql, bucket, count, MAX_COUNTER)
+            start = await connection.fetch_value(self._sql, bucket, count, last)
         if start is None:
             raise self._exhausted(bucket)
         return start, min(start + count, MAX_COUNTER + 1)

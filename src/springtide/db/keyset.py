@@ -157,7 +157,7 @@ class Keyset:
     def _behind(self, first: int) -> str:
         """A condition for the rows after the parameters: a row comparison when all columns go one way."""
         left = [column.expression for column in self.columns]
-        marks = [f"${first + index}" for index in range(len(left))]
+        marks = [_mark(column, first + index) for index, column in enumerate(self.columns)]
         signs = ["<" if column.direction == DESC else ">" for column in self.columns]
         if len(set(signs)) == 1:
             return f"({', '.join(left)}) {signs[0]} ({', '.join(marks)})"
@@ -191,6 +191,12 @@ class Step:
         more = len(rows) > self.limit
         last: Any = items[-1] if items else None
         return Page(items, self.keyset.encode(last) if more else None)
+
+
+def _mark(column: Column, number: int) -> str:
+    """The parameter, wide enough for every value a cursor may hold, whatever the column's width is."""
+    wide = _WIDE.get(column.type)
+    return f"${number}" if wide is None else f"cast(${number} as {wide})"
 
 
 def _whole(value: Any) -> int:
@@ -230,6 +236,8 @@ def _microseconds(value: datetime) -> int:
         raise ValueError(f"a time in a keyset must know its zone, got {value!r}")
     return (value - _EPOCH) // _MICROSECOND
 
+
+_WIDE: dict[type, str] = {int: "bigint", float: "double precision"}
 
 _TO_WIRE: dict[type, Callable[[Any], Any]] = {
     int: _whole,

@@ -96,9 +96,12 @@ class Reader:
         if write is not None:
             return Snapshot(self.database, write)
         block = self.database.pools[self._shard].transaction(read_only=True, isolation="repeatable read")
-        tx = await block.__aenter__()
         self._block = block
-        return Snapshot(self.database, tx)
+        try:
+            return Snapshot(self.database, await block.__aenter__())
+        except BaseException:
+            self._block = None
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -47,8 +47,9 @@ T = TypeVar("T")
 
 _PARAMETER = _sql.Kind.PARAMETER
 
-_ORDERED = (int, float, Decimal, bytes, datetime, date, time, timedelta, UUID)
-"""Python compares these as PostgreSQL does; text is compared by its bytes."""
+_ORDERED = (int, float, Decimal, bytes, datetime, date, time, UUID)
+"""Python compares these as PostgreSQL does; text is compared by its bytes. Not so lengths of time: '1 year'
+is 360 days to PostgreSQL when it compares, and 365 when it has become a timedelta."""
 
 
 async def rows(
@@ -185,6 +186,8 @@ def _rank(name: str, value: Any) -> tuple[int, Any]:
         return (0, value.encode())
     if isinstance(value, float | Decimal) and value != value:
         return (1, 0)
+    if isinstance(value, datetime) and value.tzinfo is None:  # infinity has no zone in any column
+        return (0, value.replace(tzinfo=UTC))
     if not isinstance(value, _ORDERED):
         raise NotScatterable(f"rows cannot be merged by column {name!r}: {type(value).__name__} has no order")
     return (0, value)

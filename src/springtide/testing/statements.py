@@ -80,6 +80,7 @@ class StatementGuard:
                         self._patch(patches, owner, method, lambda self: self.database.schema)
             for method in ("scatter", "scatter_sum", "fetch_many"):
                 self._patch(patches, Database, method, lambda self: self.schema)
+            self._patch_copy(patches)
             self._patch(patches, Statements, "get", lambda self: None)
             self._patches = patches.pop_all()
         return self
@@ -90,6 +91,20 @@ class StatementGuard:
         patches, self._patches = self._patches, None
         if patches is not None:
             patches.close()
+
+    def _patch_copy(self, patches: ExitStack) -> None:
+        original = WriteTransaction.copy_in
+
+        @functools.wraps(original)
+        async def seen(
+            instance: WriteTransaction, table: str, columns: Any, records: Any, *, schema: str | None = None
+        ) -> int:
+            name = table if schema is None else f"{schema}.{table}"
+            self._seen.setdefault(Executed(instance.database.schema, f"COPY {name} FROM STDIN"))
+            return await original(instance, table, columns, records, schema=schema)
+
+        patches.callback(setattr, WriteTransaction, "copy_in", original)
+        WriteTransaction.copy_in = seen  # type: ignore[method-assign,assignment]  # a patch, taken back on exit
 
     def _patch(
         self, patches: ExitStack, owner: type, method: str, schema_of: Callable[[Any], str | None]
