@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -281,8 +282,13 @@ def _combined(children: Sequence[_Child]) -> Snapshot:
 
 
 def _tell(message: Ready | Seen | Done) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # the parent is gone: its end of the input says so too, and ends the run
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is buffered must go somewhere at the exit
+        os.close(nowhere)
 
 
 async def _child() -> int:
