@@ -70,7 +70,11 @@ async def deeds(
 
 
 def worker(
-    database: Database, urls: Sequence[str], handlers: Sequence[Handler[Any]], implementation: Any, **options: Any
+    database: Database,
+    urls: Sequence[str],
+    handlers: Sequence[Handler[Any]],
+    implementation: Any,
+    **options: Any,
 ) -> Worker:
     queue = Queue(database=database, handlers=handlers, implementation=implementation)
     return Worker([queue], dsns=dict(zip(SHARDS, urls, strict=False)), **{**FAST, **options})

@@ -58,7 +58,10 @@ class Worker:
             )
 
 
-HANDLERS = [Handler(Deed, Worker.once, effect="transactional"), Handler(Hold, Worker.hold)]
+HANDLERS: list[Handler[Any]] = [
+    Handler(Deed, Worker.once, effect="transactional"),
+    Handler(Hold, Worker.hold),
+]
 
 
 async def main(folder: str, options: dict[str, Any], urls: list[str]) -> None:

@@ -115,7 +115,7 @@ async def test_what_cannot_run_is_refused_where_it_is_enqueued(database: Databas
             (Deed("a" * 70_000), {}, "store what it is about"),
         ):
             with pytest.raises(JobError, match=message):
-                await tx.enqueue(faulty, **options)  # type: ignore[arg-type]
+                await tx.enqueue(faulty, **options)
     assert await rows(database) == []
     database.enqueue = None
     async with database.write("a") as tx:

@@ -98,9 +98,9 @@ def test_a_faulty_handler_is_refused() -> None:
     with pytest.raises(JobError, match='effect must be "any" or "transactional", got \'once\''):
         Handler(Welcome, Service.welcome, effect="once")  # type: ignore[arg-type]
     with pytest.raises(JobError, match="Opaque cannot be stored as JSON"):
-        Handler(Opaque, Service.welcome)
+        Handler(Opaque, Service.welcome)  # type: ignore[arg-type]
     with pytest.raises(JobError, match="int is not declared as a job"):
-        Handler(int, Service.welcome)  # type: ignore[arg-type]
+        Handler(int, Service.welcome)  # type: ignore[arg-type, type-var]
 
 
 def test_a_module_lists_each_kind_once_and_has_a_database_for_them() -> None:
