@@ -156,7 +156,8 @@ class Store:
             WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
             RETURNING 1
         """  # noqa: S608
-        # A row that a finishing transaction has locked is neither renewed nor lost.
+        # A row that a finishing transaction has locked is neither renewed nor lost; nor is one that this run
+        # has just finished, while the answer to its COMMIT is on the way.
         self._renew = f"""
             WITH named AS (
                 SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)
@@ -171,7 +172,7 @@ class Store:
             )
             SELECT n.id FROM named AS n WHERE NOT EXISTS (
                 SELECT FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
-                    AND j.attempt = n.attempt AND j.worker = $4 AND j.state = 'running')
+                    AND j.attempt = n.attempt AND j.worker = $4 AND j.state IN ('running', 'done'))
         """  # noqa: S608
         self._rescue = f"""
             WITH expired AS MATERIALIZED (
