@@ -166,9 +166,24 @@ async def test_lost_password_is_named(folder: Path) -> None:
     server = embedded(folder)
     await server.start()
     await server.stop()
-    (folder / "home" / "secrets" / "db.password").unlink()
-    with pytest.raises(RunnerError, match=r"db\.password is missing"):
-        await embedded(folder).start()
+    secret = folder / "home" / "secrets" / "db.password"
+    for break_it in (lambda: secret.write_text(""), secret.unlink):  # cut off by a full disk; removed
+        break_it()
+        with pytest.raises(RunnerError, match=r"db\.password is missing"):
+            await embedded(folder).start()
+
+
+async def test_wrong_password_is_named(folder: Path) -> None:
+    """A password file of another database: the file is named, and the server is not left running for it."""
+    server = embedded(folder)
+    await server.start()
+    (folder / "home" / "secrets" / "db.password").write_text("another\n")
+    stranger = embedded(folder)
+    await server.stop()
+    await stranger.start()
+    with pytest.raises(RunnerError, match=r"db\.password is not the password of the database"):
+        await stranger.query("select 1")
+    await stranger.stop()
 
 
 def made_by_16(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from springtide.errors import RunnerError
+from springtide.ops.runner.commands import own_name
 from springtide.ops.runner.home import Home
 from springtide.topology import Topology, load
 
@@ -134,7 +135,7 @@ def _urls(url: str) -> str:
         ("health", "/health/dependencies"),
     )
     lines = [f"  {name:<16} {url}{path}" for name, path in rows]
-    return "\n".join(["", *lines, f"  {'logs':<16} springtide logs -f", ""])
+    return "\n".join(["", *lines, f"  {'logs':<16} {own_name()} logs -f", ""])
 
 
 def _port(topology: Topology) -> int:

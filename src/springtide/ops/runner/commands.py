@@ -7,6 +7,8 @@ import asyncio
 import json
 import logging
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -23,7 +25,7 @@ from springtide.ops.runner.processes import Stage
 from springtide.ops.runner.supervisor import Supervisor
 from springtide.topology import load
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "own_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -194,9 +196,19 @@ def _detach(args: argparse.Namespace, home: Home) -> int:
 def _welcome(state: State, *, detached: bool = False) -> str:
     lines = [f"{state.platform} is up: {state.url}", ""]
     lines += [f"  {node.name:<12} {node.kind:<10} {node.address or ''}".rstrip() for node in state.nodes]
-    stop = "`springtide down` stops it" if detached else "Ctrl-C stops it"
-    lines += ["", f"{stop}; `springtide status` and `springtide logs -f` show more."]
+    name = own_name()
+    stop = f"`{name} down` stops it" if detached else "Ctrl-C stops it"
+    lines += ["", f"{stop}; `{name} status` and `{name} logs -f` show more."]
     return "\n".join(lines)
+
+
+def own_name() -> str:
+    """What to type for this command: its path when a shell would not find it by name."""
+    here = Path(sys.executable).with_name("springtide")
+    found = shutil.which("springtide")
+    if not here.exists() or (found is not None and Path(found).resolve() == here.resolve()):
+        return "springtide"
+    return shlex.quote(str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here))
 
 
 def _down(args: argparse.Namespace) -> int:

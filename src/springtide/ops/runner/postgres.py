@@ -176,7 +176,10 @@ class EmbeddedPostgres:
                     process.kill()
                 await process.wait()
         if process.returncode != 0:
-            raise RunnerError(f"PostgreSQL {self.name}: {err.decode(errors='replace').strip()}")
+            said = err.decode(errors="replace").strip()
+            if "password authentication failed" in said:
+                said += f"\n{self._password_file} is not the password of the database in {self._data}"
+            raise RunnerError(f"PostgreSQL {self.name}: {said}")
         return out.decode().strip()
 
     def _running(self) -> Process:
@@ -216,8 +219,12 @@ class EmbeddedPostgres:
         pgdata.Staging.clear(data)
         return (data / "PG_VERSION").exists()
 
+    @property
+    def _password_file(self) -> Path:
+        return self.home / "secrets" / f"{self.name}.password"
+
     def _read_password(self, data: Path) -> str:
-        path = self.home / "secrets" / f"{self.name}.password"
+        path = self._password_file
         if path.exists() and (password := path.read_text().strip()):
             return password
         if (data / "PG_VERSION").exists():
