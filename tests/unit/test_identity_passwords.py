@@ -163,6 +163,7 @@ async def test_a_wait_ends_with_the_request(passwords: Passwords, monkeypatch: p
     await asyncio.gather(*calls, return_exceptions=True)
     passwords._timeout = 5.0
     await asyncio.gather(*(passwords.hash("x") for _ in range(3)))
+    await passwords._idle.wait()  # a caller may have its hash a moment before its slot is free
     assert len(await asyncio.gather(*(passwords.hash("x") for _ in range(5)))) == 5
     assert gate.most == 2
 

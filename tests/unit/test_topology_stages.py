@@ -196,14 +196,14 @@ def test_every_character_survives_being_shown(char: str) -> None:
     assert loads(to_toml(topology)) == topology
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(_topologies())
 def test_what_is_shown_reads_back_to_an_equal_topology(topology: Topology) -> None:
     """Round trip of any topology, strange strings and floats and parts taken out of a preset included."""
     assert loads(to_toml(topology)) == topology
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(_topologies(), _topologies())
 def test_a_diff_is_empty_only_between_equals_and_reverses(one: Topology, two: Topology) -> None:
     """diff(b, a) is diff(a, b) with before and after exchanged."""
