@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
 import pytest
@@ -138,6 +139,20 @@ async def test_a_deadline_that_passes_during_callbacks_does_not_hide_the_commit(
     assert called == []
     leave.set()
     await until(lambda: called == [1])
+
+
+async def test_a_block_that_two_tasks_enter_belongs_to_the_first(pool: Pool) -> None:
+    """The second is refused, and what the first holds is neither lost nor shared."""
+    for make in (pool.acquire, pool.transaction):
+        block = make()
+
+        async def use(block: Any = block) -> None:
+            async with block as held, pool.acquire():  # both connections
+                await held.fetch_value("SELECT 1")
+
+        results = await asyncio.gather(use(), use(), return_exceptions=True)
+        assert [type(result) for result in results] == [type(None), RuntimeError]
+        assert pool.stats().busy == 0
 
 
 async def test_what_a_cancelled_caller_ran_on_the_raw_connection_ends_on_the_server(pool: Pool) -> None:

@@ -78,17 +78,19 @@ class PoolStats:
 class Acquiring:
     """`async with pool.acquire() as connection`."""
 
-    __slots__ = ("_connection", "_pool", "_priority", "_timeout")
+    __slots__ = ("_connection", "_entered", "_pool", "_priority", "_timeout")
 
     def __init__(self, pool: Pool, priority: Priority | None, timeout: float | None) -> None:
         self._pool = pool
         self._priority = priority
         self._timeout = timeout
         self._connection: Connection | None = None
+        self._entered = False
 
     async def __aenter__(self) -> Connection:
-        if self._connection is not None:
+        if self._entered:
             raise RuntimeError("an acquire() cannot be entered twice; call acquire() again")
+        self._entered = True
         link = await self._pool._begin(self._priority, Link.greet, self._timeout)
         self._connection = Connection(self._pool, link, self._pool._statements)
         return self._connection

@@ -115,6 +115,7 @@ class Beginning:
     __slots__ = (
         "_calling",
         "_connection",
+        "_entered",
         "_isolation",
         "_pool",
         "_priority",
@@ -140,10 +141,12 @@ class Beginning:
         self._isolation = isolation
         self._transaction: Transaction | None = None
         self._calling: asyncio.Task[None] | None = None
+        self._entered = False
 
     async def __aenter__(self) -> Transaction:
-        if self._transaction is not None:
+        if self._entered:
             raise RuntimeError("a transaction cannot be entered twice; call transaction() again")
+        self._entered = True
         if self._connection is not None:
             link = await self._connection._ready()
             await self._begin(link)
