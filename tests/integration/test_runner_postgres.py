@@ -227,6 +227,7 @@ async def test_older_data_is_opened_by_its_own_version(folder: Path) -> None:
 
 
 @root
+@pytest.mark.usefixtures("strict_umask")
 async def test_private_checkout_of_root(folder: Path) -> None:
     """Below a folder that only root enters, the data goes where the server's account can reach it."""
     private, shared = folder / "private", folder / "shared"
@@ -248,14 +249,25 @@ async def test_private_checkout_of_root(folder: Path) -> None:
         await embedded(moved, shared=shared).start()
 
 
+@pytest.fixture
+def strict_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
 @root
+@pytest.mark.usefixtures("strict_umask")
 def test_unreachable_programs_are_copied(folder: Path) -> None:
-    """Programs below a private folder are copied once, complete, and the copy runs."""
+    """Programs below a private folder are copied once, complete, and the copy runs, whatever the umask."""
     install, account = find_install(), server_account()
     private = folder / "private"
     wheel = install.root.parent
     shutil.copytree(install.root, private / wheel.name / install.root.name, symlinks=True)
     shutil.copytree(wheel.with_name(f"{wheel.name}.libs"), private / f"{wheel.name}.libs", symlinks=True)
+    for path in private.rglob("*"):  # as pip leaves them under such an umask
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
     private.chmod(0o700)
     hidden = Install(install.major, private / wheel.name / install.root.name)
     copied = reachable_install(hidden, account, shared=folder / "shared")

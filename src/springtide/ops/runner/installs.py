@@ -101,11 +101,14 @@ def make_shared(shared: Path) -> None:
     found = shared.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise RunnerError(f"{shared} must be a folder that only {os.geteuid()} (user id) can write")
+    if found.st_mode & 0o055 != 0o055:  # made under a strict umask
+        shared.chmod(0o755)
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy to a temporary name, then rename: a copy that was cut off is never used.
 
+    Everybody can read the copy, whatever the umask was under which the wheel was installed.
     The wheel's layout is kept, because the programs look for bundled libraries at `../../../<package>.libs`.
     """
     staging = Path(tempfile.mkdtemp(prefix=".copy-", dir=target.parent))
@@ -116,8 +119,7 @@ def _copy(source: Path, target: Path) -> None:
         libraries = source.parent.parent / f"{PACKAGE}.libs"
         if libraries.is_dir():
             shutil.copytree(libraries, staging / "install" / libraries.name, symlinks=True)
-        for folder in (package.parent, package, package / source.name):
-            folder.chmod(0o755)
+        _open_to_all(staging / "install")
         try:
             (staging / "install").rename(target)
         except OSError:
@@ -127,3 +129,10 @@ def _copy(source: Path, target: Path) -> None:
         raise RunnerError(f"cannot copy PostgreSQL to {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _open_to_all(top: Path) -> None:
+    for path in (top, *top.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(0o755 if path.is_dir() or mode & stat.S_IXUSR else 0o644)
