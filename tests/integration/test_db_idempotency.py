@@ -114,6 +114,34 @@ async def test_a_duplicate_of_one_at_work_is_refused_at_once(db: Database) -> No
     assert (await keys.run(once(), note(1), home=1)).answer == ANSWER
 
 
+async def test_nobody_waits_for_a_late_one_that_is_finishing(db: Database) -> None:
+    """Its lease is over, and its COMMIT is on the way: a duplicate neither waits nor takes over."""
+    keys = Idempotency(db, lease=0.01)
+    async with keys.claim(once(), home=1) as claim, db.write(1) as tx:
+        await note(1)(tx)
+        await claim.finish(tx, ANSWER)
+        await asyncio.create_task(_detached(_lease_over(db)))
+        async with asyncio.timeout(5):
+            with pytest.raises(IdempotencyInFlight):
+                await asyncio.create_task(_detached(keys.run(once(), note(1), home=1)))
+    assert (await keys.run(once(), note(1), home=1)).answer == ANSWER
+    assert await db.scatter_sum(COUNT) == 1
+
+
+async def test_no_statement_reads_the_whole_table(db: Database) -> None:
+    """The record through its primary key, what is old through its index."""
+    sql = Idempotency(db)._sql
+    async with db.pools["main"].transaction() as tx:
+        await tx.execute("set local enable_seqscan = off")
+        for statement, args, index in (
+            (sql.see, (1, bytes(32)), "_idempotency_pkey"),
+            (sql.release, (1, bytes(32), ONCE.id), "_idempotency_pkey"),
+            (sql.purge, (10,), "_idempotency_expiry"),
+        ):
+            plan = "\n".join(row[0] for row in await tx.fetch(f"explain {statement}", *args))
+            assert index in plan and "Seq Scan" not in plan, plan
+
+
 async def _detached(work: Any) -> Any:
     """In a context without the caller's open write."""
     from springtide.db import _writing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,23 @@ async def test_a_shard_that_is_away_is_told(db: Database, sessions: Sessions) ->
     await db.pools[last].start()
     await sessions.revoke_all(7)
     assert await db.scatter_sum(f"{ROWS} where subject = 7") == 0
+
+
+async def test_no_statement_reads_the_whole_table(db: Database, sessions: Sessions) -> None:
+    """By cookie through the primary key, by subject and by end through their indexes."""
+    sql = sessions._sql
+    id, hour = bytes(32), timedelta(hours=1)
+    async with db.pools["main"].transaction() as tx:
+        await tx.execute("set local enable_seqscan = off")
+        for statement, args, index in (
+            (sql.find, (1, id, hour), "session_pkey"),
+            (sql.touch, (1, id, hour, hour), "session_pkey"),
+            (sql.revoke_all, (1, id), "session_subject"),
+            (sql.list_of, (1,), "session_subject"),
+            (sql.purge, (10,), "session_end"),
+        ):
+            plan = "\n".join(row[0] for row in await tx.fetch(f"explain {statement}", *args))
+            assert index in plan and "Seq Scan" not in plan, plan
 
 
 async def test_every_statement_keeps_to_its_schema(sessions: Sessions) -> None:

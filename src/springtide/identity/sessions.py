@@ -177,8 +177,8 @@ class Sessions:
             self._note("replaced")
             return None
         if row["stale"]:
-            async with self.database.write(id) as tx:
-                await tx.execute(self._sql.touch, bucket_of(id), id, self._touch, self._idle)
+            pool = self.database.pools[self.database.shards.shard_of(id)]
+            await pool.execute(self._sql.touch, bucket_of(id), id, self._touch, self._idle)
         return _session(row, retiring=not current)
 
     async def rotate(self, cookie: str, subject: int | None, scopes: Sequence[str] = ()) -> Opened:
