@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import asyncpg
 import pytest
 from tests.sharded import notes
 
-from springtide.db import Bucket, Consistency, Database, bucket_of
-from springtide.errors import WrongShard
+from springtide.context import RequestContext, activate
+from springtide.db import Bucket, Consistency, Database, WriteTransaction, bucket_of
+from springtide.errors import DeadlineExceeded, WrongShard
 
 FIRST, LAST = Bucket(0), Bucket(1023)
 
@@ -149,6 +151,25 @@ async def test_tasks_that_share_a_write_take_turns(db: Database) -> None:
             group.create_task(attempt(id))
             group.create_task(tx.fetch_value("select 1"))
     assert await ids(db, FIRST) == list(range(0, 20, 2))
+
+
+async def test_a_block_that_waits_for_its_own_waiter_ends_at_the_deadline(db: Database) -> None:
+    """The child needs the outer block's turn, which the nested one keeps while it awaits the child."""
+    go = asyncio.Event()
+
+    async def child(tx: WriteTransaction) -> None:
+        await go.wait()
+        await tx.execute("insert into notes.note (bucket, id) values (0, 1)")
+
+    begun = time.monotonic()
+    with activate(RequestContext(deadline=begun + 0.3)), pytest.raises(DeadlineExceeded, match="turn"):
+        async with asyncio.timeout(5), db.write(FIRST) as tx:
+            task = asyncio.create_task(child(tx))
+            async with db.write(FIRST):
+                go.set()
+                await task
+    assert time.monotonic() - begun < 1.5
+    assert await ids(db, FIRST) == []
 
 
 async def test_a_cancelled_nested_write_takes_the_whole_transaction_with_it(db: Database) -> None:

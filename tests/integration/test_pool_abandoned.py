@@ -13,7 +13,7 @@ from tests.integration.test_pool import no_backend_left, until, within
 from tests.integration.test_pool_faults import NAME
 
 from springtide.db.pool import Pool
-from springtide.errors import PoolClosed
+from springtide.errors import DeadlineExceeded, PoolClosed
 
 INSERT = "INSERT INTO tally VALUES ($1)"
 COUNT = "SELECT count(*) FROM tally"
@@ -40,6 +40,21 @@ async def test_a_savepoint_that_was_cancelled_is_never_committed(pool: Pool) -> 
                     await asyncio.Event().wait()
             with pytest.raises(asyncpg.InFailedSQLTransactionError, match="cancelled"):
                 await tx.execute(INSERT, 3)
+    assert await pool.fetch_value(COUNT) == 0
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_savepoint_that_cannot_end_in_time_is_never_committed(pool: Pool, raises: bool) -> None:
+    """Its deadline passed, the one of the block around it did not: what raised was not undone alone."""
+    with pytest.raises(asyncpg.InFailedSQLTransactionError, match="ran out of time"):
+        async with pool.transaction() as tx:
+            await tx.execute(INSERT, 1)
+            with within(0.2) as context, pytest.raises(KeyError if raises else DeadlineExceeded):
+                async with tx.savepoint():
+                    await tx.execute(INSERT, 2)
+                    context.deadline = 0.0
+                    if raises:
+                        raise KeyError
     assert await pool.fetch_value(COUNT) == 0
 
 

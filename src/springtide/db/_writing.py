@@ -22,8 +22,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
-from springtide.context import Priority
-from springtide.errors import ConfigurationError
+from springtide.context import Priority, current
+from springtide.errors import ConfigurationError, DeadlineExceeded
 
 if TYPE_CHECKING:
     from springtide.db.router import Database
@@ -152,22 +152,47 @@ class WriteTransaction:
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[WriteTransaction]:
         """A block whose statements are undone together when it raises; the transaction goes on."""
-        current = innermost(self.database)
-        parent = current if current is not None and current._root is self._root else self
+        holder = innermost(self.database)
+        parent = holder if holder is not None and holder._root is self._root else self
         async with join(parent) as inner:
             yield inner
 
-    def _turn(self) -> asyncio.Lock:
-        """The lock to hold while a statement of this task runs."""
+    def _turn(self) -> _Turn:
+        """What to hold while a statement of this task runs."""
         holder = innermost(self.database)
         if holder is None or holder._root is not self._root or holder._depth < self._depth:
-            return self._lock
-        return holder._lock
+            return _Turn(self)
+        return _Turn(holder)
 
     def _usable(self) -> Transaction:
         if not self._open:
             raise RuntimeError(f"the write on shard {self.shard!r} has ended; open a new one")
         return self._tx
+
+
+class _Turn:
+    """The lock of a block, awaited no longer than the request's deadline: a block may wait for a task that
+    waits for the block."""
+
+    __slots__ = ("_write",)
+
+    def __init__(self, write: WriteTransaction) -> None:
+        self._write = write
+
+    async def __aenter__(self) -> None:
+        lock = self._write._lock
+        context = current() if lock.locked() else None
+        if context is None:
+            await lock.acquire()
+            return
+        try:
+            async with asyncio.timeout(context.remaining(self._write.database.clock.monotonic())):
+                await lock.acquire()
+        except TimeoutError:
+            raise DeadlineExceeded("waiting for another task's turn in the same transaction") from None
+
+    async def __aexit__(self, *_: object) -> None:
+        self._write._lock.release()
 
 
 _writes: contextvars.ContextVar[tuple[WriteTransaction, ...]] = contextvars.ContextVar(

@@ -99,14 +99,19 @@ class Savepoint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         link = self._transaction._link()
-        if error is None:
-            await self._transaction.execute(f"RELEASE SAVEPOINT {self._name}")
-        elif not isinstance(error, Exception):
-            link.unsettled = True  # not one await on the server for somebody who has left
-        elif not link.broken and not link.unsettled:
-            await self._transaction.execute(
-                f"ROLLBACK TO SAVEPOINT {self._name}; RELEASE SAVEPOINT {self._name}"
-            )
+        end = f"RELEASE SAVEPOINT {self._name}"
+        if error is not None:
+            end = f"ROLLBACK TO SAVEPOINT {self._name}; {end}"
+            if not isinstance(error, Exception):
+                link.unsettled = True  # not one await on the server for somebody who has left
+            if link.broken or link.unsettled:
+                return
+        try:
+            await self._transaction.execute(end)
+        except BaseException as failure:
+            link.unsettled = True
+            if error is None or not isinstance(failure, DeadlineExceeded):
+                raise  # else why the block ended matters more
 
 
 class Beginning:
