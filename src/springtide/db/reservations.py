@@ -25,6 +25,9 @@ Outcomes are kept for `retention` and until no row refers to them; a writer that
 between 1 and 2 is refused, so a forgotten outcome cannot be decided again.
 
 Values are compared byte by byte: callers normalise them first (lower case, Unicode form).
+
+One long file, because the steps and those who finish them for others are one argument; the statements are
+in `_reservation_sql`.
 """
 
 from __future__ import annotations
