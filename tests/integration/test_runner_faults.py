@@ -16,6 +16,7 @@ import pytest
 from tests.integration._platforms import Project, kill, project, until
 
 from springtide.ops.runner.accounts import server_account
+from springtide.ops.runner.home import Home
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -150,6 +151,25 @@ def test_demo_from_start_to_end(plain: Project) -> None:
     out = plain.run("demo", "--seconds", "0")
     assert "the application" in out and "serving for 0 s" in out and "stopped plain" in out
     assert plain.leftovers() == []
+
+
+def test_demo_interrupted_as_it_answers_first(plain: Project) -> None:
+    """The application answers before `up --detach` has returned: interrupted in between, nothing is left."""
+    state = Home(plain.home)
+    for _ in range(3):
+        process = plain.popen("demo", "--port", "0")
+        until(lambda: (found := state.read_state()) is not None and found.ready)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+        assert plain.leftovers() == [], out
+        assert process.returncode == 130 and "Traceback" not in out
+
+
+def test_demo_leaves_a_platform_that_ran_before(plain: Project) -> None:
+    """It is refused, and what ran goes on."""
+    plain.run("up", "-d")
+    assert "already runs" in plain.run("demo", code=1)
+    assert plain.get()
 
 
 @pytest.mark.parametrize("sig", INTERRUPTIONS)

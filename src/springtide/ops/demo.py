@@ -74,10 +74,12 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
     running = Home(args.file.absolute().parent / ".springtide")
-    code = _step(args.file, "up", "--detach", "--port", str(port))
-    if code:
-        return code
+    ours = running.holder() is None  # one that runs already is not ours to stop: `up` says so
     try:
+        code = _step(args.file, "up", "--detach", "--port", str(port))
+        if code:
+            ours = False
+            return code
         state = running.read_state()
         if state is None or state.url is None:
             raise RunnerError("the platform was up and stopped again: see `springtide logs`")
@@ -94,7 +96,8 @@ def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
         try:
             _be_deaf()
         finally:  # also when the interruption comes right here
-            _finish(args.file)
+            if ours:
+                _finish(args.file)
 
 
 def _step(file: Path, *words: str) -> int:

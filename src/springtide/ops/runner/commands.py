@@ -174,22 +174,22 @@ def _detach(args: argparse.Namespace, home: Home) -> int:
         os.close(writer)
         with os.fdopen(reader, "rb") as answers:
             answer = answers.read()
+        if not answer:
+            raise RunnerError(f"the supervisor ended while starting\n{logs.tail(log, 15, begin=begin)}")
+        message = json.loads(answer)
+        if "error" in message:
+            asyncio.run(process.wait())
+            raise RunnerError(message["error"])
+        for warning in message["warnings"]:
+            print(f"springtide: {warning}", file=sys.stderr)
+        state = home.read_state()
+        if state is None:
+            raise RunnerError(f"the platform was up and stopped again\n{logs.tail(log, 15, begin=begin)}")
+        print(_welcome(state, detached=True), flush=True)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one must not cut this short
         asyncio.run(processes.stop(process, DOWN))
         raise
-    if not answer:
-        raise RunnerError(f"the supervisor ended while starting\n{logs.tail(log, 15, begin=begin)}")
-    message = json.loads(answer)
-    if "error" in message:
-        asyncio.run(process.wait())
-        raise RunnerError(message["error"])
-    for warning in message["warnings"]:
-        print(f"springtide: {warning}", file=sys.stderr)
-    state = home.read_state()
-    if state is None:
-        raise RunnerError(f"the platform was up and stopped again\n{logs.tail(log, 15, begin=begin)}")
-    print(_welcome(state, detached=True))
     return 0
 
 
