@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from market.catalog.api import Catalog
 from market.content.api import Content
 from market.faults import Refused
 from market.pages import root
@@ -23,6 +24,10 @@ from market.realworld.operations import OPERATIONS, PREFIX
 from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
+from market.rest import catalog, problems
+from market.rest.documentation import extend
+from market.rest.operations import PREFIX as MARKET
+from market.rest.rim import Rest
 from market.settings import Settings
 from market.users.api import Users
 from springtide import __version__
@@ -30,6 +35,8 @@ from springtide.platform import Platform
 from springtide.web.asgi import ErrorReply, problem_json
 
 __all__ = ["application", "render_error"]
+
+MARKET_OPERATIONS = (*catalog.OPERATIONS,)
 
 SECURE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -42,11 +49,9 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
     settings = settings or Settings()
     app = FastAPI(title="market", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
-    app.state.rim = Rim(
-        users=platform.service(Users),
-        content=platform.service(Content),
-        viewers=Viewers(platform.tokens, lifetime=settings.token_lifetime),
-    )
+    users, viewers = platform.service(Users), Viewers(platform.tokens, lifetime=settings.token_lifetime)
+    app.state.rim = Rim(users=users, content=platform.service(Content), viewers=viewers)
+    app.state.rest = Rest(users=users, catalog=platform.service(Catalog), viewers=viewers)
     for operation in OPERATIONS:
         path = PREFIX + operation.path
         if operation.plain:
@@ -54,11 +59,13 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         else:  # Starlette answers HEAD where it answers GET, FastAPI does so only when told
             methods = ["GET", "HEAD"] if operation.method == "GET" else [operation.method]
             app.add_api_route(path, operation.endpoint, methods=methods, response_model=None)
-    described = document(title="market", version=__version__)
+    for own in MARKET_OPERATIONS:
+        app.add_route(MARKET + own.path, own.endpoint, methods=[own.method])
+    described = extend(document(title="market", version=__version__), MARKET_OPERATIONS)
     app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
     _add_pages(app, described)
-    app.add_exception_handler(Refused, refusal)
-    app.add_exception_handler(HTTPException, routing_error)
+    app.add_exception_handler(Refused, _refusal)
+    app.add_exception_handler(HTTPException, _routing_error)
     return app
 
 
@@ -67,6 +74,18 @@ def render_error(reply: ErrorReply, scope: Mapping[str, Any]) -> tuple[bytes, st
     if str(scope.get("path", "")).startswith(f"{PREFIX}/"):
         return error_body(failure(reply.status)), "application/json"
     return problem_json(reply, scope)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    return await (problems.refusal if _under_market(request) else refusal)(request, error)
+
+
+async def _routing_error(request: Request, error: Exception) -> Response:
+    return await (problems.routing_error if _under_market(request) else routing_error)(request, error)
+
+
+def _under_market(request: Request) -> bool:
+    return request.url.path.startswith(f"{MARKET}/")
 
 
 def _add_pages(app: FastAPI, described: dict[str, Any]) -> None:

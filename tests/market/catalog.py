@@ -17,6 +17,7 @@ from market.catalog.stock import StockStore
 from market.catalog.store import CatalogStore
 from market.money import Money
 from market.platform import modules
+from springtide.db.idempotency import Idempotency
 from springtide.platform import Platform
 from springtide.testing import ManualClock
 
@@ -73,7 +74,8 @@ class Market:
 
     def serve(self, stock: Any) -> CatalogService:
         """The service over another store of stock."""
-        return CatalogService(CatalogStore(self.db), Reservations(stock, clock=self.clock), clock=self.clock)
+        reservations, keys = Reservations(stock, clock=self.clock), Idempotency(self.db)
+        return CatalogService(CatalogStore(self.db), reservations, keys=keys, clock=self.clock)
 
     async def shops(self) -> None:
         for owner, name in ((ANNA, "Anna's"), (BERT, "Bert's")):

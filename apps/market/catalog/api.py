@@ -22,6 +22,7 @@ from msgspec import UNSET, UnsetType
 
 from market.faults import Conflict, Forbidden, Invalid, NotFound, Stale, Taken
 from market.money import Money
+from springtide.db.idempotency import Once
 from springtide.services import raises
 
 __all__ = [
@@ -288,10 +289,14 @@ class NotReserved(msgspec.Struct, frozen=True, kw_only=True, tag="not_reserved")
 
 
 class Catalog(Protocol):
-    """Errors are those of `market.faults`; each method names the ones it raises."""
+    """Errors are those of `market.faults`; each method names the ones it raises.
+
+    `once` is the request that asks for it: whoever repeats that gets the same answer, and nothing is done
+    twice. None means that each call counts.
+    """
 
     @raises(Invalid, Taken)
-    async def open_shop(self, owner: int, new: NewShop) -> Shop:
+    async def open_shop(self, owner: int, new: NewShop, once: Once | None = None) -> Shop:
         """Raises Invalid, Taken("slug"), Taken("shop") when the account has one."""
 
     async def shop(self, slug: str) -> Shop | None: ...
@@ -299,18 +304,22 @@ class Catalog(Protocol):
     async def shop_of(self, owner: int) -> Shop | None: ...
 
     @raises(Invalid, NotFound, Stale)
-    async def update_shop(self, owner: int, changes: ShopChanges, version: int | None) -> Shop:
+    async def update_shop(
+        self, owner: int, changes: ShopChanges, version: int | None, once: Once | None = None
+    ) -> Shop:
         """`version` None changes whichever is there. Raises Invalid, NotFound, Stale."""
 
     async def categories(self) -> list[Category]:
         """Every category, each department before its own. Counts are exact."""
 
     @raises(Invalid, NotFound)
-    async def create(self, owner: int, new: NewListing) -> Listing:
+    async def create(self, owner: int, new: NewListing, once: Once | None = None) -> Listing:
         """Raises Invalid, NotFound("shop")."""
 
     @raises(Invalid, NotFound, Forbidden, Stale, Conflict)
-    async def update(self, id: int, owner: int, changes: ListingChanges, version: int | None) -> Listing:
+    async def update(
+        self, id: int, owner: int, changes: ListingChanges, version: int | None, once: Once | None = None
+    ) -> Listing:
         """`version` None changes whichever is there.
 
         Raises Invalid, NotFound, Forbidden, Stale, Conflict when the status cannot become that.
@@ -336,7 +345,7 @@ class Catalog(Protocol):
         """All listings of a seller, whatever their status, newest first. Raises Invalid."""
 
     @raises(Invalid, NotFound, Forbidden, Conflict)
-    async def adjust(self, id: int, owner: int, change: int, note: str) -> Stock:
+    async def adjust(self, id: int, owner: int, change: int, note: str, once: Once | None = None) -> Stock:
         """Add to what is on hand, or take away what is not reserved.
 
         Raises Invalid, NotFound, Forbidden, Conflict when there is not enough, or would be too much.

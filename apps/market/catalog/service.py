@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import TypeVar
 
+import msgspec
 from msgspec import UNSET
 
 from market.catalog import rules
@@ -33,10 +36,17 @@ from market.catalog.store import CatalogStore, HasShop, Locked, NotEnough
 from market.faults import Conflict, Forbidden, Invalid, NotFound, Stale, Taken
 from market.moments import moment
 from springtide.clock import Clock
+from springtide.db import WriteTransaction
+from springtide.db.idempotency import Answer, Claim, Idempotency, Once
 from springtide.errors import AlreadyReserved, InvalidCursor
 from springtide.services import ModuleContext
 
 __all__ = ["SWEEP_EVERY", "CatalogService", "build"]
+
+T = TypeVar("T")
+
+MAX_ANSWER_BYTES = 262_144
+"""A listing with the longest description, in the widest characters and escaped."""
 
 SWEEP_EVERY = 5.0
 """Seconds between two looks for reservations that have expired."""
@@ -50,23 +60,39 @@ HIDDEN = frozenset({"draft", "withdrawn"})
 
 def build(context: ModuleContext) -> CatalogService:
     reservations = Reservations(StockStore(context.db), clock=context.clock)
-    return CatalogService(CatalogStore(context.db), reservations, clock=context.clock)
+    keys = Idempotency(context.db, max_answer_bytes=MAX_ANSWER_BYTES, sink=context.sink)
+    return CatalogService(CatalogStore(context.db), reservations, keys=keys, clock=context.clock)
 
 
 class CatalogService:
     """Implements `market.catalog.api.Catalog`."""
 
-    def __init__(self, store: CatalogStore, reservations: Reservations, *, clock: Clock) -> None:
+    def __init__(
+        self, store: CatalogStore, reservations: Reservations, *, keys: Idempotency, clock: Clock
+    ) -> None:
         self._store = store
         self._reservations = reservations
+        self._keys = keys
         self._clock = clock
 
-    async def open_shop(self, owner: int, new: NewShop) -> Shop:
+    async def open_shop(self, owner: int, new: NewShop, once: Once | None = None) -> Shop:
         new = rules.check_shop(new)
+        if once is None:
+            return await self._open_shop(owner, new)
+        async with self._keys.claim(once, home=owner) as claim:
+            if claim.answer is not None:
+                return msgspec.json.decode(claim.answer.body, type=Shop)
+            return await self._open_shop(owner, new, claim)
+
+    async def _open_shop(self, owner: int, new: NewShop, claim: Claim | None = None) -> Shop:
+        async def finish(tx: WriteTransaction, shop: Shop) -> None:
+            if claim is not None:
+                await claim.finish(tx, Answer(201, body=msgspec.json.encode(shop)))
+
         reserved: AlreadyReserved | None = None
         for slug in rules.slugs(new.name, owner) if new.slug is None else [new.slug]:
             try:
-                return await self._store.insert_shop(owner, slug, new, moment(self._clock))
+                return await self._store.insert_shop(owner, slug, new, moment(self._clock), finish)
             except AlreadyReserved as error:
                 reserved = error
             except HasShop:
@@ -80,14 +106,20 @@ class CatalogService:
     async def shop_of(self, owner: int) -> Shop | None:
         return await self._store.shop(owner)
 
-    async def update_shop(self, owner: int, changes: ShopChanges, version: int | None) -> Shop:
+    async def update_shop(
+        self, owner: int, changes: ShopChanges, version: int | None, once: Once | None = None
+    ) -> Shop:
         changes = rules.check_shop_changes(changes)
-        shop = await self._store.update_shop(owner, changes, version, moment(self._clock))
-        if shop is not None:
-            return shop
-        if await self._store.shop(owner) is None:
-            raise NotFound("shop")
-        raise Stale("shop")
+
+        async def effect() -> Shop:
+            shop = await self._store.update_shop(owner, changes, version, moment(self._clock))
+            if shop is not None:
+                return shop
+            if await self._store.shop(owner) is None:
+                raise NotFound("shop")
+            raise Stale("shop")
+
+        return await self._once(once, owner, Shop, effect)
 
     async def categories(self) -> list[Category]:
         counts = await self._store.counts()
@@ -98,22 +130,34 @@ class CatalogService:
             for node in TREE
         ]
 
-    async def create(self, owner: int, new: NewListing) -> Listing:
+    async def create(self, owner: int, new: NewListing, once: Once | None = None) -> Listing:
         shop = await self._store.shop(owner)
         if shop is None:
             raise NotFound("shop")
-        new = rules.check_new(new, shop.currency)
-        return await self._must_show(await self._store.insert(owner, new, moment(self._clock)))
+        checked = rules.check_new(new, shop.currency)
+        id = await self._store.new_id(owner)
 
-    async def update(self, id: int, owner: int, changes: ListingChanges, version: int | None) -> Listing:
-        _check_id(id)
-        async with self._store.write(id) as tx:
-            locked = _owned(await self._store.lock(tx, id), owner)
-            if version not in (None, locked.version):
-                raise Stale("listing")
-            changes = rules.check_changes(changes, locked.currency)
-            await self._store.update(locked, changes, _status(locked, changes), moment(self._clock))
+        async def effect() -> Listing:
+            await self._store.insert(id, owner, checked, moment(self._clock))
             return await self._must_show(id)
+
+        return await self._once(once, owner, Listing, effect)
+
+    async def update(
+        self, id: int, owner: int, changes: ListingChanges, version: int | None, once: Once | None = None
+    ) -> Listing:
+        _check_id(id)
+
+        async def effect() -> Listing:
+            async with self._store.write(id) as tx:
+                locked = _owned(await self._store.lock(tx, id), owner)
+                if version not in (None, locked.version):
+                    raise Stale("listing")
+                checked = rules.check_changes(changes, locked.currency)
+                await self._store.update(locked, checked, _status(locked, checked), moment(self._clock))
+                return await self._must_show(id)
+
+        return await self._once(once, id, Listing, effect)
 
     async def listing(self, id: int, viewer: int | None) -> Listing:
         _check_id(id)
@@ -146,17 +190,21 @@ class CatalogService:
         except InvalidCursor as error:
             raise Invalid({"after": [NO_CURSOR]}) from error
 
-    async def adjust(self, id: int, owner: int, change: int, note: str) -> Stock:
+    async def adjust(self, id: int, owner: int, change: int, note: str, once: Once | None = None) -> Stock:
         _check_id(id)
         rules.check_adjustment(change, note)
-        async with self._store.write(id) as tx:
-            locked = _owned(await self._store.lock(tx, id), owner)
-            try:
-                return await self._store.adjust(locked, change, note, MAX_STOCK, moment(self._clock))
-            except NotEnough:
-                raise Conflict(
-                    "stock", f"has {locked.available} to take away, and holds {MAX_STOCK} at most"
-                ) from None
+
+        async def effect() -> Stock:
+            async with self._store.write(id) as tx:
+                locked = _owned(await self._store.lock(tx, id), owner)
+                try:
+                    return await self._store.adjust(locked, change, note, MAX_STOCK, moment(self._clock))
+                except NotEnough:
+                    raise Conflict(
+                        "stock", f"has {locked.available} to take away, and holds {MAX_STOCK} at most"
+                    ) from None
+
+        return await self._once(once, id, Stock, effect)
 
     async def stock(self, id: int, owner: int) -> Stock:
         await self._must_own(id, owner)
@@ -192,6 +240,19 @@ class CatalogService:
     async def sweep(self) -> None:
         """For the workers, periodically."""
         await self._reservations.sweep()
+
+    async def _once(
+        self, once: Once | None, home: int, shape: type[T], effect: Callable[[], Awaitable[T]]
+    ) -> T:
+        """What `effect` answers, or answered when this request came before; its writes join the record's."""
+        if once is None:
+            return await effect()
+
+        async def kept(tx: WriteTransaction) -> Answer:
+            return Answer(200, body=msgspec.json.encode(await effect()))
+
+        outcome = await self._keys.run(once, kept, home=home)
+        return msgspec.json.decode(outcome.answer.body, type=shape)
 
     async def _must_show(self, id: int) -> Listing:
         listing = await self._store.listing(id)

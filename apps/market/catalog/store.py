@@ -7,7 +7,7 @@ categories come last, in their order. So two never wait for each other in a circ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,7 +30,7 @@ from market.catalog.api import (
 from market.catalog.categories import DEPARTMENTS, department_of
 from market.catalog.stock import ADD_MOVEMENTS, LOCK, count, flip
 from market.money import Money
-from springtide.db import Database, Keyset, Step, bucket_of, desc
+from springtide.db import Database, Keyset, Step, WriteTransaction, bucket_of, desc
 
 __all__ = ["CatalogStore", "HasShop", "Locked", "NotEnough"]
 
@@ -190,15 +190,25 @@ class CatalogStore:
         row = await self._db.read(owner).fetch_one(SHOP, bucket_of(owner), owner)
         return None if row is None else Shop(**dict(row))
 
-    async def insert_shop(self, owner: int, slug: str, new: NewShop, at: datetime) -> Shop:
-        """Raises AlreadyReserved for the slug, HasShop."""
+    async def insert_shop(
+        self,
+        owner: int,
+        slug: str,
+        new: NewShop,
+        at: datetime,
+        finish: Callable[[WriteTransaction, Shop], Awaitable[None]] | None,
+    ) -> Shop:
+        """`finish` writes what shall commit with the shop. Raises AlreadyReserved for the slug, HasShop."""
         async with self._db.reserving(owner, claim={"slug": slug}) as tx:
             row = await tx.fetch_one(
                 INSERT_SHOP, bucket_of(owner), owner, slug, new.name, new.description, new.currency, at
             )
             if row is None:
                 raise HasShop
-        return Shop(**dict(row))
+            shop = Shop(**dict(row))
+            if finish is not None:
+                await finish(tx, shop)
+        return shop
 
     async def update_shop(
         self, owner: int, changes: ShopChanges, version: int | None, at: datetime
@@ -218,8 +228,12 @@ class CatalogStore:
             counted[category] = counted.get(category, 0) + listings
         return counted
 
-    async def insert(self, owner: int, new: NewListing, at: datetime) -> int:
-        id, bucket = await self._db.ids.take(owner), bucket_of(owner)
+    async def new_id(self, owner: int) -> int:
+        """An id in the owner's bucket."""
+        return await self._db.ids.take(owner)
+
+    async def insert(self, id: int, owner: int, new: NewListing, at: datetime) -> None:
+        bucket = bucket_of(owner)
         status = "sold_out" if new.status == "active" and new.stock == 0 else new.status
         async with self._db.write(owner) as tx:
             await tx.execute(
@@ -232,7 +246,6 @@ class CatalogStore:
                 await tx.execute(ADD_MOVEMENTS, *movement)
             if status == "active":
                 await count(tx, {(bucket, new.category): 1})
-        return id
 
     async def listing(self, id: int) -> Listing | None:
         row = await self._db.read(id).fetch_one(LISTING, bucket_of(id), id)

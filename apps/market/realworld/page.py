@@ -85,7 +85,7 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[st
         yield f"<h4>Body</h4><p>{_content(operation['requestBody'])}</p>"
     yield "<h4>Answers</h4><table>"
     for status, response in operation["responses"].items():
-        example = response.get("content", {}).get("application/json", {}).get("example")
+        example = _media(response).get("example")
         shown = "" if example is None else f"<br><code>{escape(msgspec.json.encode(example).decode())}</code>"
         yield (
             f"<tr><td>{status}</td><td>{_prose(response['description'])}{shown}</td>"
@@ -105,9 +105,13 @@ def _schemas(schemas: dict[str, Any]) -> Iterator[str]:
 
 
 def _content(part: dict[str, Any]) -> str:
-    if "content" not in part:
-        return ""
-    return _kind(part["content"]["application/json"]["schema"])
+    media = _media(part)
+    return _kind(media["schema"]) if media else ""
+
+
+def _media(part: dict[str, Any]) -> dict[str, Any]:
+    """What a body or an answer carries, whatever its type is called; empty when it carries nothing."""
+    return next(iter(part.get("content", {}).values()), {})
 
 
 def _kind(schema: dict[str, Any]) -> str:

@@ -1,0 +1,46 @@
+"""What the routes under /market need, in one value; a route finds it as `request.app.state.rest`.
+
+Who asks is found by the same tokens as under /api. A token of somebody who has no account is 401 where
+something would be written for them.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from market.catalog.api import Catalog
+from market.realworld.answers import Unauthorized
+from market.realworld.viewers import Viewers
+from market.users.api import Users
+
+__all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
+
+
+class Rest:
+    def __init__(self, *, users: Users, catalog: Catalog, viewers: Viewers) -> None:
+        self.users = users
+        self.catalog = catalog
+        self.viewers = viewers
+
+
+def rest_of(request: Request) -> Rest:
+    rest: Rest = request.app.state.rest
+    return rest
+
+
+def anybody(request: Request) -> int | None:
+    """Who asks, None for nobody. Raises Unauthorized for a token that does not pass."""
+    return rest_of(request).viewers.optional(request)
+
+
+def somebody(request: Request) -> int:
+    """Who asks. Raises Unauthorized for nobody."""
+    return rest_of(request).viewers.required(request)
+
+
+async def member(request: Request) -> int:
+    """Who asks, and has an account. Raises Unauthorized."""
+    viewer = somebody(request)
+    if not await rest_of(request).users.profiles([viewer], None):
+        raise Unauthorized("token", "is invalid")
+    return viewer
