@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "sessions.md").read_text("utf-8")
 async def test_the_application_of_the_page_signs_in_and_out(
     database_urls: tuple[str, str], tmp_path: Path
 ) -> None:
-    """On two shards, with the module's migrations applied by the platform."""
+    """On two shards, migrated by the platform, each call of the service made as a network would."""
     topology = loads(
         'name = "shop"\napp = "shop:app"\n[nodes.one]\nkind = "postgres"\n'
         f'url = "{database_urls[0]}"\n[nodes.two]\nkind = "postgres"\nurl = "{database_urls[1]}"\n'
@@ -29,7 +29,7 @@ async def test_the_application_of_the_page_signs_in_and_out(
     )
 
     def build(**options: Any) -> Platform:
-        return Platform(topology, home=tmp_path, **options)
+        return Platform(topology, home=tmp_path, check_calls=True, **options)
 
     found = re.search(r"```python\n# file: shop.py\n(.*?)```", PAGE, re.DOTALL)
     assert found is not None

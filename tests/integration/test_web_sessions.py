@@ -166,6 +166,35 @@ async def test_answers_within_a_session_stay_out_of_shared_caches(http: httpx.As
     assert (await http.get("/")).headers["cache-control"] == "private, no-cache"
 
 
+@pytest.mark.parametrize(
+    ("origin", "subject"),
+    [("https://shop", 3), ("https://evil.example", None), ("null", None), ("http://shop", None)],
+)
+async def test_a_socket_of_another_sites_page_is_anonymous(
+    sessions: Sessions, origin: str, subject: int | None
+) -> None:
+    """A page may open a WebSocket to any site, with that site's cookie, and read what comes."""
+    seen: list[int | None] = []
+
+    async def socket(scope: Any, receive: Any, send: Any) -> None:
+        context = current()
+        assert context is not None
+        seen.append(context.identity.subject if context.identity else None)
+
+    cookie = SessionCookie()
+    opened = await sessions.open(3)
+    line = cookie.set(opened.cookie).partition(";")[0]
+    headers = {"host": "shop", "origin": origin, "cookie": line}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "websocket", "scheme": "wss", "path": "/", "headers": raw, "client": ("192.0.2.1", 1)}
+
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError("nothing is sent or received")
+
+    await SessionLayer(socket, sessions, cookie=cookie)(scope, nothing, nothing)
+    assert seen == [subject]
+
+
 async def test_an_insecure_cookie_serves_this_machine_alone(sessions: Sessions) -> None:
     """From elsewhere it is neither taken nor given."""
     async with browser(sessions, secure=False, address="127.0.0.1") as http:

@@ -5,7 +5,7 @@
 `SessionLayer` is pure ASGI and stands inside `Layers`, so that the look-up has the request's deadline and a
 database that is away becomes 503. A cookie that leads nowhere leaves the request anonymous; the layer never
 removes it, because a late answer could then remove the new cookie that another one has set.
-Answers within a session are kept from shared caches.
+Answers within a session are kept from shared caches. A WebSocket that another site's page opens is anonymous.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ class SessionLayer:
 
     async def _find(self, scope: Scope) -> Presented | None:
         cookie = self._cookie.read(scope)
+        if scope["type"] == "websocket" and not _own_page(scope):
+            cookie = None
         session = await self._sessions.find(cookie) if cookie is not None else None
         if session is None or cookie is None:
             return None
@@ -101,6 +103,16 @@ class SessionLayer:
         if (within or ours) and not any(name.lower() == b"cache-control" for name, _ in headers):
             headers.append((b"cache-control", PRIVATE))
         return headers
+
+
+def _own_page(scope: Scope) -> bool:
+    """Whether a WebSocket is opened by a page of ours: it brings the cookie, and can bring no token."""
+    scheme = "https" if scope.get("scheme") == "wss" else "http"
+    try:
+        check_origin({**scope, "method": "POST", "scheme": scheme})
+    except CsrfRefused:
+        return False
+    return True
 
 
 def presented(connection: HTTPConnection) -> Presented | None:
