@@ -82,10 +82,12 @@ def test_killed_server_comes_back(own_postgres: Callable[..., PostgresServer]) -
 
 
 async def test_a_frozen_server_does_not_answer(own_postgres: Callable[..., PostgresServer]) -> None:
-    """`freeze` stops every answer, `thaw` resumes."""
+    """`freeze` stops every answer, `thaw` resumes; the runner's own questions end in time."""
     server = own_postgres()
     connection = await asyncpg.connect(server.url())
     server.freeze()
+    with pytest.raises(RunnerError, match=r"did not answer within 0\.3 s"):
+        await server.server.query("select 1", timeout=0.3)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(connection.fetchval("select 1"), 0.2)
     server.thaw()

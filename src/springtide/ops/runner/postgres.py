@@ -266,7 +266,8 @@ class EmbeddedPostgres:
         except ProcessLookupError:
             return False
         self._port, self._sockets = found.port, Path(found.socket_folder)
-        if self._wanted_port in (None, found.port) and found.status == "ready":
+        usable = self._wanted_port in (None, found.port) and found.status == "ready"
+        if usable and not await asyncio.to_thread(processes.suspended, found.pid):
             try:
                 await self.query("SELECT 1", timeout=5.0)
             except RunnerError:
