@@ -189,6 +189,9 @@ async def test_without_a_key_it_just_happens_or_is_refused(shop: Shop, client: h
     shop.status = 503
     assert (await client.post("/notes", headers={"x-user": "5"})).status_code == 503
     assert await count(shop) == 2
+    shop.status = 201
+    assert (await client.post("/notes")).status_code == 201
+    assert await count(shop) == 3
     shop.required = True
     answer = await client.post("/notes", headers={"x-user": "5"})
     assert (answer.status_code, answer.json()["code"]) == (400, "idempotency-key-invalid")

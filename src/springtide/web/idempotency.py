@@ -16,10 +16,12 @@ The state is in `springtide.db.idempotency`; here is only what is HTTP. The key 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from springtide.context import current
+from springtide.db import BUCKETS, Bucket
 from springtide.db.idempotency import Answer, Idempotency, Once, Outcome
 from springtide.errors import ConfigurationError, IdempotencyKeyInvalid
 
@@ -105,7 +107,7 @@ async def idempotent(
     """Answer `request` by `effect`, once per key; `effect` writes in the transaction that it is given.
 
     home:     where the effect writes, as for `Database.write`; the same for each attempt. None means a
-              bucket of the request's own, for effects whose rows have no owner yet.
+              bucket of the request's own (`tx.bucket`), for effects whose rows have no owner yet.
     key:      instead of the header, such as a hidden field of a form.
     subject:  who asks, instead of the context's identity.
     required: refuse a request without a key; otherwise its effect just runs in a transaction.
@@ -127,12 +129,8 @@ async def idempotent(
     if given is None:
         if required:
             raise IdempotencyKeyInvalid("this request needs an Idempotency-Key header")
-        if home is None:
-            raise ConfigurationError(
-                "a request without an idempotency key has no home of its own: give idempotent() a home"
-                " or required=True"
-            )
-        return await _unkeyed(keys, answered, made, home)
+        anywhere = Bucket(secrets.randbelow(BUCKETS))
+        return await _unkeyed(keys, answered, made, anywhere if home is None else home)
     once = once_of(request.scope, await request.body(), given, subject=subject)
     outcome = await keys.run(once, answered, home=once.bucket if home is None else home)
     return replay(outcome) if outcome.replayed or not made else made[-1]
