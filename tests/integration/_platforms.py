@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,11 +12,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from tests.servers import scratch
+
+from springtide.ops import cli
 
 PLAIN = """
 import os
@@ -92,7 +95,11 @@ class Project:
         return out
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("status", "--json", code=None))
+        """What `springtide status --json` prints; asked in this process, because tests ask often."""
+        out = io.StringIO()
+        with redirect_stdout(out):
+            cli.main(["status", "--json", "--file", str(self.folder / "springtide.toml")])
+        found: dict[str, Any] = json.loads(out.getvalue())
         return found
 
     def pids(self) -> dict[str, int]:

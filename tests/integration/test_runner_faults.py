@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,22 +18,6 @@ from springtide.ops.runner.accounts import server_account
 from springtide.ops.runner.home import Home
 
 INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    """A home with a fresh database, stopped."""
-    with project() as made:
-        made.write().run("up", "-d")
-        made.run("down")
-        yield made.home
-
-
-@pytest.fixture
-def plain(template: Path) -> Iterator[Project]:
-    """A project that has run before."""
-    with project() as made:
-        yield made.write().prepare(template)
 
 
 def test_a_removed_run_folder_opens_the_home_to_nobody(plain: Project) -> None:

@@ -17,27 +17,11 @@ import pytest
 from tests.integration._platforms import PLAIN, Project, kill, project, until
 
 
-@pytest.fixture(scope="module")
-def template() -> Iterator[Path]:
-    """A home with a fresh database, stopped."""
-    with project() as made:
-        made.write().run("up", "-d")
-        made.run("down")
-        yield made.home
-
-
 @pytest.fixture
 def fresh() -> Iterator[Project]:
     """A project whose first start is yet to come."""
     with project() as made:
         yield made.write()
-
-
-@pytest.fixture
-def plain(template: Path) -> Iterator[Project]:
-    """A project that has run before."""
-    with project() as made:
-        yield made.write().prepare(template)
 
 
 def test_any_asgi_application_runs(fresh: Project) -> None:
