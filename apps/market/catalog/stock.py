@@ -96,7 +96,6 @@ update catalog.listing
 set status = wanted.status
 from unnest($1::bigint[], $2::text[]) as wanted (id, status)
 where listing.bucket = (wanted.id & 1023)::smallint and listing.id = wanted.id
-    and listing.status in ('active', 'sold_out') and listing.status <> wanted.status
 returning listing.bucket, listing.category, listing.status
 """
 
@@ -141,6 +140,10 @@ UNSETTLED = """
 select updated_at, order_id from catalog.reservation
 where not settled and state not in ('reserving', 'reserved') and updated_at <= $1
 """
+
+
+SHOWN = frozenset({"active", "sold_out"})
+"""Between these two the stock decides; a draft or a withdrawn listing stays what it is."""
 
 
 class Known(NamedTuple):
@@ -254,13 +257,13 @@ class StockStore:
             rows = await tx.fetch(HOLD_STOCK, wanted, quantities)
             if len(rows) != len(wanted):
                 raise RuntimeError(f"stock of order {order_id} changed while its listings were locked")
-            await flip(tx, rows)
+            await flip(tx, listings, rows)
         return []
 
     async def settle(self, tx: Any, order_id: int, ids: Sequence[int], how: Settling, at: datetime) -> None:
         """Bring what is held of one shard's listings to its end; what is there already stays."""
         async with self._in(tx, ids[0]) as tx:
-            await tx.fetch(LOCK, ids)
+            listings = await tx.fetch(LOCK, ids)
             held = await tx.fetch(SETTLE, ids, order_id, how.after, how.before)
             if not held:
                 return
@@ -273,7 +276,7 @@ class StockStore:
                     how.kind, [changes[row["listing_id"]] for row in rows], [row["on_hand"] for row in rows],
                     order_id, "", at,
                 )  # fmt: skip
-            await flip(tx, rows)
+            await flip(tx, listings, rows)
 
     async def snapshot(self, tx: Any, order_id: int, known: Known) -> Reserved:
         """What the order has, as it was when it was reserved."""
@@ -325,15 +328,18 @@ class StockStore:
         return self._db.write(key) if tx is None else nullcontext(tx)
 
 
-async def flip(tx: Any, rows: Sequence[Any]) -> None:
+async def flip(tx: Any, listings: Sequence[Any], rows: Sequence[Any]) -> None:
     """Make listings sold out whose stock has nothing left, and active again those that have something.
 
-    `rows` are of the stock: listing_id, on_hand, reserved.
+    `listings` are locked (id, status), `rows` are of their stock (listing_id, on_hand, reserved).
     """
-    ids = [row["listing_id"] for row in rows]
-    states = ["active" if row["on_hand"] > row["reserved"] else "sold_out" for row in rows]
+    before = {row["id"]: row["status"] for row in listings}
+    after = {row["listing_id"]: "active" if row["on_hand"] > row["reserved"] else "sold_out" for row in rows}
+    ids = [id for id, status in after.items() if before[id] in SHOWN and before[id] != status]
+    if not ids:
+        return
     change: dict[tuple[int, str], int] = {}
-    for row in await tx.fetch(FLIP, ids, states):
+    for row in await tx.fetch(FLIP, ids, [after[id] for id in ids]):
         key = (row["bucket"], row["category"])
         change[key] = change.get(key, 0) + (1 if row["status"] == "active" else -1)
     await count(tx, change)

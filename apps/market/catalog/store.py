@@ -329,7 +329,7 @@ class CatalogStore:
             ADD_MOVEMENTS, [locked.id], [row["movements"]], "adjustment", [change], [row["on_hand"]], None,
             note, at,
         )  # fmt: skip
-        await flip(locked.tx, [row])
+        await flip(locked.tx, [{"id": locked.id, "status": locked.status}], [row])
         return _stock(row)
 
     async def _part(self, key: int, sql: str, args: Sequence[object], step: Step) -> list[Any]:
