@@ -136,6 +136,7 @@ def main() -> None:
     quick: bool = parser.parse_args().quick
 
     work = Path(tempfile.mkdtemp(prefix="springtide-start-"))
+    work.chmod(0o755)  # otherwise root's data would go to /var/lib/springtide, and stay there
     home = work / "home"
     home.mkdir()
     cold: float | None = None
