@@ -18,13 +18,14 @@ from market.catalog.api import Catalog
 from market.content.api import Content
 from market.faults import Refused
 from market.pages import root
+from market.payments.api import Payments
 from market.realworld.answers import error_body, failure, refusal, routing_error
 from market.realworld.documentation import document
 from market.realworld.operations import OPERATIONS, PREFIX
 from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
-from market.rest import catalog, problems
+from market.rest import catalog, payments, problems
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
@@ -36,7 +37,7 @@ from springtide.web.asgi import ErrorReply, problem_json
 
 __all__ = ["application", "render_error"]
 
-MARKET_OPERATIONS = (*catalog.OPERATIONS,)
+MARKET_OPERATIONS = (*catalog.OPERATIONS, *payments.OPERATIONS)
 
 SECURE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -51,7 +52,12 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
     app.router.redirect_slashes = False
     users, viewers = platform.service(Users), Viewers(platform.tokens, lifetime=settings.token_lifetime)
     app.state.rim = Rim(users=users, content=platform.service(Content), viewers=viewers)
-    app.state.rest = Rest(users=users, catalog=platform.service(Catalog), viewers=viewers)
+    app.state.rest = Rest(
+        users=users,
+        catalog=platform.service(Catalog),
+        payments=platform.service(Payments),
+        viewers=viewers,
+    )
     for operation in OPERATIONS:
         path = PREFIX + operation.path
         if operation.plain:

@@ -8,6 +8,9 @@ from market.catalog import service as catalog
 from market.catalog.api import Catalog
 from market.content import service as content
 from market.content.api import Content
+from market.payments import service as payments
+from market.payments.api import Payments
+from market.payments.settings import PaymentSettings
 from market.users import service as users
 from market.users.api import Users
 from springtide.services import Background, Module
@@ -17,8 +20,11 @@ __all__ = ["modules"]
 HERE = Path(__file__).parent
 
 
-def modules() -> list[Module]:
-    """Declared anew on every call: a platform owns its modules."""
+def modules(*, provider: PaymentSettings | None = None) -> list[Module]:
+    """Declared anew on every call: a platform owns its modules.
+
+    `provider` is how the payment provider is reached; None: as the environment says.
+    """
     return [
         Module("users", migrations=HERE / "users" / "migrations", provides=Users, factory=users.build),
         Module(
@@ -32,5 +38,15 @@ def modules() -> list[Module]:
             background=[
                 Background(name="sweep", every=catalog.SWEEP_EVERY, method=catalog.CatalogService.sweep)
             ],
+        ),
+        Module(
+            "payments",
+            migrations=HERE / "payments" / "migrations",
+            provides=Payments,
+            factory=payments.build,
+            background=[
+                Background(name="reconcile", every=payments.RECONCILE_EVERY, method=payments.reconcile)
+            ],
+            settings=provider or PaymentSettings.from_environment(),
         ),
     ]

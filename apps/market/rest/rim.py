@@ -9,6 +9,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from market.catalog.api import Catalog
+from market.payments.api import Payments
 from market.realworld.answers import Unauthorized
 from market.realworld.viewers import Viewers
 from market.users.api import Users
@@ -17,9 +18,10 @@ __all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
 
 
 class Rest:
-    def __init__(self, *, users: Users, catalog: Catalog, viewers: Viewers) -> None:
+    def __init__(self, *, users: Users, catalog: Catalog, payments: Payments, viewers: Viewers) -> None:
         self.users = users
         self.catalog = catalog
+        self.payments = payments
         self.viewers = viewers
 
 
