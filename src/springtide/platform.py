@@ -24,7 +24,7 @@ import msgspec
 
 from springtide import _lifespan
 from springtide.clock import Clock, SystemClock
-from springtide.db import Database, ShardMap
+from springtide.db import Database, ShardMap, idempotency
 from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
 from springtide.errors import ConfigurationError, MigrationError
@@ -53,6 +53,9 @@ T = TypeVar("T")
 
 RECONCILE_EVERY = 30.0
 """Seconds between two passes over what crashed writers left, per module."""
+
+PURGE_EVERY = 60.0
+"""Seconds between two passes over idempotency records past their retention, per database."""
 
 
 class Platform:
@@ -262,6 +265,8 @@ class Platform:
                 work.append(self._periodic(f"{module.name}.{task.name}", body, task.every))
         for name, database in self._databases.items():
             work.append(self._periodic(f"{name}.reconcile", database.reconcile, RECONCILE_EVERY))
+            forget = functools.partial(idempotency.purge, database)
+            work.append(self._periodic(f"{name}.idempotency", forget, PURGE_EVERY))
         return work
 
     def wrap(self, app: _lifespan.App, *, render_error: RenderError | None = None) -> _lifespan.App:

@@ -203,7 +203,11 @@ async def test_background_work_runs_beside_a_started_platform(
     await platform.migrate()
     async with platform:
         work = platform.background()
-        assert [service.name for service in work] == ["notes.sweep", "notes.reconcile"]
+        assert [service.name for service in work] == [
+            "notes.sweep",
+            "notes.reconcile",
+            "notes.idempotency",
+        ]
         group = Group("background", work)
         await group.start()
         made: Any = platform.service(Notes)

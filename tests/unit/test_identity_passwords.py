@@ -127,7 +127,9 @@ async def test_never_more_at_once_than_allowed(passwords: Passwords, monkeypatch
     assert [isinstance(result, str) for result in results] == [False, True, True, False, True]
     assert gate.most == 2
     await asyncio.gather(*(passwords.hash("x") for _ in range(4)))
-    assert (gate.most, gate.inside) == (2, 0)
+    assert gate.most == 2
+    while gate.inside:  # the cancelled caller's thread ends for nobody
+        await asyncio.sleep(0.005)
 
 
 async def test_a_cancelled_caller_leaves_its_slot_to_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
