@@ -27,7 +27,7 @@ test: $(VENV)/.dev ## set up what the tests need and run them
 
 check: $(VENV)/.dev ## lint, format, types, import boundaries
 	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff format --check src apps tests bench
 	@$(VENV)/bin/mypy
 	@PYTHONPATH=apps $(VENV)/bin/lint-imports
 

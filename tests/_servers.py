@@ -56,4 +56,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 _ABSENT: pytest.StashKey[dict[str, int]] = pytest.StashKey()
-
