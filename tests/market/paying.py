@@ -22,6 +22,7 @@ from starlette.routing import Route
 from tests.market.harness import topology
 
 import market
+from market.application import application
 from market.faults import Refused
 from market.money import Money
 from market.payments.api import Payments
@@ -98,7 +99,8 @@ class ProviderProcess:
 class World:
     """A payments module, its provider, and the webhooks between them."""
 
-    def __init__(self, platform: Platform, payments: Payments, provider: ProviderProcess) -> None:
+    def __init__(self, platform: Platform, payments: Payments, provider: ProviderProcess, app: Any) -> None:
+        self.app = app
         self.platform = platform
         self.payments = payments
         self.provider = provider
@@ -199,11 +201,12 @@ async def world(
         await provider.start()
         given = PaymentSettings(url=provider.url, key=KEY, secret=SECRET, **settings)
         platform = Platform(topology(urls), modules=modules(provider=given), home=home, check_calls=True)
+        app = application(platform)
         await platform.start()
         try:
             payments = platform.service(Payments)
             inbox.payments = payments
-            yield World(platform, payments, provider), inbox
+            yield World(platform, payments, provider, app), inbox
         finally:
             await provider.kill()
             await provider.http.aclose()
