@@ -22,8 +22,12 @@ from market.catalog.api import (
     PriceChanged,
     Reserved,
 )
+from market.catalog.stock import LOCK
 from market.faults import Conflict, Invalid
 from market.money import Money
+
+two_shards = pytest.mark.parametrize("shards", [2], ids=["two-shards"], indirect=True)
+"""For what cannot happen where all is one transaction."""
 
 
 @pytest.fixture
@@ -337,6 +341,80 @@ async def test_what_a_slow_reserve_holds_after_the_release_is_given_back(market:
     await market.service.sweep()
     assert await market.left(lamp) == (1, 0, 1)
     assert await market.check()
+
+
+class Slow:
+    """A store that stops before its n-th hold until somebody else has acted."""
+
+    def __init__(self, store: Any, holds: int, act: Any) -> None:
+        self._store = store
+        self._holds = holds
+        self._act = act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def hold(self, *args: Any, **options: Any) -> Any:
+        self._holds -= 1
+        if self._holds == 0:
+            await self._act()
+        return await self._store.hold(*args, **options)
+
+
+@two_shards
+@pytest.mark.parametrize("holds", [1, 2])
+async def test_a_reserve_that_was_overtaken_takes_back_what_it_held(market: Market, holds: int) -> None:
+    """At once, though the release that came between had found nothing more to do."""
+    lamp, book = await market.listing(stock=1), await market.listing(BERT, stock=1)
+    order = market.order()
+    doomed = market.serve(Slow(market.stock, holds, lambda: market.service.release(order)))
+    answer = await doomed.reserve(order, lines(lamp, book))
+    assert answer == NotReserved(order_id=order, faults=[Ended(outcome="released")])
+    assert await market.left(lamp) == await market.left(book) == (1, 0, 1)
+    assert await market.check()
+
+
+@two_shards
+async def test_a_reserve_that_was_repeated_meanwhile_answers_the_same(market: Market) -> None:
+    lamp, book = await market.listing(stock=1), await market.listing(BERT, stock=1)
+    order, wanted = market.order(), lines(lamp, book)
+    slow = market.serve(Slow(market.stock, 2, lambda: market.service.reserve(order, wanted)))
+    assert await slow.reserve(order, wanted) == await market.service.reserve(order, wanted)
+    assert await market.left(lamp) == await market.left(book) == (1, 1, 0)
+
+
+async def test_a_sale_that_was_left_half_done_comes_back_whole(market: Market) -> None:
+    lamp, book = await market.listing(stock=3), await market.listing(BERT, stock=3)
+    order = market.order()
+    await market.service.reserve(order, lines(lamp, book))
+    await market.stock.decide(None, order, "committed", ["reserved"], lamp.created_at)
+    await market.service.restock(order)
+    assert await market.left(lamp) == await market.left(book) == (3, 0, 3)
+    assert await market.check()
+
+
+async def test_listings_are_locked_in_one_order(market: Market) -> None:
+    goods = sorted([(await market.listing()).id for _ in range(5)])
+    async with market.db.write(ANNA) as tx:
+        for asked in (goods, goods[::-1]):
+            assert [row["id"] for row in await tx.fetch(LOCK, asked)] == goods
+
+
+async def test_counts_follow_the_seller(market: Market) -> None:
+    """Through every status and from one category to another."""
+    lamp = await market.listing(status="draft")
+    counted = []
+    for changes in (
+        ListingChanges(category="kitchen"),
+        ListingChanges(status="active"),
+        ListingChanges(category="fiction", title="Bright lamp"),
+        ListingChanges(status="withdrawn"),
+        ListingChanges(status="active", category="textiles"),
+    ):
+        await market.service.update(lamp.id, ANNA, changes, None)
+        assert await market.check()
+        counted.append({one.slug for one in await market.service.categories() if one.listings})
+    assert counted == [set(), {"home", "kitchen"}, {"books", "fiction"}, set(), {"home", "textiles"}]
 
 
 async def test_the_database_itself_refuses_to_oversell(market: Market) -> None:
