@@ -22,7 +22,6 @@ from market.catalog.api import (
     PriceChanged,
     Reserved,
 )
-from market.catalog.stock import LOCK
 from market.faults import Conflict, Invalid
 from market.money import Money
 
@@ -391,13 +390,6 @@ async def test_a_sale_that_was_left_half_done_comes_back_whole(market: Market) -
     await market.service.restock(order)
     assert await market.left(lamp) == await market.left(book) == (3, 0, 3)
     assert await market.check()
-
-
-async def test_listings_are_locked_in_one_order(market: Market) -> None:
-    goods = sorted([(await market.listing()).id for _ in range(5)])
-    async with market.db.write(ANNA) as tx:
-        for asked in (goods, goods[::-1]):
-            assert [row["id"] for row in await tx.fetch(LOCK, asked)] == goods
 
 
 async def test_counts_follow_the_seller(market: Market) -> None:

@@ -130,6 +130,13 @@ async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
     assert not faults, "\n".join(faults)
 
 
+async def test_listings_are_locked_in_one_order(large: asyncpg.Connection) -> None:
+    """Whichever way they are asked for, and where the plan would walk them as asked."""
+    for asked in (SOME, SOME[::-1]):
+        async with large.transaction():
+            assert [row["id"] for row in await large.fetch(stock.LOCK, asked)] == SOME
+
+
 async def test_counting_reads_counters(large: asyncpg.Connection) -> None:
     """As many rows as there are buckets and categories in use, whatever is on sale."""
     plan = await explain(large, store.CATEGORIES, ())
@@ -177,3 +184,9 @@ async def test_a_page_shows_what_its_statement_found(urls: list[str], home: Path
         lamp = await market.listing()
         page = await market.service.newest(ListingQuery(category="lighting", seller_id=ANNA))
         assert [one.id for one in page.items] == [lamp.id]
+
+
+async def test_the_workers_sweep(urls: list[str], home: Path) -> None:
+    """What expires is given back by a platform's background work, without anybody's request."""
+    platform = Platform(topology(urls), modules=modules(), home=home)
+    assert "catalog.sweep" in {service.name for service in platform.background()}
