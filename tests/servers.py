@@ -10,6 +10,7 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import uuid
@@ -51,13 +52,30 @@ class LoopThread:
         self._loop.close()
 
 
-class PostgresServer:
-    """One running server. `url(dbname)` connects as its superuser by TCP with SCRAM."""
+WATCH = """
+read -r _ && exit
+read -r pid < "$0/home/data/db/postmaster.pid" && kill -CONT "$pid" && kill -QUIT "$pid"
+rm -rf "$0"
+"""
+"""Waits for a word from the test run; when that was killed (the pipe ends without one), cleans up for it."""
 
-    def __init__(self, loop: LoopThread, *, name: str = "db", **options: Any) -> None:
+
+class PostgresServer:
+    """One running server. `url(dbname)` connects as its superuser by TCP with SCRAM.
+
+    It does not outlive the test run, not even one that is killed.
+    """
+
+    def __init__(self, loop: LoopThread, **options: Any) -> None:
         self._loop = loop
         self.folder = scratch("springtide-test-")
-        self.server = EmbeddedPostgres(name, home=self.folder / "home", durable=False, **options)
+        self.server = EmbeddedPostgres("db", home=self.folder / "home", durable=False, **options)
+        self._watch = subprocess.Popen(
+            ["/bin/sh", "-c", WATCH, self.folder],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def start(self) -> None:
         self._loop.run(self.server.start())
@@ -73,6 +91,7 @@ class PostgresServer:
             self.stop()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+            self._watch.communicate(b"closed\n")
 
     @property
     def pid(self) -> int:

@@ -165,6 +165,14 @@ def _inside(folder: Path) -> list[int]:
     return found
 
 
+_DURABLE = "fsync = on"
+
+_DISPOSABLE = """\
+fsync = off
+# In files of the data folder: nothing is left in /dev/shm when the server is killed and its data removed.
+dynamic_shared_memory_type = mmap"""
+
+
 def settings_file(*, max_connections: int, durable: bool) -> str:
     """springtide.conf. What would need a restart later is right from the start, so growing needs none."""
     return f"""\
@@ -200,7 +208,7 @@ timezone = 'UTC'
 
 # Short statements: compiling them costs more than it saves.
 jit = off
-fsync = {"on" if durable else "off"}
+{_DURABLE if durable else _DISPOSABLE}
 """
 
 
