@@ -32,6 +32,7 @@ STEPS = {
     "refund asked for": (ProviderClient, "refund"),
     "refund settling": (store, "_book"),
     "refund settled": (PaymentStore, "settle_refund"),
+    "cancel recorded": (PaymentStore, "abandon_charge"),
 }
 """Step -> the function after whose work, and before anything else, the process dies."""
 
@@ -63,6 +64,8 @@ async def main(step: str, order: int, home: str, provider: str, urls: list[str])
     else:
         await payments.charge(order, euros(800), CARD)
         arm(step)
+        if step.startswith("cancel"):
+            await payments.cancel(order, "out of stock")
         await payments.refund(order, euros(300), "broken")
 
 

@@ -47,6 +47,10 @@ async def test_our_process_is_killed_at_every_step(
         child = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, cwd=ROOT)
         assert await child.wait() == -signal.SIGKILL, step
     await there.reconcile()
+    cancelled = orders.pop("cancel recorded")
+    found = await there.payments.status(cancelled)
+    assert found is not None
+    assert [(refund.amount, refund.state) for refund in found.refunds] == [(euros(800), "succeeded")]
     for step, id in orders.items():
         await charged_once(there, id)
         await there.payments.charge(id, euros(800), CARD)

@@ -30,7 +30,7 @@ from market.payments.client import (
     RefusedByProvider,
 )
 from market.payments.settings import PaymentSettings
-from market.payments.store import ChargeRow, Due, PaymentStore, RefundRow
+from market.payments.store import ABANDONED, ChargeRow, Due, PaymentStore, RefundRow
 from springtide.clock import Clock
 from springtide.services import ModuleContext
 
@@ -45,9 +45,6 @@ BATCH = 100
 AT_ONCE = 8
 MAX_WAIT = 3_600.0
 """How many one reconciliation asks about, how many together, and the longest pause between two questions."""
-
-ABANDONED = "(cancelled)"
-"""The key of the refund that `cancel` makes; no caller's key, because they are not in parentheses."""
 
 
 def build(context: ModuleContext) -> PaymentService:
@@ -107,6 +104,8 @@ class PaymentService:
     async def refund(self, order_id: int, amount: Money, reason: str, key: str | None = None) -> Refund:
         key = reason if key is None else key
         rules.check_refund(order_id, amount, reason, key)
+        if key == ABANDONED:
+            raise Invalid({"key": ["is taken"]})
         self._client.ensure_configured()
         async with self._store.write(order_id) as tx:
             charge = await self._store.lock_charge(tx, order_id)
@@ -123,7 +122,7 @@ class PaymentService:
     async def cancel(self, order_id: int, reason: str) -> Charge:
         rules.check_order(order_id, reason)
         self._client.ensure_configured()
-        await self._store.abandon_charge(order_id, reason, moment(self._clock))
+        await self._store.abandon_charge(order_id, reason, **self._times())
         charge = await self._must_find(order_id)
         await self._resolve(charge)
         return (await self._must_find(order_id)).shown()
@@ -256,25 +255,21 @@ class PaymentService:
             state,  # type: ignore[arg-type]  # one of ChargeState by its callers
             provider_id=provider_id,
             decline_code=decline_code,
-            at=moment(self._clock),
+            **self._times(),
         )
-        return settled if settled is not None else await self._must_find(order)
+        if settled is not None:
+            return settled
+        known = await self._must_find(order)
+        if known.attempt == charge.attempt and known.state != state:
+            _log.error("the charge of order %d is %s here and %s at the provider", order, known.state, state)
+            raise Conflict("charge", f"is {known.state}, and {state} at the provider")
+        return known
 
     async def _give_back(self, charge: ChargeRow) -> None:
-        """Refund what an abandoned charge has left, once."""
-        order = charge.order_id
-        async with self._store.write(order) as tx:
-            locked = await self._store.lock_charge(tx, order)
-            assert locked is not None
-            refund = await self._store.refund_of_key(tx, order, ABANDONED)
-            left = locked.amount - locked.refunded
-            if refund is None and left > 0:
-                refund = await self._store.insert_refund(
-                    tx, order, Money(left, locked.currency), locked.abandoned or ABANDONED, ABANDONED,
-                    **self._times(),
-                )  # fmt: skip
+        """Ask for the refund that was recorded with the success or the abandonment, whichever was later."""
+        refund = await self._store.abandoned_refund(charge.order_id)
         if refund is not None:
-            await self._resolve_refund(locked, refund)
+            await self._resolve_refund(charge, refund)
 
     async def _resolve_refund(self, charge: ChargeRow, refund: RefundRow) -> RefundRow:
         if refund.state != "pending":

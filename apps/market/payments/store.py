@@ -15,7 +15,7 @@ from market.payments.api import Balance, Charge, ChargeState, Refund, RefundStat
 from springtide.db import Database, bucket_of
 from springtide.db.scatter import ASC
 
-__all__ = ["ChargeRow", "Due", "PaymentStore", "RefundRow"]
+__all__ = ["ABANDONED", "ChargeRow", "Due", "PaymentStore", "RefundRow"]
 
 _CHARGE = """order_id, attempt, amount, currency, source, state, provider_id, decline_code, abandoned,
     refunded, refunds, created_at, updated_at"""
@@ -46,9 +46,10 @@ where bucket = $1 and order_id = $2 and attempt = $3 and state = 'pending'
 returning {_CHARGE}
 """
 
-ABANDON_CHARGE = """
+ABANDON_CHARGE = f"""
 update payments.charge set abandoned = $3, updated_at = $4
 where bucket = $1 and order_id = $2 and abandoned is null and state <> 'cancelled'
+returning {_CHARGE}
 """
 
 COUNT_REFUND = """
@@ -115,6 +116,10 @@ returning order_id
 BALANCES = (
     "select account, currency, sum(amount)::bigint as amount from payments.entry group by account, currency"
 )
+
+
+ABANDONED = "(cancelled)"
+"""The key of the refund of what was abandoned; no caller may take it."""
 
 
 class ChargeRow(msgspec.Struct, frozen=True):
@@ -227,8 +232,12 @@ class PaymentStore:
         provider_id: str | None = None,
         decline_code: str | None = None,
         at: datetime,
+        ask_at: datetime,
     ) -> ChargeRow | None:
-        """Write the outcome and book it, in one transaction; None when it was settled already."""
+        """Write the outcome and book it, in one transaction; None when it was settled already.
+
+        What was abandoned meanwhile is to be given back: that is recorded with it.
+        """
         async with self._db.write(order) as tx:
             row = await tx.fetch_one(
                 SETTLE_CHARGE, bucket_of(order), order, attempt, state, provider_id, decline_code, at
@@ -238,11 +247,15 @@ class PaymentStore:
             settled = ChargeRow(*row)
             if state == "succeeded":
                 await _book(tx, order, ledger.CHARGE, ledger.charged(settled.money), at)
+                await self._give_back(tx, settled, at=at, ask_at=ask_at)
             return settled
 
-    async def abandon_charge(self, order: int, reason: str, at: datetime) -> None:
+    async def abandon_charge(self, order: int, reason: str, *, ask_at: datetime, at: datetime) -> None:
+        """It is not wanted any more; if it has succeeded, what it has left is to be given back."""
         async with self._db.write(order) as tx:
-            await tx.execute(ABANDON_CHARGE, bucket_of(order), order, reason, at)
+            row = await tx.fetch_one(ABANDON_CHARGE, bucket_of(order), order, reason, at)
+            if row is not None:
+                await self._give_back(tx, ChargeRow(*row), at=at, ask_at=ask_at)
 
     async def insert_refund(
         self, tx: Any, order: int, amount: Money, reason: str, key: str, *, ask_at: datetime, at: datetime
@@ -254,6 +267,15 @@ class PaymentStore:
             INSERT_REFUND, bucket, order, number, key, amount.amount, amount.currency, reason, ask_at, at
         )
         return RefundRow(*row)
+
+    async def _give_back(self, tx: Any, charge: ChargeRow, *, ask_at: datetime, at: datetime) -> None:
+        left = charge.amount - charge.refunded
+        if charge.abandoned is not None and charge.state == "succeeded" and left > 0:
+            money, reason = Money(left, charge.currency), charge.abandoned
+            await self.insert_refund(tx, charge.order_id, money, reason, ABANDONED, ask_at=ask_at, at=at)
+
+    async def abandoned_refund(self, order: int) -> RefundRow | None:
+        return await self.refund_of_key(self._db.read(order), order, ABANDONED)
 
     async def refund(self, order: int, number: int) -> RefundRow | None:
         row = await self._db.read(order).fetch_one(REFUND, bucket_of(order), order, number)
