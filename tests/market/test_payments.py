@@ -220,6 +220,32 @@ async def test_cancelling_gives_back_or_prevents_the_charge(both: tuple[World, I
     assert await there.agree()
 
 
+@pytest.mark.parametrize("learned_by", ["reconciliation", "webhook"])
+async def test_a_charge_that_turns_out_to_be_made_after_it_was_cancelled_is_given_back(
+    both: tuple[World, Inbox], learned_by: str
+) -> None:
+    there, inbox = both
+    await there.provider.behave(answer_delay={"seconds": 30}, webhooks_held=True)
+    id = order()
+    charging = asyncio.create_task(there.payments.charge(id, euros(500), CARD))
+    while not (await there.provider.journal())["charges"]:
+        await asyncio.sleep(0.02)
+    charging.cancel()
+    await asyncio.gather(charging, return_exceptions=True)
+    await there.provider.behave(down=True, webhooks_held=True)
+    assert (await there.payments.cancel(id, "gave up")).state == "pending"
+    await there.provider.behave(webhooks_held=learned_by == "reconciliation")
+    if learned_by == "webhook":
+        await inbox.until(2)
+    else:
+        await there.reconcile()
+    found = await there.payments.status(id)
+    assert found is not None
+    assert (found.charge.state, found.charge.refunded) == ("succeeded", euros(500))
+    assert [refund.state for refund in found.refunds] == ["succeeded"]
+    assert await there.agree()
+
+
 async def test_forged_and_replayed_webhooks_are_refused(both: tuple[World, Inbox]) -> None:
     there, inbox = both
     id = order()
