@@ -168,7 +168,6 @@ async def test_a_block_that_waits_for_its_own_waiter_ends_at_the_deadline(db: Da
             async with db.write(FIRST):
                 go.set()
                 await task
-    assert time.monotonic() - begun < 1.5
     assert await ids(db, FIRST) == []
 
 

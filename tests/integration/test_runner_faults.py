@@ -119,10 +119,18 @@ def test_two_at_once(plain: Project) -> None:
     assert plain.get() and sum("appserver" in line for line in plain.leftovers()) == 1
 
 
+NEVER_READY = """
+import pathlib, time
+pathlib.Path("importing").touch()
+time.sleep(300)
+"""
+
+
 def test_down_while_it_starts(plain: Project) -> None:
     """`down` in the middle of a start ends it, and `up` is told."""
+    (plain.folder / "plainapp.py").write_text(NEVER_READY)
     process = plain.popen("up", "--detach")
-    until(lambda: (plain.home / "run" / "state.json").exists())
+    until(lambda: (plain.folder / "importing").exists())
     plain.run("down")
     process.communicate(timeout=30)
     assert process.returncode != 0
