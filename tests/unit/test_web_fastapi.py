@@ -7,7 +7,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Body, Depends, FastAPI
 
 from springtide.errors import AlreadyReserved, PoolSaturated
 from springtide.web.asgi import ErrorReply, Layers
@@ -79,3 +79,18 @@ async def test_an_application_without_a_platform_says_so() -> None:
 
     with pytest.raises(RuntimeError, match=r"call springtide\.web.fastapi.install"):
         await client(app).get("/")
+
+
+@pytest.mark.parametrize("hostile", [b'{"text": "\\ud800"}', b'{"text": NaN}', b'{"text": [Infinity]}'])
+async def test_what_cannot_be_quoted_is_refused_like_any_other_input(hostile: bytes) -> None:
+    """FastAPI quotes the input in its 422; half a surrogate pair or NaN must not turn that into a 500."""
+    app = application()
+
+    @app.post("/notes")
+    async def add(text: Annotated[str, Body(embed=True, max_length=5)]) -> str:
+        return text
+
+    async with client(app) as http:
+        answer = await http.post("/notes", content=hostile, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"][0] == "body"

@@ -11,11 +11,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
@@ -38,7 +42,7 @@ class Services(Protocol):
 
 
 def install(app: FastAPI, platform: Services, *, render_error: RenderError | None = None) -> None:
-    """Give `app` its platform and turn every SpringtideError into its answer.
+    """Give `app` its platform and turn every SpringtideError into its answer; hostile text stays a 422.
 
     `render_error` gives body and content type, None means problem+json.
     """
@@ -53,6 +57,23 @@ def install(app: FastAPI, platform: Services, *, render_error: RenderError | Non
         return _response(reply_for(error, request_id=request_id), request, render)
 
     app.add_exception_handler(SpringtideError, answer)
+    if app.exception_handlers.get(RequestValidationError) is request_validation_exception_handler:
+        app.add_exception_handler(RequestValidationError, _invalid)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    """FastAPI's own answer, also to input that cannot be quoted in it: NaN, half a surrogate pair.
+
+    FastAPI fails to encode those and answers 500.
+    """
+    assert isinstance(error, RequestValidationError)
+    detail = jsonable_encoder(error.errors())
+    try:
+        body = json.dumps({"detail": detail}, allow_nan=False)
+    except ValueError:
+        detail = [{key: value for key, value in fault.items() if key != "input"} for fault in detail]
+        body = json.dumps({"detail": detail})
+    return Response(body, status_code=422, media_type="application/json")
 
 
 def platform(connection: HTTPConnection) -> Any:
