@@ -19,6 +19,7 @@ from springtide.clock import Clock
 from springtide.context import Part, current
 from springtide.errors import Unavailable
 from springtide.lifecycle import StartStop
+from springtide.telemetry import tracing
 
 __all__ = [
     "KeyCancelled",
@@ -155,9 +156,12 @@ class ProviderClient:
         self.ensure_configured()
         if self._http is None:
             raise Unavailable("the payments module is not started")
+        context, started = current(), self._clock.monotonic()
         headers = {"Content-Type": "application/json"}
         if key is not None:
             headers["Idempotency-Key"] = key
+        if context is not None and context.trace is not None:
+            headers.update(tracing.headers(context.trace.child()))
         request = self._http.build_request(
             method,
             path,
@@ -165,7 +169,6 @@ class ProviderClient:
             params=params,
             headers=headers,
         )
-        context, started = current(), self._clock.monotonic()
         try:
             async with asyncio.timeout(self._budget(SHARE if method == "POST" else 1.0)):
                 return await self._http.send(request)
