@@ -14,6 +14,8 @@ import pytest
 PROGRAMS = {
     "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
     "wrk": "wrk",
+    "chromium": "chromium",
+    "ffmpeg": "ffmpeg",
 }
 
 

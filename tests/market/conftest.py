@@ -21,7 +21,7 @@ begin
     -- The ledger refuses deletions; a replica's session asks no trigger.
     perform set_config('session_replication_role', 'replica', true);
     for name in select format('%I.%I', schemaname, tablename) from pg_tables
-        where schemaname in ('users', 'content', 'catalog', 'payments') and tablename <> '{kept}'
+        where schemaname in ({schemas}) and tablename <> '{kept}'
     loop
         execute 'delete from ' || name;
     end loop;
@@ -62,7 +62,8 @@ def urls(
     _admins: dict[str, asyncpg.Connection],
 ) -> list[str]:
     """The databases of this test, empty; a platform that lives on has blocks of ids, so counters stay."""
-    statement = EMPTY.format(kept="_id_counter" if shared else "")
+    schemas = ", ".join(f"'{module.name}'" for module in modules())
+    statement = EMPTY.format(schemas=schemas, kept="_id_counter" if shared else "")
 
     async def empty() -> None:
         for url in _databases[:shards]:
