@@ -109,6 +109,6 @@ class Handler:
             return f"{behaviour.data_code} as told"
         content = envelope.content if isinstance(envelope.content, bytes) else b""
         kept = await self._mails.keep(envelope.mail_from or "", envelope.rcpt_tos, content)
-        if behaviour.lose_answers and server.transport is not None:
+        if behaviour.lose_answers and isinstance(server.transport, asyncio.WriteTransport):
             server.transport.abort()
         return f"250 kept as {kept.id}"
