@@ -141,6 +141,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "followed": (users.FOLLOWED, (5, AUTHOR, [1, 2, 3])),
     "following": (users.FOLLOWING, (5, AUTHOR, 5000)),
     "article": (content.ARTICLE, (7, ARTICLE, FAN)),
+    "summaries": (content.SUMMARIES, ([(n << 10) + n for n in range(40)], FAN)),
     "comments": (content.COMMENTS, (7, ARTICLE, 1000)),
     "newest": listing(),
     "by author": listing(author_id=AUTHOR),

@@ -20,6 +20,7 @@ __all__ = [
     "COMMENT_LENGTH",
     "DESCRIPTION_LENGTH",
     "MAX_COMMENTS",
+    "MAX_IDS",
     "MAX_LIMIT",
     "MAX_OFFSET",
     "MAX_TAGS",
@@ -49,12 +50,18 @@ MAX_LIMIT = 100
 MAX_OFFSET = 10_000
 """The longest part of a list that is answered at once, and how deep a list can be read."""
 
+MAX_IDS = 200
+"""Articles that are answered at once by their ids."""
+
 MAX_COMMENTS = 1_000
 """Comments of an article that are answered, the newest."""
 
 
 class ArticleSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """An article in a list: without its body. `favorited` is the viewer's, False for an anonymous one."""
+    """An article in a list: without its body. `favorited` is the viewer's, False for an anonymous one.
+
+    `version` counts the author's changes, not favourites.
+    """
 
     id: int
     author_id: int
@@ -64,6 +71,7 @@ class ArticleSummary(msgspec.Struct, frozen=True, kw_only=True):
     tags: list[str]
     favorites: int
     favorited: bool
+    version: int
     created_at: datetime
     updated_at: datetime
 
@@ -143,6 +151,13 @@ class Content(Protocol):
     @raises(Invalid)
     async def feed(self, authors: list[int], viewer: int, limit: int, offset: int) -> ArticlePage:
         """The newest articles of `authors`. Raises Invalid as `articles` does."""
+
+    @raises(Invalid)
+    async def summaries(self, ids: list[int], viewer: int | None) -> list[ArticleSummary]:
+        """Many at once, in the order of `ids`; ids of nothing are left out.
+
+        More ids make no more statements. Raises Invalid for more than 200.
+        """
 
     @raises(NotFound)
     async def favorite(self, slug: str, user: int) -> Article:

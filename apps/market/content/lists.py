@@ -17,7 +17,7 @@ from springtide.db import bucket_of
 __all__ = ["COUNT_FEED", "FEED", "Statement", "listing"]
 
 COLUMNS = """{created} as created_at, {id} as id, article.author_id, article.slug, article.title,
-    article.description, article.tags, article.favorites, article.updated_at,
+    article.description, article.tags, article.favorites, article.version, article.updated_at,
     exists (
         select 1 from content.favorite as mine
         where mine.bucket = article.bucket and mine.article_id = article.id and mine.user_id = $1
@@ -26,7 +26,7 @@ COLUMNS = """{created} as created_at, {id} as id, article.author_id, article.slu
 # The planner takes bucket and id for independent and expects next to no row of such a join; it would read all
 # of them instead of the first twenty. A subquery of one row cannot be mistaken.
 ARTICLE_OF = """(
-    select bucket, id, author_id, slug, title, description, tags, favorites, updated_at
+    select bucket, id, author_id, slug, title, description, tags, favorites, version, updated_at
     from content.article
     where bucket = {row}.bucket and id = {row}.article_id
     limit 1

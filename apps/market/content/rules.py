@@ -18,6 +18,7 @@ from market.content.api import (
     BODY_LENGTH,
     COMMENT_LENGTH,
     DESCRIPTION_LENGTH,
+    MAX_IDS,
     MAX_LIMIT,
     MAX_TAGS,
     TAG_LENGTH,
@@ -30,6 +31,7 @@ from market.content.api import (
 __all__ = [
     "check_changes",
     "check_comment",
+    "check_ids",
     "check_new",
     "check_window",
     "is_slug",
@@ -88,6 +90,13 @@ def check_window(limit: int, offset: int) -> None:
         checks.fault("limit", f"must be between 1 and {MAX_LIMIT}")
     if offset < 0:
         checks.fault("offset", "must be 0 or more")
+    checks.finish()
+
+
+def check_ids(ids: Sequence[int]) -> None:
+    checks = Checks()
+    if len(ids) > MAX_IDS:
+        checks.fault("ids", f"are too many (maximum is {MAX_IDS})")
     checks.finish()
 
 

@@ -15,6 +15,7 @@ from market.content.api import (
     ArticleChanges,
     ArticlePage,
     ArticleQuery,
+    ArticleSummary,
     Comment,
     NewArticle,
 )
@@ -118,6 +119,12 @@ class ContentService:
             return ArticlePage(articles=[], count=count)
         _check_depth(offset)
         return ArticlePage(articles=await self._store.feed(authors, viewer, limit, offset), count=count)
+
+    async def summaries(self, ids: list[int], viewer: int | None) -> list[ArticleSummary]:
+        rules.check_ids(ids)
+        wanted = [id for id in dict.fromkeys(ids) if 0 <= id <= MAX_ID]
+        found = {row.id: row for row in await self._store.summaries(wanted, viewer)} if wanted else {}
+        return [found[id] for id in wanted if id in found]
 
     async def favorite(self, slug: str, user: int) -> Article:
         return await self._favorite(slug, user, wanted=True)

@@ -22,7 +22,8 @@ __all__ = ["ContentStore", "Gone", "Renamed", "TitleTaken"]
 
 NEWEST_FIRST = [("created_at", DESC), ("id", DESC)]
 
-COLUMNS = """id, author_id, slug, title, description, body, tags, favorites, created_at, updated_at"""
+COLUMNS = """id, author_id, slug, title, description, body, tags, favorites, version,
+    created_at, updated_at"""
 
 FAVORITED = """
 exists (
@@ -32,6 +33,19 @@ exists (
 """
 
 ARTICLE = f"select {COLUMNS}, {FAVORITED} from content.article where bucket = $1 and id = $2"  # noqa: S608
+
+SUMMARIES = """
+select article.id, article.author_id, article.slug, article.title, article.description, article.tags,
+    article.favorites, article.version, article.created_at, article.updated_at,
+    exists (
+        select 1 from content.favorite as mine
+        where mine.bucket = article.bucket and mine.article_id = article.id and mine.user_id = $2
+    ) as favorited
+from unnest($1::bigint[]) as wanted (id)
+cross join lateral (
+    select * from content.article where bucket = (wanted.id & 1023)::smallint and id = wanted.id limit 1
+) as article
+"""
 
 INSERT = f"""
 insert into content.article
@@ -52,6 +66,7 @@ set slug = coalesce($3, slug),
     description = coalesce($5, description),
     body = coalesce($6, body),
     tags = coalesce($7::text[], tags),
+    version = version + 1,
     updated_at = greatest($8::timestamptz, updated_at + interval '1 millisecond')
 where bucket = $1 and id = $2
 """
@@ -307,6 +322,10 @@ class ContentStore:
         value: int = await self._db.read(statement.key).fetch_value(statement.count, *statement.count_args)
         return value
 
+    async def summaries(self, ids: Sequence[int], viewer: int | None) -> list[ArticleSummary]:
+        """In no order."""
+        return [_summary(row) for row in await self._db.fetch_many(SUMMARIES, list(ids), viewer)]
+
     async def feed(
         self, authors: Sequence[int], viewer: int, limit: int, offset: int
     ) -> list[ArticleSummary]:
@@ -398,6 +417,7 @@ def _article(row: Any) -> Article:
         tags=row["tags"],
         favorites=row["favorites"],
         favorited=row["favorited"],
+        version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
@@ -413,6 +433,7 @@ def _summary(row: Any) -> ArticleSummary:
         tags=row["tags"],
         favorites=row["favorites"],
         favorited=row["favorited"],
+        version=row["version"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

@@ -46,13 +46,17 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """A person as seen by others; `following` is the viewer's, False for an anonymous one."""
+    """A person as seen by others; `following` is the viewer's, False for an anonymous one.
+
+    `version` counts the person's changes of the account.
+    """
 
     id: int
     username: str
     bio: str | None
     image: str | None
     following: bool
+    version: int
 
 
 class NewAccount(msgspec.Struct, frozen=True, kw_only=True):

@@ -164,4 +164,5 @@ def _public(person: Person, following: bool) -> Profile:
         bio=person.bio,
         image=person.image,
         following=following,
+        version=person.version,
     )

@@ -18,7 +18,7 @@ from springtide.db import Database, bucket_of
 __all__ = ["AccountRow", "Person", "UserStore"]
 
 ACCOUNT = """
-select id, username, email, password_hash, bio, image
+select id, username, email, password_hash, bio, image, version
 from users.account
 where bucket = $1 and id = $2
 """
@@ -35,9 +35,10 @@ set username = coalesce($3, username),
     password_hash = coalesce($5, password_hash),
     bio = case when $6 then $7 else bio end,
     image = case when $8 then $9 else image end,
+    version = version + 1,
     updated_at = greatest($10::timestamptz, updated_at + interval '1 millisecond')
 where bucket = $1 and id = $2 and username = $11 and email = $12
-returning id, username, email, password_hash, bio, image
+returning id, username, email, password_hash, bio, image, version
 """
 
 REHASH = """
@@ -45,7 +46,7 @@ update users.account set password_hash = $3 where bucket = $1 and id = $2 and pa
 """
 
 PEOPLE = """
-select account.id, account.username, account.bio, account.image
+select account.id, account.username, account.bio, account.image, account.version
 from unnest($1::bigint[]) as wanted (id)
 join users.account on account.bucket = (wanted.id & 1023)::smallint and account.id = wanted.id
 """
@@ -80,6 +81,7 @@ class AccountRow(msgspec.Struct, frozen=True):
     password_hash: str
     bio: str | None
     image: str | None
+    version: int
 
 
 class Person(msgspec.Struct, frozen=True):
@@ -89,6 +91,7 @@ class Person(msgspec.Struct, frozen=True):
     username: str
     bio: str | None
     image: str | None
+    version: int
 
 
 class UserStore:
@@ -116,7 +119,7 @@ class UserStore:
         claim = {"username": fold(username), "email": fold(email)}
         async with self._db.reserving(id, claim=claim) as tx:
             await tx.execute(INSERT, bucket_of(id), id, username, email, password_hash, at)
-        return AccountRow(id, username, email, password_hash, None, None)
+        return AccountRow(id, username, email, password_hash, None, None, version=1)
 
     async def update(
         self,
