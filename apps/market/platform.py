@@ -11,8 +11,13 @@ from market.content.api import Content
 from market.payments import service as payments
 from market.payments.api import Payments
 from market.payments.settings import PaymentSettings
+from market.recommendations import making
+from market.recommendations import service as recommendations
+from market.recommendations.api import Recommendations
+from market.recommendations.service import RecommendationService
 from market.users import service as users
 from market.users.api import Users
+from springtide.jobs import Handler
 from springtide.services import Background, Module
 
 __all__ = ["modules"]
@@ -26,7 +31,14 @@ def modules(*, provider: PaymentSettings | None = None) -> list[Module]:
     `provider` is how the payment provider is reached; None: as the environment says.
     """
     return [
-        Module("users", migrations=HERE / "users" / "migrations", provides=Users, factory=users.build),
+        Module(
+            "users",
+            migrations=HERE / "users" / "migrations",
+            provides=Users,
+            factory=users.build,
+            requires=[Recommendations],
+            jobs=[Handler(users.Followed, users.UserService.tell_followed)],
+        ),
         Module(
             "content", migrations=HERE / "content" / "migrations", provides=Content, factory=content.build
         ),
@@ -48,5 +60,20 @@ def modules(*, provider: PaymentSettings | None = None) -> list[Module]:
                 Background(name="reconcile", every=payments.RECONCILE_EVERY, method=payments.reconcile)
             ],
             settings=provider or PaymentSettings.from_environment(),
+        ),
+        Module(
+            "recommendations",
+            migrations=HERE / "recommendations" / "migrations",
+            provides=Recommendations,
+            factory=recommendations.build,
+            jobs=[
+                Handler(making.Tally, RecommendationService.tally),
+                Handler(making.MakeList, RecommendationService.make_list),
+                Handler(making.CopyFollow, RecommendationService.copy_follow),
+                Handler(making.MakeAuthors, RecommendationService.make_authors),
+            ],
+            background=[
+                Background(name="refresh", every=making.REFRESH_EVERY, method=RecommendationService.refresh)
+            ],
         ),
     ]

@@ -18,6 +18,8 @@ from market.content import store as content
 from market.content.api import ArticleQuery
 from market.payments import store as payments
 from market.platform import modules
+from market.recommendations import follows
+from market.recommendations import store as recommendations
 from market.users import store as users
 
 APP = Path(market.__file__).parent
@@ -71,7 +73,7 @@ ALIASES = {"article", "account", "author_count", "held", "listing", "stock"}
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_sql_is_in_the_store_alone(module: str) -> None:
     files = {name for name, text in texts(module) if TABLE.search(text) and name.endswith(".py")}
-    assert files <= {"store.py", "lists.py", "stock.py", "bulk.py"}
+    assert files <= {"store.py", "lists.py", "stock.py", "bulk.py", "follows.py"}
 
 
 SCATTERED = {
@@ -86,6 +88,11 @@ SCATTERED = {
     payments.DUE_CHARGES,
     payments.DUE_REFUNDS,
     payments.BALANCES,
+    recommendations.OLD_LISTS,
+    recommendations.OLD_PURCHASES,
+    recommendations.OLD_BASKETS,
+    follows.OLD_AUTHORS,
+    follows.POPULAR,
 }
 """Statements about every bucket, which run by scatter."""
 
@@ -93,7 +100,7 @@ SCATTERED = {
 def test_every_other_statement_names_its_bucket() -> None:
     """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
     found = 0
-    for store in (users, content, lists, catalog, stock, payments):
+    for store in (users, content, lists, catalog, stock, payments, recommendations, follows):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:
                 found += 1

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import UNSET
 
 from market.checks import Checks
 from market.faults import NotFound, Taken
 from market.moments import moment
+from market.recommendations.api import Recommendations
 from market.users.api import Account, AccountChanges, NewAccount, Profile
 from market.users.rules import check_changes, check_login, check_new, fold, is_username
 from market.users.store import AccountRow, Person, UserStore
 from springtide.clock import Clock
 from springtide.errors import AlreadyReserved, Unavailable
 from springtide.identity.passwords import Passwords
+from springtide.jobs import Run, job
 from springtide.services import ModuleContext
 
-__all__ = ["UserService", "build"]
+__all__ = ["Followed", "UserService", "build"]
 
 MAX_FOLLOWING = 5_000
 ATTEMPTS = 5
 
 
+@job(kind="users.followed")
+class Followed(msgspec.Struct, frozen=True):
+    """Whether one follows the other has changed. What it is now is read when the job runs."""
+
+    follower: int
+    followee: int
+
+
 def build(context: ModuleContext) -> UserService:
-    return UserService(UserStore(context.db), passwords=context.passwords, clock=context.clock)
+    return UserService(
+        UserStore(context.db),
+        recommendations=context.service(Recommendations),
+        passwords=context.passwords,
+        clock=context.clock,
+    )
 
 
 class UserService:
     """Implements `market.users.api.Users`."""
 
-    def __init__(self, store: UserStore, *, passwords: Passwords, clock: Clock) -> None:
+    def __init__(
+        self, store: UserStore, *, recommendations: Recommendations, passwords: Passwords, clock: Clock
+    ) -> None:
         self._store = store
+        self._recommendations = recommendations
         self._passwords = passwords
         self._clock = clock
 
@@ -117,16 +136,25 @@ class UserService:
             checks = Checks()
             checks.fault("profile", "is your own")
             checks.finish()
-        await self._store.follow(follower, followee, moment(self._clock))
+        news = Followed(follower, followee)
+        await self._store.follow(follower, followee, moment(self._clock), news)
         return await self._must_show(followee, following=True)
 
     async def unfollow(self, follower: int, username: str) -> Profile:
         followee = await self._must_find(username)
-        await self._store.unfollow(follower, followee)
+        await self._store.unfollow(follower, followee, Followed(follower, followee))
         return await self._must_show(followee, following=False)
 
     async def following(self, follower: int) -> list[int]:
         return await self._store.following(follower, MAX_FOLLOWING)
+
+    async def tell_followed(self, job: Followed, run: Run) -> None:
+        """State and version are read together, and the version grows with each change: whatever the order of
+        such calls, the one with the highest version tells the last state.
+        """
+        now = await self._store.follow_now(job.follower, job.followee)
+        if now is not None:
+            await self._recommendations.followed(job.follower, job.followee, now.following, now.version)
 
     async def _must_find(self, username: str) -> int:
         id = await self.find(username)

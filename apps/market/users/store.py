@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from market.users.rules import fold
 from springtide.db import Database, bucket_of
 
-__all__ = ["AccountRow", "Person", "UserStore"]
+__all__ = ["AccountRow", "Follow", "Person", "UserStore"]
 
 ACCOUNT = """
 select id, username, email, password_hash, bio, image, version
@@ -53,24 +53,33 @@ join users.account on account.bucket = (wanted.id & 1023)::smallint and account.
 
 FOLLOWED = """
 select followee_id from users.follow
-where bucket = $1 and follower_id = $2 and followee_id = any($3::bigint[])
+where bucket = $1 and follower_id = $2 and followee_id = any($3::bigint[]) and following
 """
 
 FOLLOWING = """
 select followee_id from users.follow
-where bucket = $1 and follower_id = $2
+where bucket = $1 and follower_id = $2 and following
 order by created_at desc, followee_id desc
 limit $3
 """
 
 FOLLOW = """
-insert into users.follow (bucket, follower_id, followee_id, created_at)
+insert into users.follow as known (bucket, follower_id, followee_id, created_at)
 values ($1, $2, $3, $4)
-on conflict (bucket, follower_id, followee_id) do nothing
+on conflict (bucket, follower_id, followee_id) do update
+set following = true, version = known.version + 1, created_at = excluded.created_at
+where not known.following
+returning version
 """
 
 UNFOLLOW = """
-delete from users.follow where bucket = $1 and follower_id = $2 and followee_id = $3
+update users.follow set following = false, version = version + 1
+where bucket = $1 and follower_id = $2 and followee_id = $3 and following
+returning version
+"""
+
+FOLLOW_NOW = """
+select following, version from users.follow where bucket = $1 and follower_id = $2 and followee_id = $3
 """
 
 
@@ -91,6 +100,13 @@ class Person(msgspec.Struct, frozen=True):
     username: str
     bio: str | None
     image: str | None
+    version: int
+
+
+class Follow(msgspec.Struct, frozen=True):
+    """Whether somebody follows somebody, and how often that has changed."""
+
+    following: bool
     version: int
 
 
@@ -179,13 +195,21 @@ class UserStore:
         rows = await self._db.read(follower).fetch(FOLLOWING, bucket_of(follower), follower, limit)
         return [row[0] for row in rows]
 
-    async def follow(self, follower: int, followee: int, at: datetime) -> None:
+    async def follow(self, follower: int, followee: int, at: datetime, news: msgspec.Struct) -> None:
+        """`news` is the job that tells others; there is none when nothing changes."""
         async with self._db.write(follower) as tx:
-            await tx.execute(FOLLOW, bucket_of(follower), follower, followee, at)
+            if await tx.fetch_value(FOLLOW, bucket_of(follower), follower, followee, at) is not None:
+                await tx.enqueue(news, unique_key=f"{follower}-{followee}")
 
-    async def unfollow(self, follower: int, followee: int) -> None:
+    async def unfollow(self, follower: int, followee: int, news: msgspec.Struct) -> None:
         async with self._db.write(follower) as tx:
-            await tx.execute(UNFOLLOW, bucket_of(follower), follower, followee)
+            if await tx.fetch_value(UNFOLLOW, bucket_of(follower), follower, followee) is not None:
+                await tx.enqueue(news, unique_key=f"{follower}-{followee}")
+
+    async def follow_now(self, follower: int, followee: int) -> Follow | None:
+        """None when they never followed."""
+        row = await self._db.read(follower).fetch_one(FOLLOW_NOW, bucket_of(follower), follower, followee)
+        return None if row is None else Follow(*row)
 
 
 class _Changed(Exception):

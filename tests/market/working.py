@@ -1,0 +1,69 @@
+"""The jobs of a platform run to the end without a worker and without waiting: delayed ones are due now."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from springtide.context import RequestContext, activate
+from springtide.db import Bucket, Database
+from springtide.jobs import Run
+from springtide.jobs._store import Claimed, Ending, Store
+from springtide.jobs.job import Handler
+from springtide.platform import Platform
+
+ROUNDS = 50
+
+
+async def work(platform: Platform, modules: Collection[str] | None = None) -> int:
+    """Run the jobs of `modules` (None: of all), and those that they enqueue; how many. Errors are raised."""
+    done = 0
+    for _ in range(ROUNDS):
+        ran = await _round(platform, modules)
+        if not ran:
+            return done
+        done += ran
+    raise AssertionError(f"jobs go on after {done} of them")
+
+
+async def _round(platform: Platform, modules: Collection[str] | None) -> int:
+    ran = 0
+    for module in platform.modules:
+        if not module.jobs or (modules is not None and module.name not in modules):
+            continue
+        database = platform.database(module.name)
+        made = platform._registry.implementation(module.name)
+        handlers = {handler.kind.name: handler for handler in module.jobs}
+        for shard, pool in database.pools.items():
+            store = Store(database, shard)
+            await pool.execute(
+                f"update {database.schema}._job set run_at = statement_timestamp() where state = 'ready'"
+            )
+            for claimed in await store.claim(list(handlers), 1000, "tests", 60.0):
+                handler = handlers[f"{claimed.kind}/{claimed.version}"]
+                await run(database, store, handler, made, claimed)
+                ran += 1
+    return ran
+
+
+async def run(database: Database, store: Store, handler: Handler[Any], made: Any, claimed: Claimed) -> None:
+    """As a worker would, but whatever the handler raises is raised."""
+    job = msgspec.json.decode(claimed.payload, type=handler.job)
+    one = Run(
+        id=claimed.run.id,
+        key=f"{store.module}:{claimed.run.id}",
+        attempt=claimed.run.attempt,
+        max_attempts=claimed.max_attempts,
+        enqueued_at=claimed.enqueued_at,
+    )
+    with activate(RequestContext()):
+        if handler.effect == "any":
+            await handler.method(made, job, one)
+            assert await store.end(claimed.run, "tests", Ending("done"))
+            return
+        async with database.write(Bucket(claimed.run.bucket)) as tx:
+            await handler.method(made, job, dataclasses.replace(one, transaction=tx))
+            assert await store.end(claimed.run, "tests", Ending("done"), tx)
