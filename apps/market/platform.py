@@ -8,6 +8,8 @@ from market.catalog import service as catalog
 from market.catalog.api import Catalog
 from market.content import service as content
 from market.content.api import Content
+from market.dashboard import service as dashboard
+from market.dashboard.api import Dashboard
 from market.payments import service as payments
 from market.payments.api import Payments
 from market.payments.settings import PaymentSettings
@@ -75,5 +77,11 @@ def modules(*, provider: PaymentSettings | None = None) -> list[Module]:
             background=[
                 Background(name="refresh", every=making.REFRESH_EVERY, method=RecommendationService.refresh)
             ],
+        ),
+        Module(
+            "dashboard",
+            migrations=HERE / "dashboard" / "migrations",
+            provides=Dashboard,
+            factory=dashboard.build,
         ),
     ]

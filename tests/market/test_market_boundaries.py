@@ -16,6 +16,7 @@ from market.catalog import store as catalog
 from market.content import lists
 from market.content import store as content
 from market.content.api import ArticleQuery
+from market.dashboard import store as dashboard
 from market.payments import store as payments
 from market.platform import modules
 from market.recommendations import follows
@@ -100,7 +101,7 @@ SCATTERED = {
 def test_every_other_statement_names_its_bucket() -> None:
     """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
     found = 0
-    for store in (users, content, lists, catalog, stock, payments, recommendations, follows):
+    for store in (users, content, lists, catalog, stock, payments, dashboard, recommendations, follows):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:
                 found += 1
