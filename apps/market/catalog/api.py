@@ -59,6 +59,7 @@ __all__ = [
     "NotReserved",
     "OutOfStock",
     "PriceChanged",
+    "Reservation",
     "Reserved",
     "ReservedLine",
     "Shop",
@@ -288,6 +289,13 @@ class NotReserved(msgspec.Struct, frozen=True, kw_only=True, tag="not_reserved")
     faults: list[OutOfStock | PriceChanged | NotForSale | Ended]
 
 
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an order's reservation."""
+
+    order_id: int
+    state: Literal["reserving", "reserved", "refused", "committed", "released", "returned"]
+
+
 class Catalog(Protocol):
     """Errors are those of `market.faults`; each method names the ones it raises.
 
@@ -382,3 +390,10 @@ class Catalog(Protocol):
     @raises(Conflict)
     async def restock(self, order_id: int) -> None:
         """What was sold comes back to the stock. Idempotent. Raises Conflict when it was not sold."""
+
+    @raises(Invalid)
+    async def reservations(self, order_ids: list[int]) -> list[Reservation]:
+        """Of many orders at once, in no order; those without one are left out.
+
+        Raises Invalid for more than 200.
+        """

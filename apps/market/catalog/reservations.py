@@ -29,7 +29,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from market.catalog.api import Ended, Line, NotReserved, Reserved
+from market.catalog.api import Ended, Line, NotReserved, Reservation, Reserved
 from market.catalog.rules import Fault
 from market.catalog.stock import Known, Settling, StockStore
 from market.checks import Checks
@@ -101,6 +101,10 @@ class Reservations:
         if known.state != "returned":
             raise Conflict("reservation", f"is {known.state}")
         await self._follow(None, order_id, known)
+
+    async def states(self, order_ids: Sequence[int]) -> list[Reservation]:
+        """In no order."""
+        return await self._store.states(order_ids)
 
     async def sweep(self) -> None:
         """Release what is held past its time, and finish what was decided and left.

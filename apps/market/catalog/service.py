@@ -24,6 +24,7 @@ from market.catalog.api import (
     NewListing,
     NewShop,
     NotReserved,
+    Reservation,
     Reserved,
     Shop,
     ShopChanges,
@@ -236,6 +237,10 @@ class CatalogService:
 
     async def restock(self, order_id: int) -> None:
         await self._reservations.restock(order_id)
+
+    async def reservations(self, order_ids: list[int]) -> list[Reservation]:
+        rules.check_ids(order_ids)
+        return await self._reservations.states(order_ids)
 
     async def sweep(self) -> None:
         """For the workers, periodically."""

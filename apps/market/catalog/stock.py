@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from market.catalog.api import Line, Reserved, ReservedLine
+from market.catalog.api import Line, Reservation, Reserved, ReservedLine
 from market.catalog.rules import Fault, Offer, judge
 from market.money import Money
 from springtide.db import ASC, Database, bucket_of
@@ -118,6 +118,13 @@ returning state, lines, refusal, settled, expires_at
 KNOWN = """
 select state, lines, refusal, settled, expires_at
 from catalog.reservation where bucket = $1 and order_id = $2
+"""
+
+STATES = """
+select reservation.order_id, reservation.state
+from unnest($1::bigint[]) as wanted (id)
+join catalog.reservation
+    on reservation.bucket = (wanted.id & 1023)::smallint and reservation.order_id = wanted.id
 """
 
 DECIDE = """
@@ -295,6 +302,11 @@ class StockStore:
             for row in sorted(rows, key=lambda row: int(row["listing_id"]))
         ]
         return Reserved(order_id=order_id, lines=lines, expires_at=known.expires_at)
+
+    async def states(self, order_ids: Sequence[int]) -> list[Reservation]:
+        """In no order."""
+        rows = await self._db.fetch_many(STATES, order_ids)
+        return [Reservation(order_id=row["order_id"], state=row["state"]) for row in rows]
 
     async def overdue(self, at: datetime, limit: int) -> dict[int, list[int]]:
         """Order -> its listings that are held longer than they should, the oldest first."""

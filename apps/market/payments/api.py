@@ -23,6 +23,7 @@ from springtide.services import raises
 
 __all__ = [
     "KEY_LENGTH",
+    "MAX_IDS",
     "REASON_LENGTH",
     "SOURCE_LENGTH",
     "Balance",
@@ -39,6 +40,9 @@ SOURCE_LENGTH = 200
 REASON_LENGTH = 500
 KEY_LENGTH = 100
 """The longest of each, in characters."""
+
+MAX_IDS = 200
+"""Orders whose charges are answered at once."""
 
 ChargeState = Literal["pending", "succeeded", "declined", "cancelled"]
 RefundState = Literal["pending", "succeeded", "failed"]
@@ -114,14 +118,22 @@ class Payments(Protocol):
         """
 
     @raises(Invalid, NotFound)
-    async def cancel(self, order_id: int, reason: str) -> Charge:
+    async def cancel(self, order_id: int, reason: str, amount: Money | None = None) -> Charge:
         """The order is off: it will not be charged, and what was charged is given back.
 
         Idempotent. A charge that stays pending is cancelled or given back once the provider can be asked.
-        Raises NotFound when the order was never charged.
+        With its `amount` an order that was never charged is put down as cancelled, so that a charge that is
+        still on its way finds it so; without, that raises NotFound.
         """
 
     async def status(self, order_id: int) -> Status | None: ...
+
+    @raises(Invalid)
+    async def charges(self, order_ids: list[int]) -> list[Charge]:
+        """Of many orders at once, in no order; those never charged are left out.
+
+        Raises Invalid for more than 200.
+        """
 
     @raises(Invalid, Forbidden, NotFound, Conflict)
     async def receive(self, body: bytes, signature: str) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from market.checks import Checks
 from market.money import Money
-from market.payments.api import KEY_LENGTH, REASON_LENGTH, SOURCE_LENGTH
+from market.payments.api import KEY_LENGTH, MAX_IDS, REASON_LENGTH, SOURCE_LENGTH
 
 __all__ = [
     "REPLAY_WINDOW",
     "Named",
     "check_charge",
+    "check_ids",
     "check_order",
     "check_refund",
     "genuine",
@@ -61,10 +63,19 @@ def check_refund(order_id: int, amount: Money, reason: str, key: str) -> None:
     checks.finish()
 
 
-def check_order(order_id: int, reason: str) -> None:
+def check_order(order_id: int, reason: str, amount: Money | None) -> None:
     checks = Checks()
     _order(checks, order_id)
+    if amount is not None:
+        _amount(checks, amount)
     checks.text("reason", reason, max_length=REASON_LENGTH)
+    checks.finish()
+
+
+def check_ids(order_ids: Sequence[int]) -> None:
+    checks = Checks()
+    if len(order_ids) > MAX_IDS:
+        checks.fault("order_ids", f"are too many (maximum is {MAX_IDS})")
     checks.finish()
 
 

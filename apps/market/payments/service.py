@@ -119,9 +119,10 @@ class PaymentService:
                 raise Conflict("refund", f"is of {known.money}, not of {amount}")
         return (await self._resolve_refund(charge, known)).shown()
 
-    async def cancel(self, order_id: int, reason: str) -> Charge:
-        rules.check_order(order_id, reason)
-        self._client.ensure_configured()
+    async def cancel(self, order_id: int, reason: str, amount: Money | None = None) -> Charge:
+        rules.check_order(order_id, reason, amount)
+        if amount is not None:
+            await self._store.forbid_charge(order_id, amount, reason, **self._times())
         await self._store.abandon_charge(order_id, reason, **self._times())
         charge = await self._must_find(order_id)
         await self._resolve(charge)
@@ -152,6 +153,10 @@ class PaymentService:
         if named is None or named.refund != isinstance(subject, ProviderRefund):
             raise NotFound("charge")
         await self._receive(event, subject, named)
+
+    async def charges(self, order_ids: list[int]) -> list[Charge]:
+        rules.check_ids(order_ids)
+        return [row.shown() for row in await self._store.charges(order_ids)]
 
     async def reconcile(self, now: datetime | None = None) -> Reconciled:
         due = await self._store.due(now or moment(self._clock), BATCH)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -28,6 +29,13 @@ values ($1, $2, $3, $4, $5, 'pending', $6, $7, $7)
 on conflict (bucket, order_id) do nothing
 """
 
+FORBID_CHARGE = """
+insert into payments.charge
+    (bucket, order_id, amount, currency, source, state, abandoned, ask_at, created_at, updated_at)
+values ($1, $2, $3, $4, '', 'cancelled', $5, $6, $7, $7)
+on conflict (bucket, order_id) do nothing
+"""
+
 RETRY_CHARGE = """
 update payments.charge
 set attempt = attempt + 1, source = $3, state = 'pending', provider_id = null, decline_code = null,
@@ -36,6 +44,11 @@ where bucket = $1 and order_id = $2 and attempt = $4 and state = 'declined' and 
 """
 
 CHARGE = f"select {_CHARGE} from payments.charge where bucket = $1 and order_id = $2"
+
+CHARGES = f"""
+select {_CHARGE} from unnest($1::bigint[]) as wanted (id)
+join payments.charge on charge.bucket = (wanted.id & 1023)::smallint and charge.order_id = wanted.id
+"""
 
 LOCK_CHARGE = f"select {_CHARGE} from payments.charge where bucket = $1 and order_id = $2 for update"
 
@@ -256,6 +269,18 @@ class PaymentStore:
             row = await tx.fetch_one(ABANDON_CHARGE, bucket_of(order), order, reason, at)
             if row is not None:
                 await self._give_back(tx, ChargeRow(*row), at=at, ask_at=ask_at)
+
+    async def forbid_charge(
+        self, order: int, amount: Money, reason: str, *, ask_at: datetime, at: datetime
+    ) -> None:
+        """If there is no charge: one that is cancelled before it began."""
+        bucket = bucket_of(order)
+        async with self._db.write(order) as tx:
+            await tx.execute(FORBID_CHARGE, bucket, order, amount.amount, amount.currency, reason, ask_at, at)
+
+    async def charges(self, orders: Sequence[int]) -> list[ChargeRow]:
+        """In no order."""
+        return [ChargeRow(*row) for row in await self._db.fetch_many(CHARGES, list(orders))]
 
     async def insert_refund(
         self, tx: Any, order: int, amount: Money, reason: str, key: str, *, ask_at: datetime, at: datetime
