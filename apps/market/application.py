@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from market.catalog.api import Catalog
 from market.content.api import Content
 from market.faults import Refused
+from market.orders.api import Orders
 from market.pages import root
 from market.payments.api import Payments
 from market.realworld.answers import error_body, failure, refusal, routing_error
@@ -25,7 +26,7 @@ from market.realworld.operations import OPERATIONS, PREFIX
 from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
-from market.rest import catalog, payments, problems
+from market.rest import catalog, orders, payments, problems
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
@@ -37,7 +38,7 @@ from springtide.web.asgi import ErrorReply, problem_json
 
 __all__ = ["application", "render_error"]
 
-MARKET_OPERATIONS = (*catalog.OPERATIONS, *payments.OPERATIONS)
+MARKET_OPERATIONS = (*catalog.OPERATIONS, *orders.OPERATIONS, *payments.OPERATIONS)
 
 SECURE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -55,6 +56,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
     app.state.rest = Rest(
         users=users,
         catalog=platform.service(Catalog),
+        orders=platform.service(Orders),
         payments=platform.service(Payments),
         viewers=viewers,
     )

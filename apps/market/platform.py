@@ -10,6 +10,10 @@ from market.content import service as content
 from market.content.api import Content
 from market.dashboard import service as dashboard
 from market.dashboard.api import Dashboard
+from market.orders import service as orders
+from market.orders.api import Orders
+from market.orders.jobs import Advance
+from market.orders.settings import OrderSettings
 from market.payments import service as payments
 from market.payments.api import Payments
 from market.payments.settings import PaymentSettings
@@ -27,10 +31,13 @@ __all__ = ["modules"]
 HERE = Path(__file__).parent
 
 
-def modules(*, provider: PaymentSettings | None = None) -> list[Module]:
+def modules(
+    *, provider: PaymentSettings | None = None, ordering: OrderSettings | None = None
+) -> list[Module]:
     """Declared anew on every call: a platform owns its modules.
 
-    `provider` is how the payment provider is reached; None: as the environment says.
+    `provider` is how the payment provider is reached, `ordering` how long orders may take; None: as the
+    environment says.
     """
     return [
         Module(
@@ -83,5 +90,17 @@ def modules(*, provider: PaymentSettings | None = None) -> list[Module]:
             migrations=HERE / "dashboard" / "migrations",
             provides=Dashboard,
             factory=dashboard.build,
+        ),
+        Module(
+            "orders",
+            migrations=HERE / "orders" / "migrations",
+            provides=Orders,
+            factory=orders.build,
+            requires=[Catalog, Payments],
+            background=[
+                Background(name="advance", every=orders.ADVANCE_EVERY, method=orders.OrderService.advance_due)
+            ],
+            jobs=[Handler(Advance, orders.OrderService.advance)],
+            settings=ordering or OrderSettings.from_environment(),
         ),
     ]

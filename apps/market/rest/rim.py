@@ -9,6 +9,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from market.catalog.api import Catalog
+from market.orders.api import Orders
 from market.payments.api import Payments
 from market.realworld.answers import Unauthorized
 from market.realworld.viewers import Viewers
@@ -18,9 +19,12 @@ __all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
 
 
 class Rest:
-    def __init__(self, *, users: Users, catalog: Catalog, payments: Payments, viewers: Viewers) -> None:
+    def __init__(
+        self, *, users: Users, catalog: Catalog, orders: Orders, payments: Payments, viewers: Viewers
+    ) -> None:
         self.users = users
         self.catalog = catalog
+        self.orders = orders
         self.payments = payments
         self.viewers = viewers
 

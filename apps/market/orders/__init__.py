@@ -1,0 +1,1 @@
+"""Carts, orders and sales. Other modules import `market.orders.api` and nothing else."""
