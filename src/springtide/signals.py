@@ -21,6 +21,7 @@ __all__ = [
     "JobFinished",
     "JobsMeasured",
     "NullSink",
+    "PartOmitted",
     "PoolWaited",
     "RequestFinished",
     "ServiceChanged",
@@ -171,6 +172,14 @@ class SessionChanged:
     count: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class PartOmitted:
+    """A page was answered without a part that it can do without; `reason` is the name of what failed."""
+
+    part: str
+    reason: str
+
+
 Signal = (
     ServiceChanged
     | TaskFailed
@@ -183,6 +192,7 @@ Signal = (
     | JobsMeasured
     | IdempotencyChecked
     | SessionChanged
+    | PartOmitted
 )
 
 

@@ -21,6 +21,7 @@ from springtide.signals import (
     IdempotencyChecked,
     JobFinished,
     JobsMeasured,
+    PartOmitted,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
@@ -68,6 +69,7 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(JobsMeasured("users", "main", "mail.welcome", 7, 2, 1, 4, 12.5))
     sink.emit(IdempotencyChecked("users", "replayed"))
     sink.emit(SessionChanged("revoked", 3))
+    sink.emit(PartOmitted("also-bought", "TimeoutError"))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
 
@@ -95,6 +97,8 @@ def test_every_signal_is_counted() -> None:
     assert value(sink, "springtide_loop_lag_seconds_count") == 1
     assert value(sink, "springtide_idempotency_total", module="users", outcome="replayed") == 1
     assert value(sink, "springtide_sessions_total", event="revoked") == 3
+    omitted = {"part": "also-bought", "reason": "TimeoutError"}
+    assert value(sink, "springtide_parts_omitted_total", **omitted) == 1
     mail = {"module": "users", "kind": "mail.welcome"}
     assert value(sink, "springtide_job_runs_total", outcome="done", **mail) == 1
     assert value(sink, "springtide_job_run_seconds_sum", **mail) == 0.3

@@ -23,6 +23,7 @@ from springtide.signals import (
     IdempotencyChecked,
     JobFinished,
     JobsMeasured,
+    PartOmitted,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
@@ -249,6 +250,13 @@ class MetricsSink:
             ),
             max_series=10, open_ended=(0,),
         )  # fmt: skip
+        self._omitted = Series(
+            Counter(
+                "springtide_parts_omitted_total", "Pages answered without a part that did not come in time.",
+                ["part", "reason"], registry=registry,
+            ),
+            max_series=100, open_ended=(0, 1),
+        )  # fmt: skip
         self._lag = Histogram(
             "springtide_loop_lag_seconds", "How late the event loop ran what was due.",
             buckets=SHORT_BUCKETS, registry=registry,
@@ -297,6 +305,8 @@ class MetricsSink:
             self._idempotency.child(signal.module, signal.outcome).inc()
         elif isinstance(signal, SessionChanged):
             self._sessions.child(signal.event).inc(signal.count)
+        elif isinstance(signal, PartOmitted):
+            self._omitted.child(signal.part, signal.reason).inc()
 
     def _request(self, signal: RequestFinished) -> None:
         method = signal.method if signal.method in METHODS else OTHER_METHOD
