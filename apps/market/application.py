@@ -16,6 +16,8 @@ from starlette.responses import HTMLResponse, Response
 
 from market.catalog.api import Catalog
 from market.content.api import Content
+from market.dashboard.api import Dashboard
+from market.extras import Extras
 from market.faults import Refused
 from market.orders.api import Orders
 from market.pages import root
@@ -26,7 +28,8 @@ from market.realworld.operations import OPERATIONS, PREFIX
 from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
-from market.rest import catalog, orders, payments, problems
+from market.recommendations.api import Recommendations
+from market.rest import catalog, dashboard, orders, payments, problems, recommendations
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
@@ -38,7 +41,13 @@ from springtide.web.asgi import ErrorReply, problem_json
 
 __all__ = ["application", "render_error"]
 
-MARKET_OPERATIONS = (*catalog.OPERATIONS, *orders.OPERATIONS, *payments.OPERATIONS)
+MARKET_OPERATIONS = (
+    *catalog.OPERATIONS,
+    *orders.OPERATIONS,
+    *payments.OPERATIONS,
+    *recommendations.OPERATIONS,
+    *dashboard.OPERATIONS,
+)
 
 SECURE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -58,7 +67,10 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         catalog=platform.service(Catalog),
         orders=platform.service(Orders),
         payments=platform.service(Payments),
+        recommendations=platform.service(Recommendations),
+        dashboard=platform.service(Dashboard),
         viewers=viewers,
+        extras=Extras(platform.sink),
     )
     for operation in OPERATIONS:
         path = PREFIX + operation.path

@@ -18,7 +18,17 @@ from market.faults import Invalid, NotFound
 from springtide.db.idempotency import Once
 from springtide.web.idempotency import once_of, read_key
 
-__all__ = ["DEFAULT_LIMIT", "MAX_LIMIT", "id_of", "ids_of", "once", "read_body", "text_of", "window"]
+__all__ = [
+    "DEFAULT_LIMIT",
+    "MAX_LIMIT",
+    "id_of",
+    "ids_of",
+    "number_of",
+    "once",
+    "read_body",
+    "text_of",
+    "window",
+]
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
@@ -73,6 +83,16 @@ def window(request: Request) -> tuple[int, str | None]:
         raise Invalid({"limit": ["must be a whole number, 1 or more"]})
     limit = DEFAULT_LIMIT if text is None else min(int(text), MAX_LIMIT)
     return limit, request.query_params.get("after") or None
+
+
+def number_of(request: Request, name: str, default: int) -> int:
+    """A whole number of the query. Raises Invalid for what is none; its range is the module's to judge."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if _WHOLE.fullmatch(text) is None:
+        raise Invalid({name: ["must be a whole number"]})
+    return int(text)
 
 
 def text_of(request: Request, name: str) -> str | None:

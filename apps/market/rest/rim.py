@@ -9,10 +9,13 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from market.catalog.api import Catalog
+from market.dashboard.api import Dashboard
+from market.extras import Extras
 from market.orders.api import Orders
 from market.payments.api import Payments
 from market.realworld.answers import Unauthorized
 from market.realworld.viewers import Viewers
+from market.recommendations.api import Recommendations
 from market.users.api import Users
 
 __all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
@@ -20,13 +23,25 @@ __all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
 
 class Rest:
     def __init__(
-        self, *, users: Users, catalog: Catalog, orders: Orders, payments: Payments, viewers: Viewers
+        self,
+        *,
+        users: Users,
+        catalog: Catalog,
+        orders: Orders,
+        payments: Payments,
+        recommendations: Recommendations,
+        dashboard: Dashboard,
+        viewers: Viewers,
+        extras: Extras,
     ) -> None:
         self.users = users
         self.catalog = catalog
         self.orders = orders
         self.payments = payments
+        self.recommendations = recommendations
+        self.dashboard = dashboard
         self.viewers = viewers
+        self.extras = extras
 
 
 def rest_of(request: Request) -> Rest:
