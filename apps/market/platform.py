@@ -10,6 +10,10 @@ from market.content import service as content
 from market.content.api import Content
 from market.dashboard import service as dashboard
 from market.dashboard.api import Dashboard
+from market.notifications import service as notifications
+from market.notifications.api import Notifications
+from market.notifications.jobs import SendMail, SendPush
+from market.notifications.settings import NotificationSettings
 from market.orders import service as orders
 from market.orders.api import Orders
 from market.orders.jobs import Advance
@@ -32,12 +36,15 @@ HERE = Path(__file__).parent
 
 
 def modules(
-    *, provider: PaymentSettings | None = None, ordering: OrderSettings | None = None
+    *,
+    provider: PaymentSettings | None = None,
+    ordering: OrderSettings | None = None,
+    outgoing: NotificationSettings | None = None,
 ) -> list[Module]:
     """Declared anew on every call: a platform owns its modules.
 
-    `provider` is how the payment provider is reached, `ordering` how long orders may take; None: as the
-    environment says.
+    `provider` is how the payment provider is reached, `ordering` how long orders may take, `outgoing` how
+    mail and pushes leave; None: as the environment says.
     """
     return [
         Module(
@@ -102,5 +109,23 @@ def modules(
             ],
             jobs=[Handler(Advance, orders.OrderService.advance)],
             settings=ordering or OrderSettings.from_environment(),
+        ),
+        Module(
+            "notifications",
+            migrations=HERE / "notifications" / "migrations",
+            provides=Notifications,
+            factory=notifications.build,
+            background=[
+                Background(
+                    name="tidy",
+                    every=notifications.TIDY_EVERY,
+                    method=notifications.NotificationService.tidy,
+                )
+            ],
+            jobs=[
+                Handler(SendMail, notifications.NotificationService.send_mail),
+                Handler(SendPush, notifications.NotificationService.send_push),
+            ],
+            settings=outgoing or NotificationSettings.from_environment(),
         ),
     ]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from market._words import FIRST, LAST, NOUNS, OPENINGS, PLACES, QUALITIES, SENTENCES, STEMS
 from market.content import bulk as content
+from market.notifications import bulk as notifications
 from market.users import bulk as users_bulk
 from springtide.db import BUCKETS, Database, bucket_of
 from springtide.errors import AlreadySeeded
@@ -42,9 +43,9 @@ FOLLOWS = 8
 FAVORITES = 5
 COMMENTS = 2
 MAX_COMMENTS = 400
-ROWS = 15.6
-"""About how many rows one user makes, favourites and comments aside: an account with two reservations, an
-article with one, seven and a half follows, two and a half tags, and counts."""
+ROWS = 16.6
+"""About how many rows one user makes, favourites and comments aside: an account with two reservations and a
+recipient, an article with one, seven and a half follows, two and a half tags, and counts."""
 
 TAGS = tuple(STEMS) + tuple(
     f"{stem}-{word}" for word in ("news", "basics", "ideas", "tools") for stem in STEMS
@@ -60,14 +61,16 @@ STRIDE = 2_147_483_647
 
 
 async def seed(platform: Platform, *, users: int, seed: int, progress: Progress) -> SeedReport:
-    """Fill both modules' databases. Raises AlreadySeeded when one is not empty, ValueError below 2 users."""
+    """Fill the modules' databases. Raises AlreadySeeded when one is not empty, ValueError below 2 users."""
     if not 2 <= users < STRIDE:
         raise ValueError(f"users must be in 2..{STRIDE - 1}, got {users}")
     people_db, content_db = platform.database("users"), platform.database("content")
+    told_db = platform.database("notifications")
     if isinstance(progress, ProgressBar):
         progress.expect(users * 25)
-    async with BulkLoad([people_db, content_db], progress=progress) as load:
-        if not (await users_bulk.is_empty(people_db) and await content.is_empty(content_db)):
+    async with BulkLoad([people_db, content_db, told_db], progress=progress) as load:
+        empty = await users_bulk.is_empty(people_db) and await content.is_empty(content_db)
+        if not (empty and await notifications.is_empty(told_db)):
             raise AlreadySeeded(
                 "there is data already, and a seed is for an empty platform:"
                 " `springtide down`, remove the folder .springtide, `springtide up` gives a fresh one"
@@ -77,6 +80,7 @@ async def seed(platform: Platform, *, users: int, seed: int, progress: Progress)
         if isinstance(progress, ProgressBar):
             progress.expect(made.rows)
         await users_bulk.copy_accounts(load, people_db, made.accounts())
+        await notifications.copy_recipients(load, told_db, made.recipients())
         await users_bulk.copy_follows(load, people_db, made.follows())
         await content.copy_articles(load, content_db, made.articles())
         await content.copy_favorites(load, content_db, made.favorites())
@@ -136,6 +140,11 @@ class _Content:
             at = _moment(NOW - 2 * YEAR, number, self.users)
             email = f"{name}@example.com"
             yield users_bulk.BulkAccount(id, name, email, HASHED, bio, None, at)
+
+    def recipients(self) -> Iterator[notifications.BulkRecipient]:
+        for number, id in enumerate(self.user_ids):
+            name = username(number, self.seed)
+            yield notifications.BulkRecipient(id, name, f"{name}@example.com", 1)
 
     def follows(self) -> Iterator[users_bulk.BulkFollow]:
         rng, ids = self._random("follows"), self.user_ids

@@ -17,6 +17,7 @@ from market.content import lists
 from market.content import store as content
 from market.content.api import ArticleQuery
 from market.dashboard import store as dashboard
+from market.notifications import store as notifications
 from market.orders import store as orders
 from market.payments import store as payments
 from market.platform import modules
@@ -68,7 +69,10 @@ def test_every_statement_keeps_to_its_modules_schema(module: str) -> None:
     assert schemas - ALIASES == {module}
 
 
-ALIASES = {"article", "account", "author_count", "charge", "held", "listing", "reservation", "stock"}
+ALIASES = {
+    "article", "account", "author_count", "charge", "held", "inbox", "listing", "preference", "recipient",
+    "reservation", "stock", "subscription",
+}  # fmt: skip
 """`join x on alias.column`: what follows ON is a column, not a table."""
 
 
@@ -104,7 +108,7 @@ def test_every_other_statement_names_its_bucket() -> None:
     """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
     found = 0
     modules_stores = (users, content, lists, catalog, stock, payments, dashboard, recommendations, follows)
-    for store in (*modules_stores, orders):
+    for store in (*modules_stores, orders, notifications):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:
                 found += 1

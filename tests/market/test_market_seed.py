@@ -29,6 +29,7 @@ CONTENT = {
     "content.article_tag": "tag, created_at",
     "content.favorite": "article_created_at",
     "content.comment": "body, created_at",
+    "notifications.recipient": "name, email, version",
     "content._reservation": "kind, value, state, bucket",
     "content.tag_use": "bucket, tag, articles",
 }
@@ -55,7 +56,7 @@ async def empty(urls: list[str]) -> None:
         connection = await asyncpg.connect(url)
         for table in await connection.fetch(
             "select format('%I.%I', schemaname, tablename) from pg_tables"
-            " where schemaname in ('users', 'content')"
+            " where schemaname in ('users', 'content', 'notifications')"
         ):
             if not table[0].endswith("migration"):
                 await connection.execute(f"truncate {table[0]}")
