@@ -6,10 +6,13 @@ from pathlib import Path
 
 from market.catalog import service as catalog
 from market.catalog.api import Catalog
+from market.catalog.jobs import ListingChanged
 from market.content import service as content
 from market.content.api import Content
+from market.content.jobs import ArticleChanged, ArticleRemoved
 from market.dashboard import service as dashboard
 from market.dashboard.api import Dashboard
+from market.indexing import SWEEP_EVERY
 from market.notifications import service as notifications
 from market.notifications.api import Notifications
 from market.notifications.jobs import SendMail, SendPush
@@ -25,8 +28,11 @@ from market.recommendations import making
 from market.recommendations import service as recommendations
 from market.recommendations.api import Recommendations
 from market.recommendations.service import RecommendationService
+from market.search import service as search
+from market.search.api import Search
 from market.users import service as users
 from market.users.api import Users
+from market.users.jobs import PersonChanged
 from springtide.jobs import Handler
 from springtide.services import Background, Module
 
@@ -48,24 +54,49 @@ def modules(
     """
     return [
         Module(
+            "search",
+            migrations=HERE / "search" / "migrations",
+            provides=Search,
+            factory=search.build,
+            background=[
+                Background(name="prune", every=search.PRUNE_EVERY, method=search.SearchService.prune)
+            ],
+        ),
+        Module(
             "users",
             migrations=HERE / "users" / "migrations",
             provides=Users,
             factory=users.build,
-            requires=[Recommendations],
-            jobs=[Handler(users.Followed, users.UserService.tell_followed)],
+            requires=[Search, Recommendations],
+            background=[Background(name="index", every=SWEEP_EVERY, method=users.UserService.index)],
+            jobs=[
+                Handler(PersonChanged, users.UserService.changed),
+                Handler(users.Followed, users.UserService.tell_followed),
+            ],
         ),
         Module(
-            "content", migrations=HERE / "content" / "migrations", provides=Content, factory=content.build
+            "content",
+            migrations=HERE / "content" / "migrations",
+            provides=Content,
+            factory=content.build,
+            requires=[Search],
+            background=[Background(name="index", every=SWEEP_EVERY, method=content.ContentService.index)],
+            jobs=[
+                Handler(ArticleChanged, content.ContentService.changed),
+                Handler(ArticleRemoved, content.ContentService.removed),
+            ],
         ),
         Module(
             "catalog",
             migrations=HERE / "catalog" / "migrations",
             provides=Catalog,
             factory=catalog.build,
+            requires=[Search],
             background=[
-                Background(name="sweep", every=catalog.SWEEP_EVERY, method=catalog.CatalogService.sweep)
+                Background(name="sweep", every=catalog.SWEEP_EVERY, method=catalog.CatalogService.sweep),
+                Background(name="index", every=SWEEP_EVERY, method=catalog.CatalogService.index),
             ],
+            jobs=[Handler(ListingChanged, catalog.CatalogService.changed)],
         ),
         Module(
             "payments",

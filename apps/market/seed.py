@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 from market._words import FIRST, LAST, NOUNS, OPENINGS, PLACES, QUALITIES, SENTENCES, STEMS
 from market.content import bulk as content
 from market.notifications import bulk as notifications
+from market.search import bulk as search
+from market.search.api import Document
 from market.users import bulk as users_bulk
 from springtide.db import BUCKETS, Database, bucket_of
 from springtide.errors import AlreadySeeded
@@ -43,9 +45,10 @@ FOLLOWS = 8
 FAVORITES = 5
 COMMENTS = 2
 MAX_COMMENTS = 400
-ROWS = 16.6
+ROWS = 20.6
 """About how many rows one user makes, favourites and comments aside: an account with two reservations and a
-recipient, an article with one, seven and a half follows, two and a half tags, and counts."""
+recipient, an article with one, seven and a half follows, two and a half tags, counts, and two documents that
+are written twice: where they arrive, and where they stay."""
 
 TAGS = tuple(STEMS) + tuple(
     f"{stem}-{word}" for word in ("news", "basics", "ideas", "tools") for stem in STEMS
@@ -65,10 +68,10 @@ async def seed(platform: Platform, *, users: int, seed: int, progress: Progress)
     if not 2 <= users < STRIDE:
         raise ValueError(f"users must be in 2..{STRIDE - 1}, got {users}")
     people_db, content_db = platform.database("users"), platform.database("content")
-    told_db = platform.database("notifications")
+    told_db, search_db = platform.database("notifications"), platform.database("search")
     if isinstance(progress, ProgressBar):
         progress.expect(users * 25)
-    async with BulkLoad([people_db, content_db, told_db], progress=progress) as load:
+    async with BulkLoad([people_db, content_db, told_db, search_db], progress=progress) as load:
         empty = await users_bulk.is_empty(people_db) and await content.is_empty(content_db)
         if not (empty and await notifications.is_empty(told_db)):
             raise AlreadySeeded(
@@ -86,6 +89,7 @@ async def seed(platform: Platform, *, users: int, seed: int, progress: Progress)
         await content.copy_favorites(load, content_db, made.favorites())
         await content.copy_comments(load, content_db, made.comments())
         await content.copy_counts(load, content_db)
+        await search.copy_documents(load, search_db, made.documents())
     example = username(0, seed)
     note = f"log in as anybody: e-mail {example}@example.com, password {PASSWORD}"
     return SeedReport(users=users, seed=seed, rows=load.rows, notes=[note])
@@ -172,6 +176,11 @@ class _Content:
                 self.liked[number],
                 self._article_at(number),
             )
+
+    def documents(self) -> Iterator[Document]:
+        """Everybody and every article, as the search shall find them."""
+        yield from map(users_bulk.document_of, self.accounts())
+        yield from map(content.document_of, self.articles())
 
     def favorites(self) -> Iterator[content.BulkFavorite]:
         rng, ids = self._random("favorites"), self.user_ids

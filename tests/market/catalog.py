@@ -17,6 +17,7 @@ from market.catalog.stock import StockStore
 from market.catalog.store import CatalogStore
 from market.money import Money
 from market.platform import modules
+from market.search.api import Search
 from springtide.db.idempotency import Idempotency
 from springtide.platform import Platform
 from springtide.testing import ManualClock
@@ -75,7 +76,8 @@ class Market:
     def serve(self, stock: Any) -> CatalogService:
         """The service over another store of stock."""
         reservations, keys = Reservations(stock, clock=self.clock), Idempotency(self.db)
-        return CatalogService(CatalogStore(self.db), reservations, keys=keys, clock=self.clock)
+        search = self.platform.service(Search)
+        return CatalogService(CatalogStore(self.db), reservations, keys=keys, clock=self.clock, search=search)
 
     async def shops(self) -> None:
         for owner, name in ((ANNA, "Anna's"), (BERT, "Bert's")):

@@ -23,6 +23,8 @@ from market.payments import store as payments
 from market.platform import modules
 from market.recommendations import follows
 from market.recommendations import store as recommendations
+from market.search import bulk as search_bulk
+from market.search import store as search
 from market.users import store as users
 
 APP = Path(market.__file__).parent
@@ -100,6 +102,13 @@ SCATTERED = {
     follows.OLD_AUTHORS,
     follows.POPULAR,
     orders.DUE,
+    users.VERSIONS,
+    content.VERSIONS,
+    catalog.VERSIONS,
+    search.FIND,
+    search.SUGGEST,
+    search.PRUNE,
+    search_bulk.MOVE,
 }
 """Statements about every bucket, which run by scatter."""
 
@@ -108,7 +117,7 @@ def test_every_other_statement_names_its_bucket() -> None:
     """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
     found = 0
     modules_stores = (users, content, lists, catalog, stock, payments, dashboard, recommendations, follows)
-    for store in (*modules_stores, orders, notifications):
+    for store in (*modules_stores, orders, notifications, search, search_bulk):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:
                 found += 1

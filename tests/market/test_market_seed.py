@@ -13,6 +13,7 @@ from tests.market.harness import Api, Person
 
 import market.seed
 from market.content import bulk as content_bulk
+from market.search import bulk as search_bulk
 from market.seed import HASHED, PASSWORD, TAGS, seed, username
 from market.users import bulk as users_bulk
 from springtide.errors import LoadError
@@ -32,11 +33,12 @@ CONTENT = {
     "notifications.recipient": "name, email, version",
     "content._reservation": "kind, value, state, bucket",
     "content.tag_use": "bucket, tag, articles",
+    "search.document": "bucket, kind, version, title, body, names::text, words::text",
 }
 """Everything but ids, which depend on what the database has handed out before."""
 
 
-STREAMING = (market.seed, users_bulk, content_bulk, seeding)
+STREAMING = (market.seed, users_bulk, content_bulk, search_bulk, seeding)
 """The files that rows pass through on their way to COPY."""
 
 
@@ -56,7 +58,7 @@ async def empty(urls: list[str]) -> None:
         connection = await asyncpg.connect(url)
         for table in await connection.fetch(
             "select format('%I.%I', schemaname, tablename) from pg_tables"
-            " where schemaname in ('users', 'content', 'notifications')"
+            " where schemaname in ('users', 'content', 'notifications', 'search')"
         ):
             if not table[0].endswith("migration"):
                 await connection.execute(f"truncate {table[0]}")
@@ -240,7 +242,7 @@ async def test_memory_does_not_grow_with_the_rows(
     api: Api, urls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Less than 200 bytes for each further user, whose 25 rows take 8 kB."""
-    for module in (users_bulk, content_bulk):
+    for module in (users_bulk, content_bulk, search_bulk):
         monkeypatch.setattr(module, "BATCH", 25)
     monkeypatch.setitem(BulkLoad.__init__.__kwdefaults__, "batch", 25)
     peaks = []

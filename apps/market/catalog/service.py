@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -31,15 +31,20 @@ from market.catalog.api import (
     Stock,
 )
 from market.catalog.categories import DEPARTMENTS, TREE
+from market.catalog.indexing import document
+from market.catalog.jobs import ListingChanged
 from market.catalog.reservations import Reservations
 from market.catalog.stock import StockStore
-from market.catalog.store import CatalogStore, HasShop, Locked, NotEnough
+from market.catalog.store import PUBLIC, CatalogStore, HasShop, Locked, NotEnough
 from market.faults import Conflict, Forbidden, Invalid, NotFound, Stale, Taken
+from market.indexing import Sweep
 from market.moments import moment
+from market.search.api import Document, Search
 from springtide.clock import Clock
 from springtide.db import WriteTransaction
 from springtide.db.idempotency import Answer, Claim, Idempotency, Once
 from springtide.errors import AlreadyReserved, InvalidCursor
+from springtide.jobs import Run
 from springtide.services import ModuleContext
 
 __all__ = ["SWEEP_EVERY", "CatalogService", "build"]
@@ -62,19 +67,33 @@ HIDDEN = frozenset({"draft", "withdrawn"})
 def build(context: ModuleContext) -> CatalogService:
     reservations = Reservations(StockStore(context.db), clock=context.clock)
     keys = Idempotency(context.db, max_answer_bytes=MAX_ANSWER_BYTES, sink=context.sink)
-    return CatalogService(CatalogStore(context.db), reservations, keys=keys, clock=context.clock)
+    return CatalogService(
+        CatalogStore(context.db),
+        reservations,
+        keys=keys,
+        clock=context.clock,
+        search=context.service(Search),
+    )
 
 
 class CatalogService:
     """Implements `market.catalog.api.Catalog`."""
 
     def __init__(
-        self, store: CatalogStore, reservations: Reservations, *, keys: Idempotency, clock: Clock
+        self,
+        store: CatalogStore,
+        reservations: Reservations,
+        *,
+        keys: Idempotency,
+        clock: Clock,
+        search: Search,
     ) -> None:
         self._store = store
         self._reservations = reservations
         self._keys = keys
         self._clock = clock
+        self._search = search
+        self._index = Sweep(search, "listing", page=store.versions, documents=self._documents)
 
     async def open_shop(self, owner: int, new: NewShop, once: Once | None = None) -> Shop:
         new = rules.check_shop(new)
@@ -246,6 +265,21 @@ class CatalogService:
         """For the workers, periodically."""
         await self._reservations.sweep()
 
+    async def changed(self, job: ListingChanged, run: Run) -> None:
+        """A job's handler."""
+        for row in await self._store.texts([job.listing_id]):
+            if row["status"] in PUBLIC:
+                await self._search.put([_document(row)])
+            else:
+                await self._search.remove("listing", row["id"], row["version"])
+
+    async def index(self) -> None:
+        """For the workers, periodically."""
+        await self._index.round()
+
+    async def _documents(self, ids: list[int]) -> list[Document]:
+        return [_document(row) for row in await self._store.texts(ids) if row["status"] in PUBLIC]
+
     async def _once(
         self, once: Once | None, home: int, shape: type[T], effect: Callable[[], Awaitable[T]]
     ) -> T:
@@ -269,6 +303,10 @@ class CatalogService:
         listing = await self.listing(id, owner)
         if listing.seller_id != owner:
             raise Forbidden("listing")
+
+
+def _document(row: Any) -> Document:
+    return document(row["id"], row["version"], row["title"], row["description"], row["category"])
 
 
 def _check_id(id: int) -> None:

@@ -28,11 +28,16 @@ from market.catalog.api import (
     Stock,
 )
 from market.catalog.categories import DEPARTMENTS, department_of
+from market.catalog.jobs import ListingChanged
 from market.catalog.stock import ADD_MOVEMENTS, LOCK, count, flip
 from market.money import Money
-from springtide.db import Database, Keyset, Step, WriteTransaction, bucket_of, desc
+from market.search.api import Versioned
+from springtide.db import ASC, Database, Keyset, Step, WriteTransaction, bucket_of, desc
 
-__all__ = ["CatalogStore", "HasShop", "Locked", "NotEnough"]
+__all__ = ["PUBLIC", "CatalogStore", "HasShop", "Locked", "NotEnough"]
+
+PUBLIC = frozenset({"active", "sold_out"})
+"""The status of what everybody may see."""
 
 NEWEST = Keyset(desc("listed_at", datetime), desc("id"))
 CREATED = Keyset(desc("created_at", datetime), desc("id"))
@@ -109,6 +114,19 @@ from catalog.listing
 {JOINED}
 where listing.bucket = $1 and listing.seller_id = $2 and {{condition}}
 """  # noqa: S608 - constants only
+
+VERSIONS = """
+select bucket, id, version from catalog.listing
+where (bucket, id) > ($1::smallint, $2::bigint) and status in ('active', 'sold_out')
+"""
+
+TEXTS = """
+select listing.id, listing.version, listing.title, listing.description, listing.category, listing.status
+from unnest($1::bigint[]) as wanted (id)
+cross join lateral (
+    select * from catalog.listing where bucket = (wanted.id & 1023)::smallint and id = wanted.id limit 1
+) as listing
+"""
 
 INSERT = """
 insert into catalog.listing
@@ -246,6 +264,8 @@ class CatalogStore:
                 await tx.execute(ADD_MOVEMENTS, *movement)
             if status == "active":
                 await count(tx, {(bucket, new.category): 1})
+            if status in PUBLIC:
+                await _tell(tx, id)
 
     async def listing(self, id: int) -> Listing | None:
         row = await self._db.read(id).fetch_one(LISTING, bucket_of(id), id)
@@ -254,6 +274,16 @@ class CatalogStore:
     async def listings(self, ids: Sequence[int]) -> list[ListingSummary]:
         """In no order."""
         return [ListingSummary(**_summary(row)) for row in await self._db.fetch_many(LISTINGS, list(ids))]
+
+    async def versions(self, after: int | None, limit: int) -> list[Versioned]:
+        """What everybody may see behind the id `after` (None: from the first), bucket by bucket."""
+        behind = (-1, -1) if after is None else (bucket_of(after), after)
+        rows = await self._db.scatter(VERSIONS, *behind, order=[("bucket", ASC), ("id", ASC)], limit=limit)
+        return [Versioned(id=row["id"], version=row["version"]) for row in rows]
+
+    async def texts(self, ids: Sequence[int]) -> list[Any]:
+        """Rows of id, version, title, description, category and status, in no order."""
+        return await self._db.fetch_many(TEXTS, list(ids))
 
     async def on_sale(self, query: ListingQuery) -> ListingPage:
         """Raises InvalidCursor."""
@@ -319,6 +349,8 @@ class CatalogStore:
             now = (bucket, category or locked.category)
             change[now] = change.get(now, 0) + 1
         await count(locked.tx, change)
+        if locked.status in PUBLIC or status in PUBLIC:
+            await _tell(locked.tx, id)
 
     async def adjust(self, locked: Locked, change: int, note: str, most: int, at: datetime) -> Stock:
         """Raises NotEnough when it would leave less than what is reserved, or more than `most`."""
@@ -336,6 +368,11 @@ class CatalogStore:
         number = len(args) + len(step.args) + 1
         text = f"{sql} order by {step.order_by} limit ${number}"
         return await self._db.read(key).fetch(text, *args, *step.args, step.fetch)
+
+
+async def _tell(tx: WriteTransaction, id: int) -> None:
+    """One job for all changes that it has not begun to tell of."""
+    await tx.enqueue(ListingChanged(id), unique_key=str(id))
 
 
 def _or_none(value: Any) -> Any:

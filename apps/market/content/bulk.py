@@ -13,6 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from market.content import rules
+from market.content.indexing import document
+from market.search.api import Document
 from springtide.db import Database, bucket_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
     "copy_comments",
     "copy_counts",
     "copy_favorites",
+    "document_of",
     "is_empty",
 ]
 
@@ -72,6 +75,11 @@ class BulkComment(NamedTuple):
     author: int
     body: str
     at: datetime
+
+
+def document_of(row: BulkArticle) -> Document:
+    """What of it is to be found."""
+    return document(row.id, 1, row.title, row.description, row.body, row.tags)
 
 
 async def is_empty(db: Database) -> bool:

@@ -19,13 +19,18 @@ from market.content.api import (
     Comment,
     NewArticle,
 )
+from market.content.indexing import document
+from market.content.jobs import ArticleChanged, ArticleRemoved
 from market.content.lists import listing
 from market.content.store import ContentStore, Gone, Renamed, TitleTaken
 from market.content.tags import PopularTags
 from market.faults import Forbidden, Invalid, NotFound, Taken
+from market.indexing import Sweep
 from market.moments import moment
+from market.search.api import Document, Search
 from springtide.clock import Clock
 from springtide.errors import AlreadyReserved, Unavailable
+from springtide.jobs import Run
 from springtide.services import ModuleContext
 
 __all__ = ["ContentService", "build"]
@@ -36,16 +41,18 @@ ATTEMPTS = 5
 
 
 def build(context: ModuleContext) -> ContentService:
-    return ContentService(ContentStore(context.db), clock=context.clock)
+    return ContentService(ContentStore(context.db), clock=context.clock, search=context.service(Search))
 
 
 class ContentService:
     """Implements `market.content.api.Content`."""
 
-    def __init__(self, store: ContentStore, *, clock: Clock) -> None:
+    def __init__(self, store: ContentStore, *, clock: Clock, search: Search) -> None:
         self._store = store
         self._clock = clock
         self._tags = PopularTags(store.tags, clock=clock)
+        self._search = search
+        self._index = Sweep(search, "article", page=store.versions, documents=self._documents)
 
     async def create(self, author: int, new: NewArticle) -> Article:
         new = rules.check_new(new)
@@ -156,6 +163,21 @@ class ContentService:
 
     async def tags(self) -> list[str]:
         return await self._tags.most_used()
+
+    async def changed(self, job: ArticleChanged, run: Run) -> None:
+        """A job's handler. An article that is gone by now has another job for that."""
+        await self._search.put(await self._documents([job.article_id]))
+
+    async def removed(self, job: ArticleRemoved, run: Run) -> None:
+        """A job's handler."""
+        await self._search.remove("article", job.article_id, job.version)
+
+    async def index(self) -> None:
+        """For the workers, periodically."""
+        await self._index.round()
+
+    async def _documents(self, ids: list[int]) -> list[Document]:
+        return [document(**dict(row)) for row in await self._store.texts(ids)]
 
     async def _find(self, slug: str) -> int:
         id = await self._store.find(slug) if rules.is_slug(slug) else None

@@ -14,9 +14,11 @@ from typing import Any
 import asyncpg
 
 from market.content.api import Article, ArticleSummary, Comment
+from market.content.jobs import ArticleChanged, ArticleRemoved
 from market.content.lists import COUNT_FEED, FEED, Statement
 from market.content.tags import Counted
-from springtide.db import ASC, DESC, Database, bucket_of
+from market.search.api import Versioned
+from springtide.db import ASC, DESC, Database, WriteTransaction, bucket_of
 
 __all__ = ["ContentStore", "Gone", "Renamed", "TitleTaken"]
 
@@ -47,6 +49,18 @@ cross join lateral (
 ) as article
 """
 
+VERSIONS = """
+select bucket, id, version from content.article where (bucket, id) > ($1::smallint, $2::bigint)
+"""
+
+TEXTS = """
+select article.id, article.version, article.title, article.description, article.body, article.tags
+from unnest($1::bigint[]) as wanted (id)
+cross join lateral (
+    select * from content.article where bucket = (wanted.id & 1023)::smallint and id = wanted.id limit 1
+) as article
+"""
+
 INSERT = f"""
 insert into content.article
     (bucket, id, author_id, slug, title, description, body, tags, favorites, created_at, updated_at)
@@ -55,7 +69,9 @@ on conflict (bucket, author_id, md5(lower(title))) do nothing
 returning {COLUMNS}, false as favorited
 """  # noqa: S608 - constants only
 
-LOCK = "select slug, tags, created_at from content.article where bucket = $1 and id = $2 for update"
+LOCK = """
+select slug, tags, version, created_at from content.article where bucket = $1 and id = $2 for update
+"""
 
 HOLD = "select 1 from content.article where bucket = $1 and id = $2 for no key update"
 
@@ -226,6 +242,7 @@ class ContentStore:
             if tags:
                 await tx.execute(ADD_TAGS, bucket, id, list(tags), at)
             await _count(tx, author, 1, dict.fromkeys(tags, 1))
+            await _tell(tx, id)
         return _article(row)
 
     async def update(
@@ -270,6 +287,7 @@ class ContentStore:
                     await tx.execute(ADD_TAGS, bucket, id, added, before["created_at"])
                 await _count_tags(tx, bucket, change)
             row = await tx.fetch_one(ARTICLE, bucket, id, known.author_id)
+            await _tell(tx, id)
         return _article(row)
 
     async def former_slugs(self, id: int) -> list[str]:
@@ -291,6 +309,7 @@ class ContentStore:
             await tx.execute(DROP_FORMER_SLUGS, bucket, id, former)
             await tx.execute(DELETE, bucket, id)
             await _count(tx, known.author_id, -1, dict.fromkeys(before["tags"], -1))
+            await tx.enqueue(ArticleRemoved(id, before["version"] + 1))
 
     async def favorite(self, id: int, user: int, *, wanted: bool) -> Article:
         """Make `user` a favouriter of the article, or not; answers it as that user sees it. Raises Gone."""
@@ -325,6 +344,16 @@ class ContentStore:
     async def summaries(self, ids: Sequence[int], viewer: int | None) -> list[ArticleSummary]:
         """In no order."""
         return [_summary(row) for row in await self._db.fetch_many(SUMMARIES, list(ids), viewer)]
+
+    async def versions(self, after: int | None, limit: int) -> list[Versioned]:
+        """Articles behind the id `after` (None: from the first), bucket by bucket."""
+        behind = (-1, -1) if after is None else (bucket_of(after), after)
+        rows = await self._db.scatter(VERSIONS, *behind, order=[("bucket", ASC), ("id", ASC)], limit=limit)
+        return [Versioned(id=row["id"], version=row["version"]) for row in rows]
+
+    async def texts(self, ids: Sequence[int]) -> list[Any]:
+        """Rows of id, version, title, description, body and tags, in no order."""
+        return await self._db.fetch_many(TEXTS, list(ids))
 
     async def feed(
         self, authors: Sequence[int], viewer: int, limit: int, offset: int
@@ -385,6 +414,11 @@ def _added_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     for row in rows:
         uses[row["tag"]] = uses.get(row["tag"], 0) + row["articles"]
     return uses
+
+
+async def _tell(tx: WriteTransaction, id: int) -> None:
+    """One job for all changes that it has not begun to tell of."""
+    await tx.enqueue(ArticleChanged(id), unique_key=str(id))
 
 
 async def _count(tx: Any, author: int, by: int, tags: Mapping[str, int]) -> None:

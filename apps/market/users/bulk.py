@@ -11,13 +11,15 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from market.search.api import Document
+from market.users.indexing import document
 from market.users.rules import fold
 from springtide.db import Database, bucket_of
 
 if TYPE_CHECKING:
     from springtide.ops.load.seeding import BulkLoad
 
-__all__ = ["BulkAccount", "BulkFollow", "copy_accounts", "copy_follows", "is_empty"]
+__all__ = ["BulkAccount", "BulkFollow", "copy_accounts", "copy_follows", "document_of", "is_empty"]
 
 BATCH = 10_000
 
@@ -36,6 +38,11 @@ class BulkFollow(NamedTuple):
     follower: int
     followee: int
     at: datetime
+
+
+def document_of(row: BulkAccount) -> Document:
+    """What of it is to be found."""
+    return document(row.id, 1, row.username, row.bio)
 
 
 async def is_empty(db: Database) -> bool:

@@ -7,9 +7,13 @@ from msgspec import UNSET
 
 from market.checks import Checks
 from market.faults import NotFound, Taken
+from market.indexing import Sweep
 from market.moments import moment
 from market.recommendations.api import Recommendations
+from market.search.api import Document, Search
 from market.users.api import Account, AccountChanges, NewAccount, Profile
+from market.users.indexing import document
+from market.users.jobs import PersonChanged
 from market.users.rules import check_changes, check_login, check_new, fold, is_username
 from market.users.store import AccountRow, Person, UserStore
 from springtide.clock import Clock
@@ -36,6 +40,7 @@ def build(context: ModuleContext) -> UserService:
     return UserService(
         UserStore(context.db),
         recommendations=context.service(Recommendations),
+        search=context.service(Search),
         passwords=context.passwords,
         clock=context.clock,
     )
@@ -45,12 +50,20 @@ class UserService:
     """Implements `market.users.api.Users`."""
 
     def __init__(
-        self, store: UserStore, *, recommendations: Recommendations, passwords: Passwords, clock: Clock
+        self,
+        store: UserStore,
+        *,
+        recommendations: Recommendations,
+        search: Search,
+        passwords: Passwords,
+        clock: Clock,
     ) -> None:
         self._store = store
         self._recommendations = recommendations
         self._passwords = passwords
         self._clock = clock
+        self._search = search
+        self._index = Sweep(search, "person", page=store.versions, documents=self._documents)
 
     async def register(self, new: NewAccount) -> Account:
         new = check_new(new)
@@ -155,6 +168,18 @@ class UserService:
         now = await self._store.follow_now(job.follower, job.followee)
         if now is not None:
             await self._recommendations.followed(job.follower, job.followee, now.following, now.version)
+
+    async def changed(self, job: PersonChanged, run: Run) -> None:
+        """A job's handler."""
+        await self._search.put(await self._documents([job.person_id]))
+
+    async def index(self) -> None:
+        """For the workers, periodically."""
+        await self._index.round()
+
+    async def _documents(self, ids: list[int]) -> list[Document]:
+        people = await self._store.people(ids)
+        return [document(person.id, person.version, person.username, person.bio) for person in people]
 
     async def _must_find(self, username: str) -> int:
         id = await self.find(username)

@@ -12,8 +12,10 @@ from datetime import datetime
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from market.search.api import Versioned
+from market.users.jobs import PersonChanged
 from market.users.rules import fold
-from springtide.db import Database, bucket_of
+from springtide.db import ASC, Database, WriteTransaction, bucket_of
 
 __all__ = ["AccountRow", "Follow", "Person", "UserStore"]
 
@@ -49,6 +51,10 @@ PEOPLE = """
 select account.id, account.username, account.bio, account.image, account.version
 from unnest($1::bigint[]) as wanted (id)
 join users.account on account.bucket = (wanted.id & 1023)::smallint and account.id = wanted.id
+"""
+
+VERSIONS = """
+select bucket, id, version from users.account where (bucket, id) > ($1::smallint, $2::bigint)
 """
 
 FOLLOWED = """
@@ -129,12 +135,19 @@ class UserStore:
     async def people(self, ids: Sequence[int]) -> list[Person]:
         return [Person(*row) for row in await self._db.fetch_many(PEOPLE, list(ids))]
 
+    async def versions(self, after: int | None, limit: int) -> list[Versioned]:
+        """Everybody behind the id `after` (None: from the first), bucket by bucket."""
+        behind = (-1, -1) if after is None else (bucket_of(after), after)
+        rows = await self._db.scatter(VERSIONS, *behind, order=[("bucket", ASC), ("id", ASC)], limit=limit)
+        return [Versioned(id=row["id"], version=row["version"]) for row in rows]
+
     async def insert(self, *, username: str, email: str, password_hash: str, at: datetime) -> AccountRow:
         """Raises AlreadyReserved when the username or the address is taken."""
         id = await self._db.ids.take_anywhere()
         claim = {"username": fold(username), "email": fold(email)}
         async with self._db.reserving(id, claim=claim) as tx:
             await tx.execute(INSERT, bucket_of(id), id, username, email, password_hash, at)
+            await _tell(tx, id)
         return AccountRow(id, username, email, password_hash, None, None, version=1)
 
     async def update(
@@ -172,12 +185,15 @@ class UserStore:
         if not claim:
             async with self._db.write(id) as tx:
                 row = await tx.fetch_one(UPDATE, *values)
+                if row is not None:
+                    await _tell(tx, id)
             return None if row is None else AccountRow(*row)
         try:
             async with self._db.reserving(id, claim=claim, release=release) as tx:
                 row = await tx.fetch_one(UPDATE, *values)
                 if row is None:
                     raise _Changed
+                await _tell(tx, id)
         except _Changed:
             return None
         return AccountRow(*row)
@@ -210,6 +226,11 @@ class UserStore:
         """None when they never followed."""
         row = await self._db.read(follower).fetch_one(FOLLOW_NOW, bucket_of(follower), follower, followee)
         return None if row is None else Follow(*row)
+
+
+async def _tell(tx: WriteTransaction, id: int) -> None:
+    """One job for all changes that it has not begun to tell of."""
+    await tx.enqueue(PersonChanged(id), unique_key=str(id))
 
 
 class _Changed(Exception):

@@ -1,0 +1,24 @@
+"""What the content module has to tell others, as jobs in the transaction of the change."""
+
+from __future__ import annotations
+
+import msgspec
+
+from springtide.jobs import job
+
+__all__ = ["ArticleChanged", "ArticleRemoved"]
+
+
+@job(kind="content.changed")
+class ArticleChanged(msgspec.Struct, frozen=True):
+    """An article was written or changed; the handler reads what is there now."""
+
+    article_id: int
+
+
+@job(kind="content.removed")
+class ArticleRemoved(msgspec.Struct, frozen=True):
+    """An article was deleted; `version` is higher than any that it had."""
+
+    article_id: int
+    version: int

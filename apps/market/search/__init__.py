@@ -1,0 +1,1 @@
+"""Full text search over articles, listings and people; others use `api` only."""

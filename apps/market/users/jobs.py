@@ -1,0 +1,16 @@
+"""What the users module has to tell others, as jobs in the transaction of the change."""
+
+from __future__ import annotations
+
+import msgspec
+
+from springtide.jobs import job
+
+__all__ = ["PersonChanged"]
+
+
+@job(kind="users.changed")
+class PersonChanged(msgspec.Struct, frozen=True):
+    """Somebody registered or changed their account; the handler reads what is there now."""
+
+    person_id: int
