@@ -19,6 +19,7 @@ from market.content.api import Content
 from market.dashboard.api import Dashboard
 from market.extras import Extras
 from market.faults import Refused
+from market.notifications.api import Notifications
 from market.orders.api import Orders
 from market.pages import root
 from market.payments.api import Payments
@@ -29,7 +30,7 @@ from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
 from market.recommendations.api import Recommendations
-from market.rest import catalog, dashboard, orders, payments, problems, recommendations
+from market.rest import catalog, dashboard, notifications, orders, payments, problems, recommendations
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
@@ -45,6 +46,7 @@ MARKET_OPERATIONS = (
     *catalog.OPERATIONS,
     *orders.OPERATIONS,
     *payments.OPERATIONS,
+    *notifications.OPERATIONS,
     *recommendations.OPERATIONS,
     *dashboard.OPERATIONS,
 )
@@ -67,6 +69,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         catalog=platform.service(Catalog),
         orders=platform.service(Orders),
         payments=platform.service(Payments),
+        notifications=platform.service(Notifications),
         recommendations=platform.service(Recommendations),
         dashboard=platform.service(Dashboard),
         viewers=viewers,

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from market.catalog.api import Catalog
 from market.dashboard.api import Dashboard
 from market.extras import Extras
+from market.notifications.api import Notifications
 from market.orders.api import Orders
 from market.payments.api import Payments
 from market.realworld.answers import Unauthorized
@@ -29,6 +30,7 @@ class Rest:
         catalog: Catalog,
         orders: Orders,
         payments: Payments,
+        notifications: Notifications,
         recommendations: Recommendations,
         dashboard: Dashboard,
         viewers: Viewers,
@@ -38,6 +40,7 @@ class Rest:
         self.catalog = catalog
         self.orders = orders
         self.payments = payments
+        self.notifications = notifications
         self.recommendations = recommendations
         self.dashboard = dashboard
         self.viewers = viewers
