@@ -19,6 +19,7 @@ from market.content.api import Content
 from market.dashboard.api import Dashboard
 from market.extras import Extras
 from market.faults import Refused
+from market.media.api import Media
 from market.notifications.api import Notifications
 from market.orders.api import Orders
 from market.pages import root
@@ -30,17 +31,28 @@ from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
 from market.recommendations.api import Recommendations
-from market.rest import catalog, dashboard, notifications, orders, payments, problems, recommendations
+from market.rest import (
+    catalog,
+    dashboard,
+    files,
+    media,
+    notifications,
+    orders,
+    payments,
+    problems,
+    recommendations,
+)
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
+from market.rest.uploads import UPLOAD_BYTES
 from market.settings import Settings
 from market.users.api import Users
 from springtide import __version__
 from springtide.platform import Platform
 from springtide.web.asgi import ErrorReply, problem_json
 
-__all__ = ["application", "render_error"]
+__all__ = ["BODY_LIMITS", "application", "render_error"]
 
 MARKET_OPERATIONS = (
     *catalog.OPERATIONS,
@@ -49,7 +61,11 @@ MARKET_OPERATIONS = (
     *notifications.OPERATIONS,
     *recommendations.OPERATIONS,
     *dashboard.OPERATIONS,
+    *media.OPERATIONS,
 )
+
+BODY_LIMITS = {media.UPLOADS: UPLOAD_BYTES}
+"""Where a body may be larger than `servers.body_bytes`; for `Platform.wrap`."""
 
 SECURE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -72,6 +88,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         notifications=platform.service(Notifications),
         recommendations=platform.service(Recommendations),
         dashboard=platform.service(Dashboard),
+        media=platform.service(Media),
         viewers=viewers,
         extras=Extras(platform.sink),
     )
@@ -84,6 +101,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
             app.add_api_route(path, operation.endpoint, methods=methods, response_model=None)
     for own in MARKET_OPERATIONS:
         app.add_route(MARKET + own.path, own.endpoint, methods=[own.method])
+    app.add_route(files.ROUTE, files.serve, methods=["GET"])
     described = extend(document(title="market", version=__version__), MARKET_OPERATIONS)
     app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
     _add_pages(app, described)
