@@ -1,11 +1,12 @@
-"""market as one ASGI application: FastAPI at the rim, its hottest reads as plain Starlette routes.
+"""market as one ASGI application: FastAPI at the rim; its hottest reads and all pages are plain routes.
 
-`application` only puts parts together; nothing connects until the server starts its lifespan.
+`application` only puts parts together; nothing connects until the server starts its lifespan. What is under
+/api and /market answers in the shape of that API, errors too; everything else is a page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,10 +20,7 @@ from market.content.api import Content
 from market.dashboard.api import Dashboard
 from market.extras import Extras
 from market.faults import Refused
-from market.media.api import Media
-from market.notifications.api import Notifications
 from market.orders.api import Orders
-from market.pages import root
 from market.payments.api import Payments
 from market.realworld.answers import error_body, failure, refusal, routing_error
 from market.realworld.documentation import document
@@ -31,41 +29,35 @@ from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
 from market.recommendations.api import Recommendations
-from market.rest import (
-    catalog,
-    dashboard,
-    files,
-    media,
-    notifications,
-    orders,
-    payments,
-    problems,
-    recommendations,
-)
+from market.rest import catalog, dashboard, orders, payments, problems, recommendations
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
-from market.rest.uploads import UPLOAD_BYTES
 from market.settings import Settings
+from market.storefront import faults as pages
+from market.storefront.pages import routes
+from market.storefront.rim import Store
+from market.storefront.secure import App, SafePages
+from market.storefront.selling.shop import ShopFirst, shop_first
+from market.storefront.visits import SignInFirst
 from market.users.api import Users
 from springtide import __version__
+from springtide.identity.cookies import SessionCookie
+from springtide.identity.sessions import SessionService
 from springtide.platform import Platform
 from springtide.web.asgi import ErrorReply, problem_json
 
-__all__ = ["BODY_LIMITS", "application", "render_error"]
+__all__ = ["application", "render_error", "served"]
+
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 
 MARKET_OPERATIONS = (
     *catalog.OPERATIONS,
     *orders.OPERATIONS,
     *payments.OPERATIONS,
-    *notifications.OPERATIONS,
     *recommendations.OPERATIONS,
     *dashboard.OPERATIONS,
-    *media.OPERATIONS,
 )
-
-BODY_LIMITS = {media.UPLOADS: UPLOAD_BYTES}
-"""Where a body may be larger than `servers.body_bytes`; for `Platform.wrap`."""
 
 SECURE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -85,10 +77,8 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         catalog=platform.service(Catalog),
         orders=platform.service(Orders),
         payments=platform.service(Payments),
-        notifications=platform.service(Notifications),
         recommendations=platform.service(Recommendations),
         dashboard=platform.service(Dashboard),
-        media=platform.service(Media),
         viewers=viewers,
         extras=Extras(platform.sink),
     )
@@ -101,36 +91,58 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
             app.add_api_route(path, operation.endpoint, methods=methods, response_model=None)
     for own in MARKET_OPERATIONS:
         app.add_route(MARKET + own.path, own.endpoint, methods=[own.method])
-    app.add_route(files.ROUTE, files.serve, methods=["GET"])
     described = extend(document(title="market", version=__version__), MARKET_OPERATIONS)
     app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
-    _add_pages(app, described)
+    _add_documents(app, described)
+    app.state.storefront = store = Store(
+        users=users,
+        content=platform.service(Content),
+        catalog=platform.service(Catalog),
+        sessions=platform.service(SessionService),
+        cookie=SessionCookie(secure=not settings.development),
+        development=settings.development,
+    )
+    app.router.routes += routes(store)
     app.add_exception_handler(Refused, _refusal)
     app.add_exception_handler(HTTPException, _routing_error)
+    app.add_exception_handler(SignInFirst, pages.sign_in_first)
+    app.add_exception_handler(ShopFirst, shop_first)
     return app
 
 
+def served(platform: Platform, settings: Settings | None = None) -> App:
+    """The application as a server runs it: the platform's layers around it, the pages' headers around all."""
+    return SafePages(platform.wrap(application(platform, settings), render_error=render_error))
+
+
 def render_error(reply: ErrorReply, scope: Mapping[str, Any]) -> tuple[bytes, str]:
-    """What the layers around the application answer by themselves: under /api in the shape of that API."""
-    if str(scope.get("path", "")).startswith(f"{PREFIX}/"):
+    """What the layers around the application answer by themselves, in the shape of what was asked for."""
+    path = str(scope.get("path", ""))
+    if path.startswith(f"{PREFIX}/"):
         return error_body(failure(reply.status)), "application/json"
-    return problem_json(reply, scope)
+    if path.startswith(f"{MARKET}/"):
+        return problem_json(reply, scope)
+    return pages.trouble(reply)
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
-    return await (problems.refusal if _under_market(request) else refusal)(request, error)
+    return await _shape(request, refusal, problems.refusal, pages.refusal)(request, error)
 
 
 async def _routing_error(request: Request, error: Exception) -> Response:
-    return await (problems.routing_error if _under_market(request) else routing_error)(request, error)
+    shape = _shape(request, routing_error, problems.routing_error, pages.routing_error)
+    return await shape(request, error)
 
 
-def _under_market(request: Request) -> bool:
-    return request.url.path.startswith(f"{MARKET}/")
+def _shape(request: Request, under_api: Handler, under_market: Handler, page: Handler) -> Handler:
+    path = request.url.path
+    if path.startswith(f"{PREFIX}/"):
+        return under_api
+    return under_market if path.startswith(f"{MARKET}/") else page
 
 
-def _add_pages(app: FastAPI, described: dict[str, Any]) -> None:
-    schema, docs, home = msgspec.json.encode(described), page(described), root()
+def _add_documents(app: FastAPI, described: dict[str, Any]) -> None:
+    schema, docs = msgspec.json.encode(described), page(described)
 
     async def openapi(request: Request) -> Response:
         return Response(schema, media_type="application/json")
@@ -138,9 +150,5 @@ def _add_pages(app: FastAPI, described: dict[str, Any]) -> None:
     async def documentation(request: Request) -> Response:
         return HTMLResponse(docs, headers=SECURE)
 
-    async def front(request: Request) -> Response:
-        return HTMLResponse(home, headers=SECURE)
-
     app.add_route("/openapi.json", openapi, methods=["GET"])
     app.add_route("/docs", documentation, methods=["GET"])
-    app.add_route("/", front, methods=["GET"])

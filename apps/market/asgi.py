@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from market.application import BODY_LIMITS, application, render_error
+from market.application import served
 from market.platform import modules
 from market.settings import Settings
 from springtide.platform import Platform
@@ -10,6 +10,4 @@ from springtide.platform import Platform
 __all__ = ["app"]
 
 platform = Platform.from_topology(modules=modules())
-app = platform.wrap(
-    application(platform, Settings.from_environment()), render_error=render_error, body_limits=BODY_LIMITS
-)
+app = served(platform, Settings.from_environment())

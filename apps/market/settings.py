@@ -3,6 +3,10 @@
 MARKET_TOKEN_LIFETIME   how long a token of the /api is good, in seconds; 86400 (a day) by default. RealWorld
                         has no refresh, so people sign in again when it ends, and a stolen token works until
                         then: a shorter time is safer, a longer one more comfortable. At most 31 days.
+MARKET_DEVELOPMENT      `1` on a developer's own machine: sessions also work over plain http for browsers that
+                        take no secure cookie from there (only for clients on this machine), and the checkout
+                        offers the provider's test cards. Off by default: cookies are secure, and whoever
+                        pays names a source of the provider's.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ __all__ = ["Settings"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     token_lifetime: float = 86_400.0
+    development: bool = False
 
     def __post_init__(self) -> None:
         if not 60 <= self.token_lifetime <= 31 * 86_400:
@@ -29,11 +34,12 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         values = os.environ if environment is None else environment
-        text = values.get("MARKET_TOKEN_LIFETIME")
-        if text is None:
-            return cls()
+        development = values.get("MARKET_DEVELOPMENT", "")
+        if development not in ("", "0", "1"):
+            raise ConfigurationError(f"MARKET_DEVELOPMENT must be 0 or 1, got {development!r}")
+        text = values.get("MARKET_TOKEN_LIFETIME", "86400")
         try:
-            return cls(token_lifetime=float(text))
+            return cls(token_lifetime=float(text), development=development == "1")
         except ValueError:
             raise ConfigurationError(
                 f"MARKET_TOKEN_LIFETIME must be a number of seconds, got {text!r}"

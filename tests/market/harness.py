@@ -18,7 +18,7 @@ import httpx
 import pytest
 from tests.market.realworld import specification
 
-from market.application import BODY_LIMITS, application, render_error
+from market.application import served
 from market.platform import modules
 from market.settings import Settings
 from springtide.platform import Platform
@@ -160,7 +160,7 @@ async def serving(
     recorder = Recorder()
     shape = topology(urls, servers=replace(ServerSpec(), **servers))
     platform = Platform(shape, modules=modules(), home=home, sink=recorder, check_calls=True)
-    app = platform.wrap(application(platform, settings), render_error=render_error, body_limits=BODY_LIMITS)
+    app = served(platform, settings)
     async with lifespan(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://market") as client:

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from tests.market.harness import topology
 
-from market.application import application, render_error
+from market.application import served
 from market.journeys import journeys
 from market.platform import modules
 from market.seed import seed
@@ -30,7 +30,7 @@ from springtide.platform import Platform
 async def market(urls: list[str], home: Path, *, users: int) -> AsyncIterator[str]:
     """The address of market on a socket, with so many seeded users."""
     platform = Platform(topology(urls), modules=modules(), home=home)
-    app = platform.wrap(application(platform), render_error=render_error)
+    app = served(platform)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     with socket.socket() as listener:

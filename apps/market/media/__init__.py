@@ -1,1 +1,0 @@
-"""Pictures, short videos and documents. Other modules import `market.media.api` and nothing else."""

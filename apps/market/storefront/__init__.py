@@ -1,0 +1,1 @@
+"""The shop window: server-rendered pages over the modules' interfaces."""

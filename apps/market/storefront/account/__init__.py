@@ -1,0 +1,7 @@
+"""Accounts: signing up, in and out; what people change about themselves; their devices."""
+
+from market.storefront.account import devices, settings, signing
+
+__all__ = ["PAGES"]
+
+PAGES = (*signing.PAGES, *settings.PAGES, *devices.PAGES)

@@ -1,0 +1,116 @@
+"""market behind a real server, with something on its shelves: for tests in a browser."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from tests.market.harness import PASSWORD, topology
+
+from market.application import served
+from market.catalog.api import Catalog, Listing, NewListing, NewShop
+from market.content.api import Article, Content, NewArticle
+from market.money import Money
+from market.platform import modules
+from market.settings import Settings
+from market.users.api import Account, NewAccount, Users
+from springtide.platform import Platform
+
+__all__ = ["BROWSER_FLAGS", "Window", "opened"]
+
+BROWSER_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+THINGS = (
+    ("Reading lamp in brushed brass", "lighting", 8900, 4),
+    ("Hand-thrown bowl, sea green", "ceramics", 3450, 12),
+    ("A field guide to quiet gardens", "non-fiction", 2200, 30),
+    ("Linen tea towels, set of three", "kitchen", 1850, 1),
+    ("Oak side table", "furniture", 24_000, 2),
+    ("Wool scarf, undyed", "accessories", 5400, 7),
+    ("Winter tomato seeds", "seeds", 390, 200),
+    ("Small bright radio", "audio", 6900, 0),
+    ("Print of the harbour at night", "prints", 4100, 9),
+    ("Letters from an island", "fiction", 1490, 18),
+)
+"""Title, category, price in cents, pieces."""
+
+TEXT = """It began with *one* lamp and a **question**.
+
+## What we found
+
+- People keep what they can repair.
+- A good box is half of a good [delivery](https://example.com/boxes).
+
+> The weather changed, and with it every assumption about the roof.
+
+| part | hours |
+|---|---|
+| shade | 2 |
+| foot | 5 |
+
+    lamp.on()
+"""
+
+
+class Window:
+    """The services to prepare things with, and where the pages are."""
+
+    def __init__(self, platform: Platform, url: str) -> None:
+        self.platform = platform
+        self.url = url
+        self.users = platform.service(Users)
+        self.content = platform.service(Content)
+        self.catalog = platform.service(Catalog)
+
+    async def person(self, name: str) -> Account:
+        email = f"{name.lower().replace(' ', '.')}@example.com"
+        return await self.users.register(NewAccount(username=name, email=email, password=PASSWORD))
+
+    async def shop(self, owner: Account, name: str) -> list[Listing]:
+        """A shop with THINGS in it."""
+        await self.catalog.open_shop(
+            owner.id, NewShop(name=name, currency="EUR", description="We make a few things, slowly.")
+        )
+        made = []
+        for title, category, cents, stock in reversed(THINGS):
+            new = NewListing(
+                title=title, category=category, price=Money(cents, "EUR"), stock=stock, status="active",
+                description="Made in a small workshop.\nRepairs are free for ten years.",
+            )  # fmt: skip
+            made.append(await self.catalog.create(owner.id, new))
+        return made
+
+    async def article(self, author: Account, title: str, **fields: Any) -> Article:
+        new = {"description": "What a year in a workshop teaches.", "body": TEXT, "tags": ["craft", "slow"]}
+        return await self.content.create(author.id, NewArticle(title=title, **(new | fields)))
+
+
+@asynccontextmanager
+async def opened(
+    urls: Sequence[str], home: Path, *, sink: Any = None, settings: Settings | None = None
+) -> AsyncIterator[Window]:
+    """Migrated databases behind uvicorn on a free port, started and stopped by its lifespan."""
+    platform = Platform(topology(urls), modules=modules(), home=home, sink=sink, check_calls=True)
+    app = served(platform, settings or Settings(development=True))
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app, log_level="error", lifespan="on", proxy_headers=False, timeout_graceful_shutdown=20
+    )
+    server = uvicorn.Server(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup(sockets=[listener])
+    try:
+        yield Window(platform, f"http://127.0.0.1:{listener.getsockname()[1]}")
+    finally:
+        platform.health.drain()
+        await server.shutdown(sockets=[listener])
+        listener.close()
