@@ -13,7 +13,7 @@ from typing import NamedTuple
 from springtide.db import Bucket, Database, WriteTransaction, bucket_of
 from springtide.db.scatter import ASC, DESC
 
-__all__ = ["Follow", "FollowStore"]
+__all__ = ["CHART_HOME", "MOST_FOLLOWED", "Follow", "FollowStore"]
 
 CHART_HOME = Bucket(0)
 MOST_FOLLOWED = "most-followed"

@@ -23,7 +23,7 @@ from market.recommendations.store import Basket, Old, PurchaseStore
 from springtide.clock import Clock
 from springtide.jobs import job
 
-__all__ = ["DEBOUNCE", "REFRESH_EVERY", "CopyFollow", "MakeAuthors", "MakeList", "Making", "Tally"]
+__all__ = ["DEBOUNCE", "KEPT", "REFRESH_EVERY", "CopyFollow", "MakeAuthors", "MakeList", "Making", "Tally"]
 
 DEBOUNCE = 5.0
 """Seconds that a list waits for more to happen before it is made."""
@@ -31,7 +31,7 @@ DEBOUNCE = 5.0
 REFRESH_EVERY = 60.0
 """Seconds between two looks for what is old."""
 
-REFRESHED = 200
+REFRESHED = 1000
 """How much of each kind one look deals with at most."""
 
 FRESH = timedelta(days=1)
@@ -106,8 +106,8 @@ class Making:
             (pair.other, scoring.near(pair.counted, listed.weight, weights.get(pair.other, 0.0)))
             for pair in listed.pairs
         ]
-        best = sorted((pair for pair in scores if pair[1] > 0), key=lambda pair: (-pair[1], -pair[0]))
-        await self._purchases.put_list(listing, best[:KEPT], listed.version, moment(self._clock))
+        best = scoring.best(scores, KEPT)
+        await self._purchases.put_list(listing, best, listed.version, moment(self._clock))
 
     async def copy_follow(self, follower: int, followee: int) -> None:
         follow = await self._follows.follow(follower, followee)

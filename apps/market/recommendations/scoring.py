@@ -28,6 +28,7 @@ __all__ = [
     "Change",
     "Counted",
     "Purchase",
+    "best",
     "change",
     "merge",
     "near",
@@ -88,6 +89,11 @@ def near(both: Counted, one: float, other: float) -> float:
     return min(both.weight / sqrt(one * other), 1.0) * both.buyers / (both.buyers + SHRINK)
 
 
+def best(scores: Iterable[tuple[int, float]], limit: int) -> list[tuple[int, float]]:
+    """The highest scores, those that are none left out."""
+    return sorted((one for one in scores if one[1] > 0), key=lambda one: (-one[1], -one[0]))[:limit]
+
+
 def merge(
     lists: Iterable[tuple[Sequence[int], Sequence[float]]], *, without: set[int], limit: int
 ) -> list[int]:
@@ -97,7 +103,7 @@ def merge(
         for id, score in zip(ids, worth, strict=True):
             if id not in without:
                 scores[id] = scores.get(id, 0.0) + score
-    return _best(scores, limit)
+    return [id for id, _ in best(scores.items(), limit)]
 
 
 def rank(between: Mapping[int, Sequence[int]], *, without: set[int], limit: int) -> list[int]:
@@ -109,7 +115,7 @@ def rank(between: Mapping[int, Sequence[int]], *, without: set[int], limit: int)
             for author in followees:
                 if author not in without:
                     scores[author] = scores.get(author, 0.0) + worth
-    return _best(scores, limit)
+    return [id for id, _ in best(scores.items(), limit)]
 
 
 def _newest(purchases: Iterable[Purchase]) -> list[Purchase]:
@@ -128,7 +134,3 @@ def _worth(purchases: Iterable[Purchase]) -> dict[int, float]:
 def _difference(gone: float | None, come: float | None) -> Counted:
     buyers = (come is not None) - (gone is not None)
     return Counted(buyers, (come or 0.0) - (gone or 0.0))
-
-
-def _best(scores: Mapping[int, float], limit: int) -> list[int]:
-    return sorted(scores, key=lambda id: (-scores[id], -id))[:limit]

@@ -17,7 +17,7 @@ from market.recommendations.scoring import MIN_SUPPORT, REPEATS, Change, Counted
 from springtide.db import Database, WriteTransaction, bucket_of
 from springtide.db.scatter import ASC
 
-__all__ = ["Basket", "Candidate", "Listed", "Old", "PurchaseStore"]
+__all__ = ["CANDIDATES", "Basket", "Candidate", "Listed", "Old", "PurchaseStore"]
 
 CANDIDATES = 200
 """Pairs of one listing that are scored, those with the most weight."""

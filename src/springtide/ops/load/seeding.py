@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from springtide.db import Bucket, Database
-from springtide.db.shards import BUCKET_BITS, BUCKETS, bucket_of
+from springtide.db.shards import BUCKET_BITS, BUCKETS, Key, bucket_of
 from springtide.errors import LoadError
 from springtide.ops.load.progress import Progress, Silent
 
@@ -190,6 +190,11 @@ class BulkLoad:
         )
         columns = ["bucket", "kind", "value", "owner_id", "claim_id", "state", "claimed_at"]
         return await self.copy(database, "_reservation", columns, rows)
+
+    async def fetch(self, database: Database, key: Key, sql: str, *args: Any) -> list[Any]:
+        """Rows of the shard of `key` as the load sees them, with what it has copied so far."""
+        pool = database.pools[database.shards.shard_of(key)]
+        return await self._transactions[id(pool)].fetch(sql, *args)
 
     async def execute(self, database: Database, table: str, sql: str) -> int:
         """Run an INSERT ... SELECT into `table` on every shard, for what follows from loaded rows."""
