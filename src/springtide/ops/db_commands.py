@@ -12,6 +12,7 @@ from typing import Any
 
 from springtide.db import MigrationStatus, Migrator
 from springtide.lifecycle import Group
+from springtide.ops.runner.home import Home
 from springtide.platform import Platform
 
 __all__ = ["add_commands"]
@@ -51,7 +52,7 @@ def _migrate(args: argparse.Namespace) -> int:
 
 
 async def _apply(file: Path | None) -> list[str]:
-    return await Platform.from_topology(file).migrate()
+    return await _platform(file).migrate()
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -68,7 +69,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 async def _ask(file: Path | None) -> list[MigrationStatus]:
-    platform = Platform.from_topology(file)
+    platform = _platform(file)
     pools = Group("pools", tuple(platform.pools.values()))
     found: list[MigrationStatus] = []
     try:
@@ -80,6 +81,11 @@ async def _ask(file: Path | None) -> list[MigrationStatus]:
     finally:
         await pools.stop()
     return found
+
+
+def _platform(file: Path | None) -> Platform:
+    Home.beside(file).use_environment()
+    return Platform.from_topology(file)
 
 
 def _plain(status: MigrationStatus) -> dict[str, Any]:

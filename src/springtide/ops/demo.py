@@ -25,7 +25,7 @@ from typing import Any
 
 from springtide.errors import RunnerError
 from springtide.ops.runner.commands import own_name
-from springtide.ops.runner.home import Home
+from springtide.ops.runner.home import Home, State
 from springtide.topology import Topology, load
 
 __all__ = ["add_commands"]
@@ -73,7 +73,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
-    running = Home(args.file.absolute().parent / ".springtide")
+    running = Home.beside(args.file)
     ours = running.holder() is None  # one that runs already is not ours to stop: `up` says so
     try:
         code = _step(args.file, "up", "--detach", "--port", str(port))
@@ -89,7 +89,7 @@ def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
             code = _step(args.file, "load", "--duration", f"{args.duration:g}")
         if code:
             return code
-        _say(_urls(state.url))
+        _say(_urls(state))
         _serve(args.seconds)
         return 0
     finally:
@@ -130,15 +130,16 @@ def _serve(seconds: float | None) -> None:
     time.sleep(seconds)
 
 
-def _urls(url: str) -> str:
-    rows = (
-        ("the application", "/"),
-        ("its API", "/docs"),
-        ("metrics", "/metrics"),
-        ("health", "/health/dependencies"),
-    )
-    lines = [f"  {name:<16} {url}{path}" for name, path in rows]
-    return "\n".join(["", *lines, f"  {'logs':<16} {own_name()} logs -f", ""])
+def _urls(state: State) -> str:
+    rows = {
+        "the application": f"{state.url}/",
+        "its API": f"{state.url}/docs",
+        "metrics": f"{state.url}/metrics",
+        "health": f"{state.url}/health/dependencies",
+        **{node.name: node.address or "" for node in state.nodes if node.kind == "program"},
+        "logs": f"{own_name()} logs -f",
+    }
+    return "\n".join(["", *(f"  {name:<16} {where}" for name, where in rows.items()), ""])
 
 
 def _port(topology: Topology) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from springtide.errors import ConfigurationError
-from springtide.topology import Topology, check_built, diff, load, redacted, stage_topology, to_json, to_toml
+from springtide.topology import Topology, check_built, diff, load, stage_topology, to_json, to_toml
 
 __all__ = ["add_commands"]
 
@@ -49,7 +49,7 @@ def _diff(args: argparse.Namespace) -> int:
     changes = diff(before, after)
     if args.json:
         rows = [
-            {"key": c.key, "before": redacted(c.before), "after": redacted(c.after), "says": c.says}
+            {"key": c.key, "before": c.shown(c.before), "after": c.shown(c.after), "says": c.says}
             for c in changes
         ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))

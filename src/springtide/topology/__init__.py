@@ -5,6 +5,7 @@ from springtide.topology.diff import Change, diff
 from springtide.topology.keys import redacted
 from springtide.topology.parse import load, loads
 from springtide.topology.plain import to_json, to_toml
+from springtide.topology.programs import ProgramSpec
 from springtide.topology.spec import (
     Cluster,
     DatabaseSpec,
@@ -24,6 +25,7 @@ __all__ = [
     "Node",
     "Objectives",
     "PoolSpec",
+    "ProgramSpec",
     "ServerSpec",
     "TelemetrySpec",
     "Topology",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from springtide.topology.keys import described, redacted
+from springtide.topology.keys import described, redacted_entry
 from springtide.topology.kinds import KINDS
 from springtide.topology.plain import to_plain
 from springtide.topology.spec import Topology
@@ -32,13 +32,16 @@ class Change:
         """+ added, - removed, ~ changed."""
         return "+" if self.before is None else "-" if self.after is None else "~"
 
+    def shown(self, value: object) -> object:
+        """`value`, which is that of this key, without passwords."""
+        return redacted_entry(self.key.rpartition(".")[2], value)
+
     def __str__(self) -> str:
         about = f"   # {self.says}" if self.says else ""
         if self.before is None or self.after is None:
             value = self.after if self.before is None else self.before
-            return f"{self.sign} {self.key}{_shown(value)}{about}"
-        before, after = redacted(self.before), redacted(self.after)
-        if before == after:
+            return f"{self.sign} {self.key}{_shown(self.shown(value))}{about}"
+        if (before := self.shown(self.before)) == (after := self.shown(self.after)):
             return f"~ {self.key}: its password or secret changed{about}"
         return f"~ {self.key}: {_word(before)} -> {_word(after)}{about}"
 
@@ -66,7 +69,14 @@ def _changes(
             found += _entry(inner, was, now, key)
         else:
             says = f"{field.key.says}{f', {field.key.unit}' if field.key.unit else ''}" if field.key else ""
-            found.append(Change(key=key, before=was, after=now, says=says))
+            pairs = {key: (was, now)}
+            if field.entries is not None:
+                olds, news = cast(dict[str, object], was), cast(dict[str, object], now)
+                names = dict.fromkeys((*olds, *news))
+                pairs = {f"{key}.{name}": (olds.get(name), news.get(name)) for name in names}
+            for changed, (one, other) in pairs.items():
+                if one != other:
+                    found.append(Change(key=changed, before=one, after=other, says=says))
     return found
 
 
@@ -86,8 +96,8 @@ def _entry(structure: type, was: object, now: object, key: str) -> list[Change]:
 
 def _shown(value: object) -> str:
     if not isinstance(value, dict):
-        return f" = {_word(redacted(value))}"
-    inner = cast(dict[str, object], redacted(value))
+        return f" = {_word(value)}"
+    inner = cast(dict[str, object], value)
     return ": " + ", ".join(f"{name} = {_word(item)}" for name, item in inner.items()) if inner else ""
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "check",
     "described",
     "each",
+    "entries",
     "matching",
     "network",
     "one_of",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 _PASSWORD_IN_URL = re.compile(r"//([^:/@\s]*):(.*)@", re.DOTALL)
+_SECRET_NAME = re.compile(r"password|passwd|secret|token|key", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\{[^{}]+\}")
 _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|passwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
@@ -47,12 +50,14 @@ _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|passwd|secret|token|key)
 class Rule:
     """`sentence` says what must hold ("must be >= 1"); `holds` decides it for a value of the right type.
 
-    `element` is the rule of each element of a list, None for anything else.
+    `element` is the rule of each element of a list and of each value of a table, `name` that of each name of
+    a table; None for anything else.
     """
 
     sentence: str
     holds: Callable[[object], bool]
     element: Rule | None = None
+    name: Rule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +78,16 @@ class Key:
 class Field:
     """One field of a structure as the parser sees it.
 
-    Exactly one of `scalar` (str, int, float, bool), `listed` (a list of strings), `table` (one structure) and
-    `tables` (named structures) describes its type. `key` is None for structures.
+    Exactly one of `scalar` (str, int, float, bool), `listed` (a list of strings), `entries` (named values of
+    this type), `table` (one structure) and `tables` (named structures) describes its type. `key` is None for
+    structures.
     """
 
     name: str
     key: Key | None = None
     scalar: type | None = None
     listed: bool = False
+    entries: type | None = None
     table: type | None = None
     tables: type | None = None
     optional: bool = False
@@ -128,6 +135,18 @@ def each(rule: Rule) -> Rule:
     return Rule(f"each element {rule.sentence}, none twice", holds, rule)
 
 
+def entries(name: Rule, value: Rule, *, least: int = 0) -> Rule:
+    """A table of at least `least` entries, whose names keep one rule and whose values keep another."""
+
+    def holds(given: object) -> bool:
+        if not isinstance(given, Mapping) or len(given) < least:
+            return False
+        return all(map(name.holds, given)) and all(map(value.holds, given.values()))
+
+    some = f"; at least {least}" if least else ""
+    return Rule(f"each name {name.sentence}; each value {value.sentence}{some}", holds, value, name)
+
+
 def network() -> Rule:
     """An address, a network in CIDR notation without bits after its prefix, or "unix"."""
     return Rule('must be an address, "unix" or a network such as "10.0.0.0/8"', _is_network)
@@ -145,10 +164,15 @@ def redacted(value: object) -> object:
 
 
 def redacted_entry(name: object, value: object) -> object:
-    """`redacted`, stricter under the key `url`, where even what is no proper URL may hold a password."""
+    """`redacted`, stricter under the key `url`, where even what is no proper URL may hold a password, and
+    under a name that sounds like a secret's, where only a placeholder is shown."""
     if name == "url" and isinstance(value, list | tuple):
         return [redacted_entry(name, inner) for inner in value]
-    if name != "url" or not isinstance(value, str):
+    if not isinstance(value, str):
+        return redacted(value)
+    if isinstance(name, str) and _SECRET_NAME.search(name):
+        return value if _PLACEHOLDER.fullmatch(value) else "***"
+    if name != "url":
         return redacted(value)
     hidden = str(redacted(value))
     try:
@@ -164,6 +188,8 @@ def type_sentence(field: Field) -> str:
         return "must be a table"
     if field.listed:
         return "must be a list of strings"
+    if field.entries is not None:
+        return f"must be a table of {'strings' if field.entries is str else 'integers'}"
     names = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
     return f"must be {names[field.scalar or str]}"
 
@@ -174,6 +200,8 @@ def fits(field: Field, value: object) -> bool:
         return field.optional
     if field.listed:
         return isinstance(value, tuple) and all(isinstance(element, str) for element in value)
+    if field.entries is not None:
+        return isinstance(value, Mapping) and all(type(inner) is field.entries for inner in value.values())
     if field.scalar is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if field.scalar is int:
@@ -219,20 +247,26 @@ def _describe(structure: type) -> tuple[Field, ...]:
             optional = True
             (hint,) = [part for part in typing.get_args(hint) if part is not types.NoneType]
         tables = typing.get_args(hint)[1] if typing.get_origin(hint) is Mapping else None
+        entries = tables if tables in (str, int) else None
+        tables = None if entries else tables
         table = hint if hasattr(hint, "__dataclass_fields__") else None
-        if key is None and table is None and (tables is None or tables is str):
+        if key is None and table is None and tables is None:
             continue
+        default = None if declared.default is MISSING else declared.default
+        if entries and declared.default_factory is not MISSING:
+            default = declared.default_factory()
         found.append(
             Field(
                 name=declared.name,
                 key=key,
                 scalar=hint if hint in (str, int, float, bool) else None,
                 listed=typing.get_origin(hint) is tuple,
+                entries=entries,
                 table=table,
                 tables=tables,
                 optional=optional,
                 required=declared.default is MISSING and declared.default_factory is MISSING,
-                default=None if declared.default is MISSING else declared.default,
+                default=default,
             )
         )
     return tuple(found)

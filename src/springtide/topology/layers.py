@@ -18,12 +18,14 @@ __all__ = [
     "BreakerSpec",
     "CacheSpec",
     "Checked",
+    "Cpu",
     "DeploySpec",
     "EdgeSpec",
     "EventSpec",
     "GatewaySpec",
     "JobSpec",
     "LimitSpec",
+    "MemoryBytes",
     "MonitoringSpec",
     "NAME",
     "NetworkSpec",
@@ -38,6 +40,10 @@ __all__ = [
 ]
 
 NAME = matching(r"[A-Za-z][A-Za-z0-9-]{0,62}", "must be letters, digits and -, starting with a letter")
+Cpu = Annotated[float | None, Key(says="CPU limit; absent = none", unit="cores", rule=above(0))]
+MemoryBytes = Annotated[
+    int | None, Key(says="memory limit; absent = none", unit="bytes", rule=at_least(16 * 1024 * 1024))
+]
 
 
 class Checked:

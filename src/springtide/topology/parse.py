@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
 from springtide.errors import ConfigurationError, TopologyError, TopologyFault
-from springtide.topology.keys import Field, Rule, broken, described, redacted_entry
+from springtide.topology.keys import Field, Rule, broken, described, redacted_entry, type_sentence
 from springtide.topology.locate import Path as KeyPath
 from springtide.topology.locate import locate
 from springtide.topology.plain import removed_from, to_plain
@@ -26,9 +26,11 @@ from springtide.topology.suggest import nearest
 __all__ = ["load", "loads"]
 
 _WHERE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_PLACEHOLDERS: tuple[object, ...] = ("unknown", "unknown:unknown", ("unknown",))
+_PLACEHOLDERS: tuple[object, ...] = ("unknown", "unknown:unknown", ("unknown",), {"unknown": 0})
 _LARGEST = 2**63
 _WHOLE = frozenset({("stage",), ("nodes",), ("clusters",)})  # without these no name can be looked up
+_NAMED = frozenset({"programs", "secrets"})  # with faults in these, a name may be unknown because of them
+_NAMES_PROGRAMS = re.compile("unknown placeholder|must begin with one of")
 
 
 def load(path: Path) -> Topology:
@@ -112,12 +114,15 @@ class _Reader:
         except TopologyError as error:
             bad = [path for path, _ in self.faults]
             for fault in error.faults:
-                path = tuple(fault.key.split("."))
+                path = tuple(int(part) if part.isdigit() else part for part in fault.key.split("."))
                 follows = any(path[: len(known)] == known or known[: len(path)] == path for known in bad)
                 lost = "must name a" in fault.rule and not _WHOLE.isdisjoint(bad)
+                if _NAMES_PROGRAMS.match(fault.rule):
+                    lost = any(known[0] in _NAMED for known in bad)
                 replaced = any(len(known) > 1 and _mentions(fault.rule, known) for known in bad)
                 if not (follows or lost or replaced):
-                    self.faults.append((path, fault))
+                    named = _dotted(part for part in path if isinstance(part, str))
+                    self.faults.append((path, TopologyFault(None, named, fault.value, fault.rule)))
             return None
         return made
 
@@ -158,6 +163,22 @@ class _Reader:
             if element in elements[:at] or not rule.holds(element):
                 fault = TopologyFault(None, _dotted(path), redacted_entry(path[-1], element), sentence)
                 self.faults.append(((*path, at), fault))
+
+    def _add_entries(
+        self, path: tuple[str, ...], given: Mapping[str, object], field: Field, rule: Rule
+    ) -> dict[str, object]:
+        """Every entry whose name or value breaks its rule, each with its own line; returns the others."""
+        good: dict[str, object] = {}
+        for name, value in given.items():
+            if rule.name is not None and not rule.name.holds(name):
+                self._add((*path, name), None, f"a name {rule.name.sentence}")
+            elif type(value) is not field.entries:
+                self._add((*path, name), value, type_sentence(Field(name=name, scalar=field.entries)))
+            elif rule.element is not None and not rule.element.holds(value):
+                self._add((*path, name), value, rule.element.sentence)
+            else:
+                good[name] = value
+        return good
 
     def _values(
         self, structure: type, plain: Mapping[str, object], path: tuple[str, ...]
@@ -215,8 +236,12 @@ class _Reader:
             return float(cast(float, value)) if field.scalar is float else value
         if field.name == "kind" and isinstance(value, str) and (guess := nearest(value, _words(sentence))):
             sentence = f"{sentence}; did you mean {guess}?"
-        if isinstance(value, tuple) and field.key and field.key.rule and sentence == field.key.rule.sentence:
-            self._add_elements(path, value, field.key.rule.element or field.key.rule)
+        rule = field.key.rule if field.key else None
+        if field.entries and rule and isinstance(value, dict) and value:
+            good = self._add_entries(path, value, field, rule)
+            return good if broken(field, good) is None else _placeholder(field)
+        if isinstance(value, tuple) and rule and rule.element and sentence == rule.sentence:
+            self._add_elements(path, value, rule.element)
         else:
             self._add(path, list(value) if isinstance(value, tuple) else value, sentence)
         return _placeholder(field) if field.required else field.default
@@ -239,5 +264,5 @@ def _placeholders(structure: type) -> dict[str, object]:
     return {field.name: _placeholder(field) for field in described(structure) if field.required}
 
 
-def _dotted(path: KeyPath) -> str:
+def _dotted(path: Iterable[str | int]) -> str:
     return ".".join(map(str, path))

@@ -31,6 +31,8 @@ def to_plain(structure: object) -> dict[str, object]:
             plain[field.name] = to_plain(value)
         elif field.tables is not None:
             plain[field.name] = {name: to_plain(item) for name, item in value.items()}
+        elif field.entries is not None:
+            plain[field.name] = dict(value)
         else:
             plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain

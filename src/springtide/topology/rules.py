@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from springtide.errors import TopologyFault
 from springtide.topology.keys import described, redacted
 from springtide.topology.kinds import KINDS
+from springtide.topology.programs import faults_of_programs
 from springtide.topology.suggest import nearest
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def faults_between(topology: Topology) -> list[TopologyFault]:
         _nodes,
         _ports,
         _origins,
+        faults_of_programs,
         _node_references,
         _clusters,
         _databases,
@@ -104,14 +106,15 @@ def _bad_url(node: Node) -> str | None:
 
 
 def _ports(topology: Topology) -> Iterator[TopologyFault]:
-    taken = {topology.servers.port: "servers.port"} if topology.servers.port else {}
-    for name, node in topology.nodes.items():
-        if node.url is not None or node.port is None:
-            continue
-        key = f"nodes.{name}.port"
-        if node.port in taken:
-            yield _fault(key, node.port, f"must differ from {taken[node.port]}")
-        taken.setdefault(node.port, key)
+    fixed = {"servers.port": topology.servers.port}
+    fixed |= {f"nodes.{name}.port": node.port or 0 for name, node in topology.nodes.items() if not node.url}
+    for name, program in topology.programs.items():
+        fixed |= {f"programs.{name}.ports.{port}": number for port, number in program.ports.items()}
+    taken: dict[int, str] = {}
+    for key, number in fixed.items():
+        if number and number in taken:
+            yield _fault(key, number, f"must differ from {taken[number]}")
+        taken.setdefault(number, key)
 
 
 def _origins(topology: Topology) -> Iterator[TopologyFault]:

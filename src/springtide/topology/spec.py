@@ -5,6 +5,7 @@
     ├── nodes      one process with an address: given (url) or supervised (the runner starts it)
     ├── clusters   one PostgreSQL server group: a primary and its replicas
     ├── databases  which clusters hold the buckets of a module's tables
+    ├── programs   what runs beside the application; with secrets and environment, see programs.py
     └── the layers of stages 2 to 7, each off when absent (layers.py)
 
 Invariant: a Topology that exists keeps every rule of its keys and between them; making another raises
@@ -31,12 +32,14 @@ from springtide.topology.layers import (
     BreakerSpec,
     CacheSpec,
     Checked,
+    Cpu,
     DeploySpec,
     EdgeSpec,
     EventSpec,
     GatewaySpec,
     JobSpec,
     LimitSpec,
+    MemoryBytes,
     MonitoringSpec,
     NetworkSpec,
     PoolerSpec,
@@ -48,6 +51,7 @@ from springtide.topology.layers import (
     TokenSpec,
     WorkerScalingSpec,
 )
+from springtide.topology.programs import ENVIRONMENT, ProgramSpec
 from springtide.topology.rules import faults_between
 
 __all__ = [
@@ -70,11 +74,6 @@ ORIGIN = matching(
     'must look like "https://host" or "https://host:port", or be "*" alone',
 )
 PORT = between(1, 65535)
-
-Cpu = Annotated[float | None, Key(says="CPU limit; absent = none", unit="cores", rule=above(0))]
-MemoryBytes = Annotated[
-    int | None, Key(says="memory limit; absent = none", unit="bytes", rule=at_least(16 * 1024 * 1024))
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +238,10 @@ class Topology:
     modules: Annotated[str | None, Key(says="list of modules, or a function giving it", rule=ENTRY)] = None
     seed: Annotated[str | None, Key(says="entry of `springtide seed`", rule=ENTRY)] = None
     journeys: Annotated[str | None, Key(says="entry of `springtide load`", rule=ENTRY)] = None
+    secrets: Annotated[
+        tuple[str, ...],
+        Key(says="texts made once, kept in `.springtide/secrets`: {secrets.NAME}", rule=each(NAME)),
+    ] = ()
     objectives: Objectives = field(default_factory=Objectives)
     servers: ServerSpec = field(default_factory=ServerSpec)
     workers: WorkerSpec = field(default_factory=WorkerSpec)
@@ -247,6 +250,11 @@ class Topology:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     clusters: Mapping[str, Cluster] = field(default_factory=dict)
     databases: Mapping[str, DatabaseSpec] = field(default_factory=dict)
+    programs: Mapping[str, ProgramSpec] = field(default_factory=dict)
+    environment: Annotated[
+        Mapping[str, str],
+        Key(says="environment variables of app servers and workers", rule=ENVIRONMENT),
+    ] = field(default_factory=dict)
     backups: BackupSpec | None = None
     network: NetworkSpec | None = None
     poolers: Mapping[str, PoolerSpec] = field(default_factory=dict)

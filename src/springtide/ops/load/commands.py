@@ -30,6 +30,7 @@ from springtide.ops.load.report import live, summary, table
 from springtide.ops.load.results import Results
 from springtide.ops.load.seeding import Seed, SeedReport
 from springtide.ops.load.source import find, find_journeys
+from springtide.ops.runner.home import Home
 from springtide.topology import Topology, load
 
 __all__ = ["add_commands", "check_target"]
@@ -113,6 +114,7 @@ def _seed(args: argparse.Namespace) -> int:
     topology = load(args.file)
     if topology.seed is None:
         raise ConfigurationError(f'{args.file}: no seed; name one, such as seed = "myapp.seed:seed"')
+    Home.beside(args.file).use_environment()
     seed = cast(Seed, find(topology.seed, path=_import_path(args.file, topology), key="seed"))
     if not callable(seed):
         raise ConfigurationError(f"seed: {topology.seed!r} must be a function, got {seed!r}")

@@ -20,7 +20,7 @@ from typing import Any
 from springtide.errors import ConfigurationError, RunnerError
 from springtide.ops.runner import cgroups, logs, pgdata, processes
 from springtide.ops.runner.home import Home, NodeState, State
-from springtide.ops.runner.leftovers import end_leftovers, left_databases, left_programs
+from springtide.ops.runner.leftovers import end_leftovers, left_databases, left_programs, left_servers
 from springtide.ops.runner.processes import Stage
 from springtide.ops.runner.supervisor import Supervisor
 from springtide.topology import load
@@ -86,7 +86,7 @@ def _count(text: str) -> int:
 
 def _home(file: Path) -> Home:
     """The home beside the topology; the file itself need not be readable any more."""
-    home = Home(file.absolute().parent / ".springtide")
+    home = Home.beside(file)
     if not file.exists() and not home.path.exists():
         raise ConfigurationError(f"there is no {file}: go to your project, or name the file with --file")
     return home
@@ -268,7 +268,8 @@ def _orphans(home: Home, state: State | None) -> list[NodeState]:
     found = []
     for kind, pids in (
         ("postgres", [server.pid for server in left_databases(home)]),
-        ("python", left_programs(home)),
+        ("program", left_programs(home)),
+        ("python", left_servers(home)),
     ):
         for pid in pids:
             node = known.get(pid) or NodeState(

@@ -1,7 +1,8 @@
 """The folder `.springtide` of one platform: its lock, what it noted about its processes, its addresses.
 
     data/      one folder (or link) per PostgreSQL node        secrets/   passwords and keys, 0600
-    logs/      one file per node                               run/       state.json, addresses.json
+    logs/      one file per node                               run/       state, addresses, environment
+    programs/  one folder per program, and their ports
     lock       held by the supervisor; its process id is inside
 
 Files are replaced atomically. The lock is the kernel's (flock), so it ends with its holder; it lies outside
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from springtide.errors import RunnerError
 from springtide.ops.runner.pgdata import explain
@@ -61,6 +63,14 @@ class Home:
         self.logs = self.path / "logs"
         self._lock = self.path / "lock"
 
+    @classmethod
+    def beside(cls, topology: Path | None) -> Home:
+        """That of the file `topology`; None: the one that the runner named, else that of springtide.toml."""
+        if topology is None and (named := os.environ.get("SPRINGTIDE_HOME")):
+            return cls(Path(named))
+        file = topology or Path(os.environ.get("SPRINGTIDE_TOPOLOGY", "springtide.toml"))
+        return cls(file.absolute().parent / ".springtide")
+
     def create(self) -> None:
         """Make the folders. Raises RunnerError when the place cannot be written."""
         try:
@@ -70,6 +80,7 @@ class Home:
                 (self.run, 0o700),
                 (self.logs, 0o700),
                 (self.path / "secrets", 0o700),
+                (self.path / "programs", 0o700),
             ):
                 if not folder.is_dir():
                     folder.mkdir(parents=True)
@@ -118,7 +129,7 @@ class Home:
         return None
 
     def write_state(self, state: State) -> None:
-        self._replace("state.json", json.dumps(asdict(state), indent=1))
+        self._replace(self.run / "state.json", json.dumps(asdict(state), indent=1))
 
     def read_state(self) -> State | None:
         """None when there is none, or when it was written by a version that noted other things."""
@@ -137,12 +148,52 @@ class Home:
             return None
 
     def write_addresses(self, urls: Mapping[str, str]) -> None:
-        self._replace("addresses.json", json.dumps(dict(urls), indent=1))
+        self._replace(self.run / "addresses.json", json.dumps(dict(urls), indent=1))
+
+    def write_environment(self, variables: Mapping[str, str]) -> None:
+        """What the topology gives app servers and workers, for the commands that build the same platform."""
+        self._replace(self.run / "environment.json", json.dumps(dict(variables), indent=1))
+
+    def use_environment(self) -> None:
+        """Set in this process what `write_environment` noted, where the operator has set nothing himself."""
+        for name, value in _object(self.run / "environment.json").items():
+            os.environ.setdefault(name, str(value))
+
+    def folder(self, program: str) -> Path:
+        """The program's own folder, made when it is not there."""
+        folder = self.path / "programs" / program
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise explain(error, "make the folder of a program:") from error
+        return folder
+
+    def write_ports(self, ports: Mapping[str, int]) -> None:
+        """The ports that programs have, by "program.port", to be taken again at the next start."""
+        self._replace(self.path / "programs" / "ports.json", json.dumps(dict(ports), indent=1))
+
+    def read_ports(self) -> dict[str, int]:
+        """Empty when there are none yet."""
+        noted = _object(self.path / "programs" / "ports.json")
+        return {name: port for name, port in noted.items() if type(port) is int and 0 < port < 65536}
+
+    def secret(self, name: str) -> str:
+        """The text kept as `secrets/<name>.secret`; made the first time. Only for the lock's holder."""
+        path = self.path / "secrets" / f"{name}.secret"
+        try:
+            if not path.exists():
+                self._replace(path, secrets.token_urlsafe(32))
+            text = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunnerError(f"cannot read {path}: {error}") from error
+        if not text:
+            raise RunnerError(f"{path} is empty: restore it, or remove it to have a new one made")
+        return text
 
     def clear(self) -> None:
         """Forget processes and addresses, after everything was stopped."""
         try:
-            for name in ("state.json", "addresses.json"):
+            for name in ("state.json", "addresses.json", "environment.json"):
                 (self.run / name).unlink(missing_ok=True)
         except OSError as error:
             raise explain(error, "remove") from error
@@ -156,15 +207,26 @@ class Home:
         except OSError as error:
             raise explain(error, "read the logs in") from error
 
-    def _replace(self, name: str, text: str) -> None:
-        temporary = self.run / f".{name}.{secrets.token_hex(4)}"
+    def _replace(self, path: Path, text: str) -> None:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
-            self.run.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it while we run
+            path.parent.mkdir(mode=0o700, exist_ok=True)  # somebody may have removed it while we run
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(text)
-            temporary.replace(self.run / name)
+            temporary.replace(path)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise explain(error, f"write {name}:") from error
+            raise explain(error, f"write {path.name}:") from error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is no file, or none with an object."""
+    try:
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    except OSError as error:
+        raise explain(error, "read") from error

@@ -1,8 +1,9 @@
 """What a supervisor that was killed left running: found by evidence in /proc, then ended.
 
 App servers and workers are known by their command line and by SPRINGTIDE_HOME in their environment, so even
-one that was started in the very moment of the kill is found, and a recycled pid is never touched.
-PostgreSQL is known by its data folder. Only for the holder of the home's lock.
+one that was started in the very moment of the kill is found, and a recycled pid is never touched; programs
+beside them, and what those start, by SPRINGTIDE_PROGRAM in addition. PostgreSQL is known by its data folder.
+Only for the holder of the home's lock.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,24 +22,32 @@ from springtide.ops.runner.home import Home
 from springtide.ops.runner.postgres import SHUTDOWN
 from springtide.ops.runner.processes import Process, Stage
 
-__all__ = ["end_leftovers", "left_databases", "left_programs"]
+__all__ = ["end_leftovers", "left_databases", "left_programs", "left_servers"]
 
 MODULES = (b"springtide.ops.runner.appserver", b"springtide.ops.runner.worker")
 STAGES = (Stage(signal.SIGTERM, 5.0), Stage(signal.SIGKILL, 5.0))
 
 
-def left_programs(home: Home) -> list[int]:
+def left_servers(home: Home) -> list[int]:
     """App servers and workers of this home that run now."""
+    return _marked(home, lambda arguments, _: any(module in arguments for module in MODULES))
+
+
+def left_programs(home: Home) -> list[int]:
+    """Programs of this home, and what they started, that run now."""
+    return _marked(home, lambda _, variables: any(v.startswith(b"SPRINGTIDE_PROGRAM=") for v in variables))
+
+
+def _marked(home: Home, ours: Callable[[list[bytes], list[bytes]], bool]) -> list[int]:
+    """Processes with this home in their environment for which `ours(arguments, environment)` holds."""
     mark = b"SPRINGTIDE_HOME=" + os.fsencode(home.path)
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with suppress(OSError):  # ended meanwhile, or another user's
-            arguments = (entry / "cmdline").read_bytes().split(b"\0")
-            if not any(module in arguments for module in MODULES):
-                continue
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if mark in variables and ours((entry / "cmdline").read_bytes().split(b"\0"), variables):
                 found.append(int(entry.name))
     return found
 
@@ -52,8 +62,9 @@ def left_databases(home: Home) -> list[pgdata.Postmaster]:
 
 
 async def end_leftovers(home: Home, *, databases: bool) -> list[int]:
-    """End app servers and workers, and with `databases` PostgreSQL after them; the pids that were ended."""
-    ended = await _end(await asyncio.to_thread(left_programs, home), STAGES)
+    """End app servers and workers, then programs, then `databases` if asked; the pids that were ended."""
+    ended = await _end(await asyncio.to_thread(left_servers, home), STAGES)
+    ended += await _end(await asyncio.to_thread(left_programs, home), STAGES)
     if databases:
         servers = await asyncio.to_thread(left_databases, home)
         ended += await _end([server.pid for server in servers], SHUTDOWN)

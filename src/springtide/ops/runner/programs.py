@@ -1,8 +1,8 @@
 """What the supervisor runs: a `Program` is one node's process behind start, stop, wait.
 
-Two kinds exist: `EmbeddedPostgres` and, here, `PythonProgram` for app servers and workers. The child says
-that it is ready by writing a byte into a pipe that it inherited; to end, or be silent, before that is a
-failed start.
+Three kinds exist: `EmbeddedPostgres`, `BesideProgram` for what the topology lists under programs, and, here,
+`PythonProgram` for app servers and workers. That child says that it is ready by writing a byte into a pipe
+which it inherited. To end, or not to be ready in time, is a failed start of either.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,7 @@ from springtide.ops.runner import logs, processes
 from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.processes import Identity, Process, Stage
 
-__all__ = ["Program", "PythonProgram"]
+__all__ = ["Program", "PythonProgram", "SpawnedProgram"]
 
 
 class Program(Protocol):
@@ -53,8 +54,8 @@ class Program(Protocol):
         """Return when the process has ended: its exit status, None if it is not known."""
 
 
-class PythonProgram:
-    """`python -m <module> <arguments> --ready-fd N`, in the topology's folder.
+class SpawnedProgram(ABC):
+    """A command in the topology's folder; how its readiness is seen is the subclass's.
 
     `drain` is how long it may finish what it does after SIGTERM before it is killed.
     """
@@ -62,14 +63,12 @@ class PythonProgram:
     def __init__(
         self,
         name: str,
-        module: str,
-        arguments: Sequence[str],
+        command: Sequence[str],
         *,
         log: Path,
         folder: Path,
-        env: dict[str, str],
+        env: Mapping[str, str],
         address: str | None = None,
-        pass_fds: Sequence[int] = (),
         start_timeout: float = 60.0,
         drain: float = 10.0,
         cgroup: Cgroup | None = None,
@@ -79,10 +78,9 @@ class PythonProgram:
         self.name = name
         self.log = log
         self.address = address
-        self._command = [sys.executable, "-P", "-m", module, *arguments]
+        self._command = list(command)
         self._folder = folder
-        self._env = env
-        self._pass_fds = tuple(pass_fds)
+        self._env = {**env, "SPRINGTIDE_NODE": name}
         self._start_timeout = start_timeout
         self._drain = drain
         self._cgroup = cgroup
@@ -92,34 +90,36 @@ class PythonProgram:
     def identity(self) -> Identity:
         return self._running().identity
 
+    @abstractmethod
     async def start(self) -> None:
+        """Return when it is ready; raise RunnerError, with nothing left running, when it cannot be."""
+
+    @abstractmethod
+    async def _is_ready(self, process: Process) -> bool:
+        """Return True when it is ready, False when it will never be: it has ended or is about to."""
+
+    async def _launch(self, arguments: Sequence[str] = (), pass_fds: Sequence[int] = ()) -> None:
+        """Spawn the command with `arguments` added, and return when it is ready."""
         begin = await asyncio.to_thread(lambda: self.log.stat().st_size if self.log.exists() else 0)
-        reader, writer = os.pipe()
+        process = await processes.spawn(
+            [*self._command, *arguments],
+            log=self.log,
+            env=self._env,
+            cwd=self._folder,
+            pass_fds=pass_fds,
+        )
         try:
-            try:
-                process = await processes.spawn(
-                    [*self._command, "--ready-fd", str(writer)],
-                    log=self.log,
-                    env={**self._env, "SPRINGTIDE_NODE": self.name},
-                    cwd=self._folder,
-                    pass_fds=(*self._pass_fds, writer),
-                )
-            finally:
-                os.close(writer)
-            try:
-                if self._cgroup is not None:
-                    await asyncio.to_thread(self._cgroup.add, process.pid)
-                await self._become_ready(process, reader, begin)
-            except BaseException:
-                await self._end(process, (Stage(signal.SIGKILL, 5.0),))
-                raise
-        finally:
-            os.close(reader)
+            if self._cgroup is not None:
+                await asyncio.to_thread(self._cgroup.add, process.pid)
+            await self._become_ready(process, begin)
+        except BaseException:
+            await self._end(process, (Stage(signal.SIGKILL, 5.0),))
+            raise
         self._process = process
 
-    async def _become_ready(self, process: Process, reader: int, begin: int) -> None:
+    async def _become_ready(self, process: Process, begin: int) -> None:
         try:
-            ready = await asyncio.wait_for(_read_byte(reader), self._start_timeout)
+            ready = await asyncio.wait_for(self._is_ready(process), self._start_timeout)
         except TimeoutError:
             what = f"was not ready within {self._start_timeout:g} s"
             raise RunnerError(await self._failure(what, begin)) from None
@@ -152,6 +152,56 @@ class PythonProgram:
 
     async def _failure(self, what: str, begin: int) -> str:
         return f"{self.name} {what}\n{await asyncio.to_thread(logs.tail, self.log, 15, begin=begin)}"
+
+
+class PythonProgram(SpawnedProgram):
+    """`python -m <module> <arguments> --ready-fd N`."""
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        folder: Path,
+        env: Mapping[str, str],
+        address: str | None = None,
+        pass_fds: Sequence[int] = (),
+        start_timeout: float = 60.0,
+        drain: float = 10.0,
+        cgroup: Cgroup | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            [sys.executable, "-P", "-m", module, *arguments],
+            log=log,
+            folder=folder,
+            env=env,
+            address=address,
+            start_timeout=start_timeout,
+            drain=drain,
+            cgroup=cgroup,
+        )
+        self._pass_fds = tuple(pass_fds)
+        self._reader = self._writer = -1
+
+    async def start(self) -> None:
+        self._reader, self._writer = os.pipe()
+        try:
+            await self._launch(["--ready-fd", str(self._writer)], (*self._pass_fds, self._writer))
+        finally:
+            os.close(self._reader)
+            self._close_writer()
+
+    async def _is_ready(self, process: Process) -> bool:
+        self._close_writer()  # the child's copy alone keeps the pipe open now, so that its end is seen
+        return bool(await _read_byte(self._reader))
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, -1
+        if writer >= 0:
+            os.close(writer)
 
 
 async def _read_byte(descriptor: int) -> bytes:

@@ -1,7 +1,9 @@
-"""Run a whole platform: databases first, then migrations, then app servers and workers; stopped in reverse.
+"""Run a whole platform: databases and programs first, then app servers and workers; stopped in reverse.
 
     lock the home -> end what a killed supervisor left -> bind the public socket -> PostgreSQL nodes ->
     databases -> addresses.json -> migrations -> app servers and workers -> ready -> (signal) -> ordered stop
+
+The topology's programs start beside the databases and are ready before the app servers begin.
 
 The public socket is bound once and handed on, so that app servers come and go behind one address. A signal
 at any moment ends in the ordered stop: nothing is left running. After kill -9 of the supervisor its children
@@ -17,7 +19,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from springtide.clock import Clock, SystemClock
 from springtide.errors import CgroupError, RunnerError
 from springtide.lifecycle import Periodic
 from springtide.ops.runner import given, logs, pgdata, ports, processes
+from springtide.ops.runner.beside import BesideProgram, Surroundings
 from springtide.ops.runner.cgroups import Cgroup, Limits, open_group
 from springtide.ops.runner.children import Child
 from springtide.ops.runner.home import Home, State
@@ -68,10 +71,12 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._databases: dict[str, EmbeddedPostgres] = {}
         self._nodes: list[Child] = []
+        self._programs: list[Child] = []
         self._workers: list[Child] = []
         self._servers: list[Child] = []
         self._cgroups: list[Cgroup] = []
         self._urls: dict[str, str] = {}
+        self._variables: dict[str, str] = {}
         self._ready = False
         self.warnings: list[str] = []
         self._rotation = Periodic("rotate logs", self._rotate, every=ROTATE_EVERY)
@@ -79,7 +84,7 @@ class Supervisor:
 
     @property
     def children(self) -> list[Child]:
-        return [*self._nodes, *self._servers, *self._workers]
+        return [*self._nodes, *self._programs, *self._servers, *self._workers]
 
     async def run(self, stopping: asyncio.Event, ready: Callable[[], None]) -> None:
         """Start everything, call `ready`, wait for `stopping`, stop everything.
@@ -111,11 +116,18 @@ class Supervisor:
         self._port = self._listener.getsockname()[1]
         host = f"[{spec.host}]" if ":" in spec.host else spec.host
         await self._rotation.start()
+        url = f"http://{host}:{self._port}"
+        around = await asyncio.to_thread(Surroundings, self.topology, self.home, url)
+        self._variables = around.variables
+        await _together([self._prepare_databases(), self._start_programs(around)])
+        self.url = url
+        await self._start_application()
+
+    async def _prepare_databases(self) -> None:
         await self._start_databases()
         self.home.write_addresses(self._urls)
+        self.home.write_environment(self._variables)
         await self._migrate()
-        self.url = f"http://{host}:{self._port}"
-        await self._start_programs()
 
     async def _start_databases(self) -> None:
         for node in self.topology.nodes.values():
@@ -158,16 +170,33 @@ class Supervisor:
             return
         log = self.home.logs / "migrate.log"
         begin = await asyncio.to_thread(lambda: log.stat().st_size if log.exists() else 0)
+        folder = self._source.parent
         command = [sys.executable, "-P", "-m", "springtide.ops.cli", "db", "migrate"]
         command += ["--file", str(self._source)]
-        status = await processes.run(command, log=log, env=self._environment(), cwd=self._source.parent)
+        status = await processes.run(command, log=log, env=self._environment(self._variables), cwd=folder)
         if status != 0:
             tail = await asyncio.to_thread(logs.tail, log, 15, begin=begin)
             raise RunnerError(f"the migrations failed (exit status {status})\n{tail}")
 
-    async def _start_programs(self) -> None:
+    async def _start_programs(self, around: Surroundings) -> None:
+        for spec in self.topology.programs.values():
+            command, variables = around.program(spec)
+            program = BesideProgram(
+                spec,
+                command,
+                around.ports[spec.name],
+                log=self.home.logs / f"{spec.name}.log",
+                folder=self._source.parent,
+                env={**self._environment(variables), **self._python_path(), "SPRINGTIDE_PROGRAM": spec.name},
+                drain=self._drain,
+                cgroup=await self._limits(spec.name, Limits(cpu=spec.cpu, memory_bytes=spec.memory_bytes)),
+            )
+            self._programs.append(Child(program, "program", changed=self._note))
+        await _together([child.start() for child in self._programs])
+
+    async def _start_application(self) -> None:
         assert self._listener is not None
-        spec, folder, env = self.topology.servers, self._source.parent, self._environment()
+        spec, folder, env = self.topology.servers, self._source.parent, self._environment(self._variables)
         fd = self._listener.fileno()
         limits = Limits(cpu=spec.cpu, memory_bytes=spec.memory_bytes)
         arguments = [self.topology.app, "--fd", str(fd), "--path", str(self.topology.import_path)]
@@ -233,12 +262,12 @@ class Supervisor:
         return group
 
     async def _stop(self) -> None:
-        """App servers and workers first, then PostgreSQL; every step is bounded, none prevents the next."""
+        """App servers and workers first, then the rest; every step is bounded, none prevents the next."""
         self._ready = False
         errors: list[Exception] = []
         if self._listener is not None:
             self._listener.close()
-        for group in ((*self._servers, *self._workers), self._nodes):
+        for group in ((*self._servers, *self._workers), (*self._programs, *self._nodes)):
             results = await asyncio.gather(*(child.stop() for child in group), return_exceptions=True)
             errors += [error for error in results if isinstance(error, Exception)]
         await self._rotation.stop()
@@ -266,14 +295,21 @@ class Supervisor:
             nodes=tuple(child.state() for child in self.children),
         )
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        """That of a process: `variables` are the topology's, and what the operator has set wins over them."""
         return {
             "MALLOC_ARENA_MAX": "2",  # glibc's per-thread arenas cost more memory than they save time here
+            **variables,
             **os.environ,
             "SPRINGTIDE_TOPOLOGY": str(self._source),
             "SPRINGTIDE_HOME": str(self.home.path),
             "PYTHONUNBUFFERED": "1",
         }
+
+    def _python_path(self) -> dict[str, str]:
+        """For programs in Python: the topology's import path, and nothing from the folder they start in."""
+        path = [str(self.topology.import_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
     async def _rotate(self) -> None:
         def rotate(paths: Sequence[Path]) -> None:
