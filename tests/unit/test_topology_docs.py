@@ -52,6 +52,8 @@ def _table(structure: type) -> list[str]:
 
 
 def _type(field: Field) -> str:
+    if field.entries is not None:
+        return f"table of {'strings' if field.entries is str else 'integers'}"
     names = {str: "string", int: "integer", float: "number", bool: "boolean", None: "list of strings"}
     return names[field.scalar]
 

@@ -18,6 +18,7 @@ from springtide.ops import topology_commands
 from springtide.topology import (
     Node,
     PoolSpec,
+    ProgramSpec,
     Topology,
     check_built,
     diff,
@@ -74,7 +75,8 @@ def test_presets_use_every_layer_and_leave_optional_scalars_to_the_file() -> Non
     topology = stage_topology(7)
     for field in described(Topology):
         value = getattr(topology, field.name)
-        assert value or field.name in ("modules", "seed", "journeys"), field.name
+        own = ("modules", "seed", "journeys", "secrets", "programs", "environment")  # every file's own
+        assert value or field.name in own, field.name
         items = list(value.values()) if field.tables else [value] if field.table else []
         for item in items:
             for inner in described(type(item)):
@@ -179,6 +181,19 @@ def _topologies(draw: st.DrawFn) -> Topology:
                 changes[field.name] = replace(value, **{inner.name: drawn})
     if draw(st.booleans()):
         changes["nodes"] = {**topology.nodes, "extra": Node(name="extra", kind="redis", cpu=0.1 + 0.2)}
+    if draw(st.booleans()):
+        texts = st.text(max_size=5).map(lambda text: text.replace("{", "{{").replace("}", "}}"))
+        texts = texts.filter(lambda text: "\0" not in text)
+        changes["environment"] = draw(st.dictionaries(st.sampled_from(["A", "MY_B", "c1"]), texts))
+        changes["programs"] = {
+            "mail": ProgramSpec(
+                name="mail",
+                command=("mail", draw(texts), "{programs.mail.smtp}"),
+                ports=draw(st.dictionaries(st.sampled_from(["smtp", "web"]), st.just(0), min_size=2)),
+                ready=draw(st.sampled_from([None, "web/", "smtp/x?y=1"])),
+                environment=draw(st.dictionaries(st.sampled_from(["D", "E"]), texts)),
+            )
+        }
     changes["path"] = draw(st.text(min_size=1, max_size=8).filter(lambda text: "\0" not in text))
     try:
         return replace(topology, **changes)

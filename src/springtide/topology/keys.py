@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _PASSWORD_IN_URL = re.compile(r"//([^:/@\s]*):(.*)@", re.DOTALL)
-_SECRET_NAME = re.compile(r"password|passwd|secret|token|key", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(?!secrets$).*(password|passwd|secret|token|key)", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"\{[^{}]+\}")
 _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|passwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
 
@@ -165,12 +165,12 @@ def redacted(value: object) -> object:
 
 def redacted_entry(name: object, value: object) -> object:
     """`redacted`, stricter under the key `url`, where even what is no proper URL may hold a password, and
-    under a name that sounds like a secret's, where only a placeholder is shown."""
+    under a name that sounds like a secret's, where only a placeholder is shown. (`secrets` lists names.)"""
     if name == "url" and isinstance(value, list | tuple):
         return [redacted_entry(name, inner) for inner in value]
     if not isinstance(value, str):
         return redacted(value)
-    if isinstance(name, str) and _SECRET_NAME.search(name):
+    if isinstance(name, str) and _SECRET_NAME.match(name):
         return value if _PLACEHOLDER.fullmatch(value) else "***"
     if name != "url":
         return redacted(value)
