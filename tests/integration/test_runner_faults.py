@@ -177,5 +177,5 @@ def test_interrupted_demo_leaves_nothing(plain: Project, sig: signal.Signals, de
     out, _ = process.communicate(timeout=60)
     assert plain.leftovers() == [], out
     assert process.returncode in (130, -sig), out
-    assert process.returncode == 130 or delay == 0.3, out
-    assert "Traceback" not in out or delay == 0.3
+    if "$ springtide" in out:  # before its first step Python may be ended by the signal itself
+        assert process.returncode == 130 and "Traceback" not in out, out
