@@ -9,7 +9,7 @@ from market.catalog.api import Catalog
 from market.catalog.jobs import ListingChanged
 from market.content import service as content
 from market.content.api import Content
-from market.content.jobs import ArticleChanged, ArticleRemoved
+from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
 from market.dashboard import service as dashboard
 from market.dashboard.api import Dashboard
 from market.indexing import SWEEP_EVERY
@@ -32,7 +32,7 @@ from market.search import service as search
 from market.search.api import Search
 from market.users import service as users
 from market.users.api import Users
-from market.users.jobs import PersonChanged
+from market.users.jobs import PersonChanged, PersonJoined, PersonRenamed
 from springtide.jobs import Handler
 from springtide.services import Background, Module
 from springtide.services.sessions import sessions_module
@@ -69,10 +69,12 @@ def modules(
             migrations=HERE / "users" / "migrations",
             provides=Users,
             factory=users.build,
-            requires=[Search, Recommendations],
+            requires=[Search, Notifications, Recommendations],
             background=[Background(name="index", every=SWEEP_EVERY, method=users.UserService.index)],
             jobs=[
                 Handler(PersonChanged, users.UserService.changed),
+                Handler(PersonJoined, users.UserService.joined),
+                Handler(PersonRenamed, users.UserService.renamed),
                 Handler(users.Followed, users.UserService.tell_followed),
             ],
         ),
@@ -81,11 +83,12 @@ def modules(
             migrations=HERE / "content" / "migrations",
             provides=Content,
             factory=content.build,
-            requires=[Search],
+            requires=[Search, Notifications],
             background=[Background(name="index", every=SWEEP_EVERY, method=content.ContentService.index)],
             jobs=[
                 Handler(ArticleChanged, content.ContentService.changed),
                 Handler(ArticleRemoved, content.ContentService.removed),
+                Handler(Commented, content.ContentService.tell_commented),
             ],
         ),
         Module(

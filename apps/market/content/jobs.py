@@ -6,7 +6,7 @@ import msgspec
 
 from springtide.jobs import job
 
-__all__ = ["ArticleChanged", "ArticleRemoved"]
+__all__ = ["ArticleChanged", "ArticleRemoved", "Commented"]
 
 
 @job(kind="content.changed")
@@ -22,3 +22,11 @@ class ArticleRemoved(msgspec.Struct, frozen=True):
 
     article_id: int
     version: int
+
+
+@job(kind="content.commented")
+class Commented(msgspec.Struct, frozen=True):
+    """Somebody commented on an article; whoever wrote it is told, unless the comment is gone by then."""
+
+    article_id: int
+    comment_id: int

@@ -34,6 +34,7 @@ __all__ = [
     "check_ids",
     "check_new",
     "check_window",
+    "excerpt",
     "is_slug",
     "is_tag",
     "matches_nothing",
@@ -81,6 +82,12 @@ def check_comment(body: str) -> None:
     checks = Checks()
     checks.text("body", body, max_length=COMMENT_LENGTH)
     checks.finish()
+
+
+def excerpt(body: str, length: int) -> str:
+    """How a comment begins, in at most `length` characters."""
+    text = body.strip()
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def check_window(limit: int, offset: int) -> None:

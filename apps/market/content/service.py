@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import quote
 
 from msgspec import UNSET
 
@@ -20,13 +21,14 @@ from market.content.api import (
     NewArticle,
 )
 from market.content.indexing import document
-from market.content.jobs import ArticleChanged, ArticleRemoved
+from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
 from market.content.lists import listing
 from market.content.store import ContentStore, Gone, Renamed, TitleTaken
 from market.content.tags import PopularTags
 from market.faults import Forbidden, Invalid, NotFound, Taken
 from market.indexing import Sweep
 from market.moments import moment
+from market.notifications.api import EXCERPT_LENGTH, Notice, Notifications
 from market.search.api import Document, Search
 from springtide.clock import Clock
 from springtide.errors import AlreadyReserved, Unavailable
@@ -41,17 +43,25 @@ ATTEMPTS = 5
 
 
 def build(context: ModuleContext) -> ContentService:
-    return ContentService(ContentStore(context.db), clock=context.clock, search=context.service(Search))
+    return ContentService(
+        ContentStore(context.db),
+        clock=context.clock,
+        search=context.service(Search),
+        notifications=context.service(Notifications),
+    )
 
 
 class ContentService:
     """Implements `market.content.api.Content`."""
 
-    def __init__(self, store: ContentStore, *, clock: Clock, search: Search) -> None:
+    def __init__(
+        self, store: ContentStore, *, clock: Clock, search: Search, notifications: Notifications
+    ) -> None:
         self._store = store
         self._clock = clock
         self._tags = PopularTags(store.tags, clock=clock)
         self._search = search
+        self._notifications = notifications
         self._index = Sweep(search, "article", page=store.versions, documents=self._documents)
 
     async def create(self, author: int, new: NewArticle) -> Article:
@@ -147,6 +157,21 @@ class ContentService:
             return await self._store.comment(article, id, author, body, moment(self._clock))
         except Gone:
             raise NotFound("article") from None
+
+    async def tell_commented(self, job: Commented, run: Run) -> None:
+        """A job's handler: whoever wrote the article is told of others' comments."""
+        said = await self._store.commented(job.article_id, job.comment_id)
+        if said is None or said.by_whom == said.to_whom:
+            return
+        excerpt = rules.excerpt(said.body, EXCERPT_LENGTH)
+        notice = Notice(
+            recipient=said.to_whom,
+            kind="comment",
+            key=f"comment-{job.comment_id}",
+            data={"actor": str(said.by_whom), "article": said.title, "excerpt": excerpt},
+            link=f"/articles/{quote(said.slug)}#comment-{job.comment_id}",
+        )
+        await self._notifications.notify(notice)
 
     async def comments(self, slug: str) -> list[Comment]:
         return await self._store.comments(await self._find(slug), MAX_COMMENTS)

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
 from market.content.api import Article, ArticleSummary, Comment
-from market.content.jobs import ArticleChanged, ArticleRemoved
+from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
 from market.content.lists import COUNT_FEED, FEED, Statement
 from market.content.tags import Counted
 from market.search.api import Versioned
 from springtide.db import ASC, DESC, Database, WriteTransaction, bucket_of
 
-__all__ = ["ContentStore", "Gone", "Renamed", "TitleTaken"]
+__all__ = ["ContentStore", "Gone", "Renamed", "Said", "TitleTaken"]
 
 NEWEST_FIRST = [("created_at", DESC), ("id", DESC)]
 
@@ -176,6 +176,13 @@ select bucket, $3, id, $4, $5, $6, $6 from content.article where bucket = $1 and
 returning id, article_id, author_id, body, created_at, updated_at
 """
 
+COMMENTED = """
+select article.author_id as to_whom, article.slug, article.title, comment.author_id as by_whom, comment.body
+from content.comment
+join content.article on article.bucket = comment.bucket and article.id = comment.article_id
+where comment.bucket = $1 and comment.id = $2 and comment.article_id = $3
+"""
+
 COMMENTS = """
 select id, article_id, author_id, body, created_at, updated_at
 from content.comment
@@ -201,6 +208,16 @@ class Renamed(Exception):
 
 class TitleTaken(Exception):
     """The author has another article of that title; whatever the transaction did is undone."""
+
+
+class Said(NamedTuple):
+    """A comment by `by_whom`, on an article `to_whom`."""
+
+    to_whom: int
+    slug: str
+    title: str
+    by_whom: int
+    body: str
 
 
 class ContentStore:
@@ -370,9 +387,15 @@ class ContentStore:
         """`id` is in the article's bucket. Raises Gone."""
         async with self._db.write(article) as tx:
             row = await tx.fetch_one(COMMENT, bucket_of(article), article, id, author, body, at)
-        if row is None:
-            raise Gone
+            if row is None:
+                raise Gone
+            await tx.enqueue(Commented(article, id))
         return _comment(row)
+
+    async def commented(self, article: int, id: int) -> Said | None:
+        """A comment with its article; None when either is gone."""
+        row = await self._db.read(article).fetch_one(COMMENTED, bucket_of(article), id, article)
+        return None if row is None else Said(*row)
 
     async def comments(self, article: int, limit: int) -> list[Comment]:
         rows = await self._db.read(article).fetch(COMMENTS, bucket_of(article), article, limit)

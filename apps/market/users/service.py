@@ -9,11 +9,12 @@ from market.checks import Checks
 from market.faults import NotFound, Taken
 from market.indexing import Sweep
 from market.moments import moment
+from market.notifications.api import Notice, Notifications, Recipient
 from market.recommendations.api import Recommendations
 from market.search.api import Document, Search
 from market.users.api import Account, AccountChanges, NewAccount, Profile
 from market.users.indexing import document
-from market.users.jobs import PersonChanged
+from market.users.jobs import PersonChanged, PersonJoined, PersonRenamed
 from market.users.rules import check_changes, check_login, check_new, fold, is_username
 from market.users.store import AccountRow, Person, UserStore
 from springtide.clock import Clock
@@ -41,6 +42,7 @@ def build(context: ModuleContext) -> UserService:
         UserStore(context.db),
         recommendations=context.service(Recommendations),
         search=context.service(Search),
+        notifications=context.service(Notifications),
         passwords=context.passwords,
         clock=context.clock,
     )
@@ -55,6 +57,7 @@ class UserService:
         *,
         recommendations: Recommendations,
         search: Search,
+        notifications: Notifications,
         passwords: Passwords,
         clock: Clock,
     ) -> None:
@@ -63,6 +66,7 @@ class UserService:
         self._passwords = passwords
         self._clock = clock
         self._search = search
+        self._notifications = notifications
         self._index = Sweep(search, "person", page=store.versions, documents=self._documents)
 
     async def register(self, new: NewAccount) -> Account:
@@ -172,6 +176,22 @@ class UserService:
     async def changed(self, job: PersonChanged, run: Run) -> None:
         """A job's handler."""
         await self._search.put(await self._documents([job.person_id]))
+
+    async def joined(self, job: PersonJoined, run: Run) -> None:
+        """A job's handler."""
+        await self._introduce(job.person_id)
+        welcome = Notice(recipient=job.person_id, kind="welcome", key="joined", link="/")
+        await self._notifications.notify(welcome)
+
+    async def renamed(self, job: PersonRenamed, run: Run) -> None:
+        """A job's handler."""
+        await self._introduce(job.person_id)
+
+    async def _introduce(self, id: int) -> None:
+        row = await self._store.account(id)
+        if row is not None:
+            person = Recipient(id=id, name=row.username, email=row.email, version=row.version)
+            await self._notifications.introduce(person)
 
     async def index(self) -> None:
         """For the workers, periodically."""

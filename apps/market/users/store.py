@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from market.search.api import Versioned
-from market.users.jobs import PersonChanged
+from market.users.jobs import PersonChanged, PersonJoined, PersonRenamed
 from market.users.rules import fold
 from springtide.db import ASC, Database, WriteTransaction, bucket_of
 
@@ -148,6 +148,7 @@ class UserStore:
         async with self._db.reserving(id, claim=claim) as tx:
             await tx.execute(INSERT, bucket_of(id), id, username, email, password_hash, at)
             await _tell(tx, id)
+            await tx.enqueue(PersonJoined(id))
         return AccountRow(id, username, email, password_hash, None, None, version=1)
 
     async def update(
@@ -167,6 +168,7 @@ class UserStore:
         Raises AlreadyReserved.
         """
         claim, release = renamed(known, {"username": username, "email": email})
+        introduce = username not in (None, known.username) or email not in (None, known.email)
         id = known.id
         values = (
             bucket_of(id),
@@ -186,14 +188,14 @@ class UserStore:
             async with self._db.write(id) as tx:
                 row = await tx.fetch_one(UPDATE, *values)
                 if row is not None:
-                    await _tell(tx, id)
+                    await _tell(tx, id, renamed=introduce)
             return None if row is None else AccountRow(*row)
         try:
             async with self._db.reserving(id, claim=claim, release=release) as tx:
                 row = await tx.fetch_one(UPDATE, *values)
                 if row is None:
                     raise _Changed
-                await _tell(tx, id)
+                await _tell(tx, id, renamed=introduce)
         except _Changed:
             return None
         return AccountRow(*row)
@@ -228,9 +230,11 @@ class UserStore:
         return None if row is None else Follow(*row)
 
 
-async def _tell(tx: WriteTransaction, id: int) -> None:
-    """One job for all changes that it has not begun to tell of."""
+async def _tell(tx: WriteTransaction, id: int, *, renamed: bool = False) -> None:
+    """One job of a kind for all changes that it has not begun to tell of."""
     await tx.enqueue(PersonChanged(id), unique_key=str(id))
+    if renamed:
+        await tx.enqueue(PersonRenamed(id), unique_key=str(id))
 
 
 class _Changed(Exception):
