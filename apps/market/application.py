@@ -20,6 +20,8 @@ from market.content.api import Content
 from market.dashboard.api import Dashboard
 from market.extras import Extras
 from market.faults import Refused
+from market.media.api import Media
+from market.notifications.api import Notifications
 from market.orders.api import Orders
 from market.payments.api import Payments
 from market.realworld.answers import error_body, failure, refusal, routing_error
@@ -29,10 +31,21 @@ from market.realworld.page import page
 from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
 from market.recommendations.api import Recommendations
-from market.rest import catalog, dashboard, orders, payments, problems, recommendations
+from market.rest import (
+    catalog,
+    dashboard,
+    files,
+    media,
+    notifications,
+    orders,
+    payments,
+    problems,
+    recommendations,
+)
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
+from market.rest.uploads import UPLOAD_BYTES
 from market.settings import Settings
 from market.storefront import faults as pages
 from market.storefront.pages import routes
@@ -47,7 +60,7 @@ from springtide.identity.sessions import SessionService
 from springtide.platform import Platform
 from springtide.web.asgi import ErrorReply, problem_json
 
-__all__ = ["application", "render_error", "served"]
+__all__ = ["BODY_LIMITS", "application", "render_error", "served"]
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -55,9 +68,14 @@ MARKET_OPERATIONS = (
     *catalog.OPERATIONS,
     *orders.OPERATIONS,
     *payments.OPERATIONS,
+    *notifications.OPERATIONS,
     *recommendations.OPERATIONS,
     *dashboard.OPERATIONS,
+    *media.OPERATIONS,
 )
+
+BODY_LIMITS = {media.UPLOADS: UPLOAD_BYTES}
+"""Where a body may be larger than `servers.body_bytes`; for `Platform.wrap`."""
 
 SECURE = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -77,8 +95,10 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         catalog=platform.service(Catalog),
         orders=platform.service(Orders),
         payments=platform.service(Payments),
+        notifications=platform.service(Notifications),
         recommendations=platform.service(Recommendations),
         dashboard=platform.service(Dashboard),
+        media=platform.service(Media),
         viewers=viewers,
         extras=Extras(platform.sink),
     )
@@ -91,6 +111,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
             app.add_api_route(path, operation.endpoint, methods=methods, response_model=None)
     for own in MARKET_OPERATIONS:
         app.add_route(MARKET + own.path, own.endpoint, methods=[own.method])
+    app.add_route(files.ROUTE, files.serve, methods=["GET"])
     described = extend(document(title="market", version=__version__), MARKET_OPERATIONS)
     app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
     _add_documents(app, described)
@@ -112,7 +133,8 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
 
 def served(platform: Platform, settings: Settings | None = None) -> App:
     """The application as a server runs it: the platform's layers around it, the pages' headers around all."""
-    return SafePages(platform.wrap(application(platform, settings), render_error=render_error))
+    made = application(platform, settings)
+    return SafePages(platform.wrap(made, render_error=render_error, body_limits=BODY_LIMITS))
 
 
 def render_error(reply: ErrorReply, scope: Mapping[str, Any]) -> tuple[bytes, str]:

@@ -13,6 +13,11 @@ from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
 from market.dashboard import service as dashboard
 from market.dashboard.api import Dashboard
 from market.indexing import SWEEP_EVERY
+from market.media import jobs as media_jobs
+from market.media import lifecycle as media_lifecycle
+from market.media import service as media
+from market.media.api import Media
+from market.media.settings import MediaSettings
 from market.notifications import service as notifications
 from market.notifications.api import Notifications
 from market.notifications.jobs import SendMail, SendPush
@@ -47,11 +52,12 @@ def modules(
     provider: PaymentSettings | None = None,
     ordering: OrderSettings | None = None,
     outgoing: NotificationSettings | None = None,
+    blobs: MediaSettings | None = None,
 ) -> list[Module]:
     """Declared anew on every call: a platform owns its modules.
 
     `provider` is how the payment provider is reached, `ordering` how long orders may take, `outgoing` how
-    mail and pushes leave; None: as the environment says.
+    mail and pushes leave, `blobs` where media are kept; None: as the environment says.
     """
     return [
         sessions_module(),
@@ -163,5 +169,18 @@ def modules(
                 Handler(SendPush, notifications.NotificationService.send_push),
             ],
             settings=outgoing or NotificationSettings.from_environment(),
+        ),
+        Module(
+            "media",
+            migrations=HERE / "media" / "migrations",
+            provides=Media,
+            factory=media.build,
+            jobs=[Handler(media_jobs.Render, media_jobs.render), Handler(media_jobs.Erase, media_jobs.erase)],
+            background=[
+                Background(name="expire", every=media_lifecycle.EXPIRE_EVERY, method=media_lifecycle.expire),
+                Background(name="revive", every=media_lifecycle.REVIVE_EVERY, method=media_lifecycle.revive),
+                Background(name="sweep", every=media_lifecycle.SWEEP_EVERY, method=media.MediaService.sweep),
+            ],
+            settings=blobs or MediaSettings.from_environment(),
         ),
     ]

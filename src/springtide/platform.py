@@ -269,10 +269,18 @@ class Platform:
             work.append(self._periodic(f"{name}.idempotency", forget, PURGE_EVERY))
         return work
 
-    def wrap(self, app: _lifespan.App, *, render_error: RenderError | None = None) -> _lifespan.App:
+    def wrap(
+        self,
+        app: _lifespan.App,
+        *,
+        render_error: RenderError | None = None,
+        body_limits: Mapping[str, int] | None = None,
+    ) -> _lifespan.App:
         """`app` with the layers around it, /metrics and /health beside it, and start/stop by the lifespan.
 
         render_error gives body and content type of an error that a layer answers; None means problem+json.
+        body_limits are bytes for the paths where bodies may be larger or must be smaller than the topology's
+        `body_bytes` (see `Layers`).
         Raises ConfigurationError when the platform wraps an application already.
         """
         if self._wrapped:
@@ -296,6 +304,7 @@ class Platform:
             sink=self.sink,
             request_timeout=servers.request_timeout,
             body_bytes=servers.body_bytes,
+            body_limits=body_limits,
             trusted_proxies=servers.trusted_proxies,
             cors_origins=servers.cors_origins,
             trace_sample=telemetry.trace_sample,
@@ -369,6 +378,7 @@ class Platform:
             database=self._databases.get(module.name),
             services=services,
             settings=module.settings,
+            home=self._home,
             passwords=lambda: self.passwords,
             tokens=lambda: self.tokens,
         )

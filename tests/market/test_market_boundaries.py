@@ -17,6 +17,7 @@ from market.content import lists
 from market.content import store as content
 from market.content.api import ArticleQuery
 from market.dashboard import store as dashboard
+from market.media import store as media
 from market.notifications import store as notifications
 from market.orders import store as orders
 from market.payments import store as payments
@@ -110,6 +111,8 @@ SCATTERED = {
     search.SUGGEST,
     search.PRUNE,
     search_bulk.MOVE,
+    media.EXPIRED,
+    media.WAITING,
 }
 """Statements about every bucket, which run by scatter."""
 
@@ -118,7 +121,7 @@ def test_every_other_statement_names_its_bucket() -> None:
     """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
     found = 0
     modules_stores = (users, content, lists, catalog, stock, payments, dashboard, recommendations, follows)
-    for store in (*modules_stores, orders, notifications, search, search_bulk):
+    for store in (*modules_stores, orders, notifications, search, search_bulk, media):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:
                 found += 1

@@ -39,6 +39,7 @@ __all__ = [
     "KEPT",
     "KEY_LENGTH",
     "KINDS",
+    "KIND_NAMES",
     "LINK_LENGTH",
     "MAX_SUBSCRIPTIONS",
     "MAX_UNREAD_ASKED",
@@ -115,6 +116,18 @@ DATA: Mapping[Kind, tuple[str, ...]] = {
     "sale_cancelled": ("order", "actor", "total", "titles"),
 }
 """What each kind needs to be told."""
+
+KIND_NAMES: Mapping[Kind, str] = {
+    "welcome": "Welcome",
+    "comment": "Comments on your articles",
+    "order_confirmed": "Confirmed orders",
+    "order_failed": "Failed orders",
+    "order_cancelled": "Cancelled orders",
+    "order_shipped": "Shipped orders",
+    "sale": "Sales",
+    "sale_cancelled": "Cancelled sales",
+}
+"""A kind as people read it."""
 
 MailState = Literal["queued", "sent", "unwanted", "unconfigured", "refused"]
 """`unwanted` by the recipient's preferences; `unconfigured`: this installation sends no mail; `refused`: the

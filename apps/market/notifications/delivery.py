@@ -15,6 +15,7 @@ from hashlib import blake2b
 from urllib.parse import quote
 
 from market.moments import moment
+from market.notifications.api import KIND_NAMES
 from market.notifications.gate import Busy, Gate
 from market.notifications.jobs import SendMail, SendPush
 from market.notifications.keys import Keys
@@ -23,7 +24,7 @@ from market.notifications.mail import Mailer, MailRefused, TryAgain
 from market.notifications.push import Pusher, PushFailed, payload
 from market.notifications.settings import NotificationSettings
 from market.notifications.store import Letter, NotificationStore
-from market.notifications.texts import KIND_NAMES, people_in, words
+from market.notifications.texts import people_in, words
 from springtide.clock import Clock
 from springtide.errors import JobFailed, Unavailable
 from springtide.jobs import Run

@@ -13,24 +13,12 @@ import msgspec
 
 from market.notifications.api import Kind
 
-__all__ = ["KIND_NAMES", "SOMEBODY", "Words", "one_line", "people_in", "words"]
+__all__ = ["SOMEBODY", "Words", "one_line", "people_in", "words"]
 
 SOMEBODY = "Somebody"
 """Stands for a name that is not known."""
 
 MAX_SHOWN_TITLES = 20
-
-KIND_NAMES: Mapping[Kind, str] = {
-    "welcome": "Welcome",
-    "comment": "Comments on your articles",
-    "order_confirmed": "Confirmed orders",
-    "order_failed": "Failed orders",
-    "order_cancelled": "Cancelled orders",
-    "order_shipped": "Shipped orders",
-    "sale": "Sales",
-    "sale_cancelled": "Cancelled sales",
-}
-"""A kind as people read it."""
 
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
 

@@ -11,11 +11,14 @@ from starlette.requests import Request
 from market.catalog.api import Catalog
 from market.dashboard.api import Dashboard
 from market.extras import Extras
+from market.media.api import Media
+from market.notifications.api import Notifications
 from market.orders.api import Orders
 from market.payments.api import Payments
 from market.realworld.answers import Unauthorized
 from market.realworld.viewers import Viewers
 from market.recommendations.api import Recommendations
+from market.rest.uploads import Uploads
 from market.users.api import Users
 
 __all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
@@ -29,8 +32,10 @@ class Rest:
         catalog: Catalog,
         orders: Orders,
         payments: Payments,
+        notifications: Notifications,
         recommendations: Recommendations,
         dashboard: Dashboard,
+        media: Media,
         viewers: Viewers,
         extras: Extras,
     ) -> None:
@@ -38,10 +43,13 @@ class Rest:
         self.catalog = catalog
         self.orders = orders
         self.payments = payments
+        self.notifications = notifications
         self.recommendations = recommendations
         self.dashboard = dashboard
+        self.media = media
         self.viewers = viewers
         self.extras = extras
+        self.uploads = Uploads()
 
 
 def rest_of(request: Request) -> Rest:

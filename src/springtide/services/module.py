@@ -114,7 +114,9 @@ class ModuleContext:
     `tokens` (made on first use: an application without users needs neither). Tests build one directly.
     """
 
-    __slots__ = ("_database", "_passwords", "_services", "_tokens", "clock", "name", "settings", "sink")
+    __slots__ = (
+        "_database", "_home", "_passwords", "_services", "_tokens", "clock", "name", "settings", "sink",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class ModuleContext:
         database: Database | None = None,
         services: Mapping[Any, Any] | None = None,
         settings: Any = None,
+        home: Path | None = None,
         passwords: Callable[[], Passwords] | None = None,
         tokens: Callable[[], AccessTokens] | None = None,
     ) -> None:
@@ -134,6 +137,7 @@ class ModuleContext:
         self.settings = settings
         self._database = database
         self._services = dict(services or {})
+        self._home = home
         self._passwords = passwords
         self._tokens = tokens
 
@@ -143,6 +147,13 @@ class ModuleContext:
         if self._database is None:
             raise ModuleError(f"module {self.name!r} declares no migrations, so it has no database")
         return self._database
+
+    @property
+    def home(self) -> Path:
+        """The platform's folder on this machine: for files of the module and, in `secrets/`, its keys."""
+        if self._home is None:
+            raise ModuleError(f"module {self.name!r}: this context was built without a home")
+        return self._home
 
     def service(self, interface: Interface[T]) -> T:
         """The provider of `interface`; ModuleError when the module does not list it in `requires`."""

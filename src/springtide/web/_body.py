@@ -11,12 +11,45 @@ and again, whatever the application makes of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from springtide.errors import BodyTooLarge
 from springtide.web._types import Message, Receive
 
-__all__ = ["Inbox", "declared_length"]
+__all__ = ["BodyLimits", "Inbox", "declared_length"]
+
+
+class BodyLimits:
+    """How large a body may be, by path: `others` for a path that is neither in `paths` nor below one of them.
+
+    The longest path that fits decides; `/a` is above `/a/b` and not above `/ab`. Raises ValueError.
+    """
+
+    __slots__ = ("_below", "_others", "_paths")
+
+    def __init__(self, others: int, paths: Mapping[str, int]) -> None:
+        if others < 0:
+            raise ValueError(f"body_bytes must be >= 0, got {others}")
+        for path, limit in paths.items():
+            if not path.startswith("/") or (path.endswith("/") and path != "/"):
+                raise ValueError(
+                    f"a path of body_limits begins with / and does not end with it, got {path!r}"
+                )
+            if limit < 0:
+                raise ValueError(f"body_limits must be >= 0, got {limit} for {path!r}")
+        self._others = others
+        self._paths = dict(paths)
+        longest_first = sorted(paths, key=len, reverse=True)
+        self._below = tuple((path.rstrip("/") + "/", paths[path]) for path in longest_first)
+
+    def of(self, path: str) -> int:
+        exact = self._paths.get(path)
+        if exact is not None:
+            return exact
+        for prefix, limit in self._below:
+            if path.startswith(prefix):
+                return limit
+        return self._others
 
 
 def declared_length(content_length: bytes | None, transfer_encoding: bytes | None) -> int | None:
@@ -35,13 +68,13 @@ class Inbox:
     """The receiving side of one request."""
 
     __slots__ = (
-        "_failure", "_held", "_limit", "_reading", "_receive", "_room", "_seen", "_watching",
-        "ended", "gone", "too_large", "waiting",
+        "_failure", "_held", "_reading", "_receive", "_room", "_seen", "_watching",
+        "ended", "gone", "limit", "too_large", "waiting",
     )  # fmt: skip
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
-        self._limit = limit
+        self.limit = limit
         self._seen = 0
         self._held: Message | None = None
         self._failure: BaseException | None = None
@@ -60,7 +93,7 @@ class Inbox:
         """The application's `receive`."""
         while True:
             if self.too_large:
-                raise BodyTooLarge(self._limit)
+                raise BodyTooLarge(self.limit)
             if self._held is not None:
                 message, self._held = self._held, None
                 if self._room is not None:
@@ -121,7 +154,7 @@ class Inbox:
             self._seen += len(message.get("body", b""))
             if not message.get("more_body", False):
                 self.ended = True
-            if self._seen > self._limit:
+            if self._seen > self.limit:
                 self.too_large = True
         return not self.too_large
 

@@ -21,7 +21,7 @@ from springtide.context import Part
 from springtide.errors import BodyTooLarge, DeadlineExceeded
 from springtide.signals import RequestFinished, Sink
 from springtide.web import _replies
-from springtide.web._body import Inbox
+from springtide.web._body import BodyLimits, Inbox
 from springtide.web._cors import Cors
 from springtide.web._inbound import Inbound
 from springtide.web._meter import Meter
@@ -55,7 +55,7 @@ class Rules:
 
     clock: Clock
     sink: Sink
-    body_bytes: int
+    body_limits: BodyLimits
     server_timing: bool
     cors: Cors
     routes: RouteLabels
@@ -76,7 +76,7 @@ class Exchange:
         self._scope: Scope = inbound.scope
         self._root_path: str = inbound.scope.get("root_path", "")
         self._path: str = inbound.scope["path"]
-        self._inbox = Inbox(receive, rules.body_bytes)
+        self._inbox = Inbox(receive, rules.body_limits.of(self._path))
         self._send = send
         self._begun = rules.clock.monotonic()
         self._status = 0
@@ -247,7 +247,7 @@ class Exchange:
                 self._log(error, "after the answer was sent")
             self._finish(self._status, _name(error))
         elif self._inbox.too_large:
-            await self._answer(BodyTooLarge(self._rules.body_bytes), late=False)
+            await self._answer(BodyTooLarge(self._inbox.limit), late=False)
         elif self._cause == "slow body":
             await self._reply(_replies.slow_body_reply(request_id), "slow body")
         elif self._cause is not None:

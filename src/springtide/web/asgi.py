@@ -11,14 +11,14 @@ context and without a deadline; everything else of ASGI passes through untouched
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import activate
 from springtide.errors import BodyTooLarge
 from springtide.signals import NullSink, Sink
 from springtide.web import _replies
-from springtide.web._body import declared_length
+from springtide.web._body import BodyLimits, declared_length
 from springtide.web._client import Networks
 from springtide.web._cors import Cors
 from springtide.web._exchange import Exchange, Rules
@@ -42,11 +42,12 @@ __all__ = [
 class Layers:
     """`app` with all layers around it; itself an ASGI application.
 
-    `request_timeout` seconds per request (None: no deadline), `body_bytes` per body. `trusted_proxies` are
-    networks (or "unix") whose X-Forwarded-For is believed; `internal_networks` are hops whose deadline,
-    priority and causality headers are. `cors_origins` empty means that CORS is left to the application.
-    `trace_sample` is the share of new traces that are sampled. `render_error` gives body and content type of
-    an error, None means problem+json (RFC 9457).
+    `request_timeout` seconds per request (None: no deadline), `body_bytes` per body; `body_limits` has other
+    limits for paths and what is below them, the longest such path decides. `trusted_proxies` are networks (or
+    "unix") whose X-Forwarded-For is believed; `internal_networks` are hops whose deadline, priority and
+    causality headers are. `cors_origins` empty means that CORS is left to the application. `trace_sample` is
+    the share of new traces that are sampled. `render_error` gives body and content type of an error, None
+    means problem+json (RFC 9457).
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Layers:
         sink: Sink | None = None,
         request_timeout: float | None = 30.0,
         body_bytes: int = 1_048_576,
+        body_limits: Mapping[str, int] | None = None,
         trusted_proxies: Sequence[str] = ("127.0.0.1/32", "::1/128"),
         internal_networks: Sequence[str] = (),
         cors_origins: Sequence[str] = (),
@@ -67,8 +69,6 @@ class Layers:
     ) -> None:
         if request_timeout is not None and request_timeout <= 0:
             raise ValueError(f"request_timeout must be > 0 seconds or None, got {request_timeout}")
-        if body_bytes < 0:
-            raise ValueError(f"body_bytes must be >= 0, got {body_bytes}")
         if not 0.0 <= trace_sample <= 1.0:
             raise ValueError(f"trace_sample must be a share from 0 to 1, got {trace_sample}")
         self._app = app
@@ -83,7 +83,7 @@ class Layers:
         self._rules = Rules(
             clock=clock,
             sink=sink or NullSink(),
-            body_bytes=body_bytes,
+            body_limits=BodyLimits(body_bytes, body_limits or {}),
             server_timing=server_timing,
             cors=Cors(cors_origins),
             routes=RouteLabels(max_labels=max_routes),
@@ -133,8 +133,10 @@ class Layers:
             length = declared_length(found.get(b"content-length"), found.get(b"transfer-encoding"))
         except ValueError as error:
             return _replies.bad_request(request_id, "bad-content-length", str(error))
-        if length is not None and length > self._rules.body_bytes:
-            return reply_for(BodyTooLarge(self._rules.body_bytes), request_id=request_id)
+        if length is not None:
+            limit = self._rules.body_limits.of(inbound.scope["path"])
+            if length > limit:
+                return reply_for(BodyTooLarge(limit), request_id=request_id)
         return None
 
     async def _preflight(self, inbound: Inbound, exchange: Exchange, origin: bytes) -> None:
