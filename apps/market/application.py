@@ -41,11 +41,13 @@ from market.rest import (
     payments,
     problems,
     recommendations,
+    search,
 )
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
 from market.rest.rim import Rest
 from market.rest.uploads import UPLOAD_BYTES
+from market.search.api import Search
 from market.settings import Settings
 from market.storefront import faults as pages
 from market.storefront.pages import routes
@@ -72,6 +74,7 @@ MARKET_OPERATIONS = (
     *recommendations.OPERATIONS,
     *dashboard.OPERATIONS,
     *media.OPERATIONS,
+    *search.OPERATIONS,
 )
 
 BODY_LIMITS = {media.UPLOADS: UPLOAD_BYTES}
@@ -92,6 +95,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
     app.state.rim = Rim(users=users, content=platform.service(Content), viewers=viewers)
     app.state.rest = Rest(
         users=users,
+        content=platform.service(Content),
         catalog=platform.service(Catalog),
         orders=platform.service(Orders),
         payments=platform.service(Payments),
@@ -99,6 +103,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         recommendations=platform.service(Recommendations),
         dashboard=platform.service(Dashboard),
         media=platform.service(Media),
+        search=platform.service(Search),
         viewers=viewers,
         extras=Extras(platform.sink),
     )

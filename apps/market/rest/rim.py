@@ -9,6 +9,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from market.catalog.api import Catalog
+from market.content.api import Content
 from market.dashboard.api import Dashboard
 from market.extras import Extras
 from market.media.api import Media
@@ -19,6 +20,7 @@ from market.realworld.answers import Unauthorized
 from market.realworld.viewers import Viewers
 from market.recommendations.api import Recommendations
 from market.rest.uploads import Uploads
+from market.search.api import Search
 from market.users.api import Users
 
 __all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
@@ -29,6 +31,7 @@ class Rest:
         self,
         *,
         users: Users,
+        content: Content,
         catalog: Catalog,
         orders: Orders,
         payments: Payments,
@@ -36,10 +39,12 @@ class Rest:
         recommendations: Recommendations,
         dashboard: Dashboard,
         media: Media,
+        search: Search,
         viewers: Viewers,
         extras: Extras,
     ) -> None:
         self.users = users
+        self.content = content
         self.catalog = catalog
         self.orders = orders
         self.payments = payments
@@ -47,6 +52,7 @@ class Rest:
         self.recommendations = recommendations
         self.dashboard = dashboard
         self.media = media
+        self.search = search
         self.viewers = viewers
         self.extras = extras
         self.uploads = Uploads()
