@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import cast
 
 import msgspec
 from starlette.requests import Request
@@ -145,7 +144,7 @@ def _kind(request: Request) -> Kind | None:
     kind = text_of(request, "kind")
     if kind is not None and kind not in KINDS:
         raise Invalid({"kind": [f"must be one of {', '.join(KINDS)}"]})
-    return cast("Kind | None", kind)
+    return kind
 
 
 OPERATIONS: tuple[Operation, ...] = (

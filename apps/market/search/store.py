@@ -110,13 +110,13 @@ select title from (
 
 PRUNE = """
 delete from search.document
-where (bucket, kind, id) in (
-    select bucket, kind, id from search.document
+where ctid = any(array(
+    select ctid from search.document
     where removed_at < $2
     order by removed_at
     limit $1
     for update skip locked
-)
+))
 """
 
 
