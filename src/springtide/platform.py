@@ -152,6 +152,11 @@ class Platform:
         return self._group.state if self._group is not None else "new"
 
     @property
+    def home(self) -> Path:
+        """The folder for what the platform keeps on this machine."""
+        return self._home
+
+    @property
     def modules(self) -> tuple[Module, ...]:
         """The modules, each after those it requires."""
         return self._registry.modules

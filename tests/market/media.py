@@ -87,6 +87,22 @@ def opened_picture(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
+async def done(platform: Platform) -> int:
+    """Do all media jobs that there are, as a worker would; how many."""
+    return await _work(platform.database("media"), platform._registry.implementation("media"))
+
+
+async def _work(db: Database, service: MediaService) -> int:
+    found = await db.scatter(JOBS)
+    for row in found:
+        shape, handler = HANDLERS[row["kind"]]
+        run = Run(id=row["id"], key="k", attempt=1, max_attempts=8, enqueued_at=datetime.now(UTC))
+        await handler(service, msgspec.json.decode(row["payload"], type=shape), run)
+        async with db.write(Bucket(row["bucket"])) as tx:
+            await tx.execute(DONE, row["bucket"], row["id"])
+    return len(found)
+
+
 class Studio:
     """A media service whose jobs run when they are told to."""
 
@@ -100,14 +116,7 @@ class Studio:
 
     async def work(self) -> int:
         """Do all jobs that there are; how many."""
-        found = await self.db.scatter(JOBS)
-        for row in found:
-            shape, handler = HANDLERS[row["kind"]]
-            run = Run(id=row["id"], key="k", attempt=1, max_attempts=8, enqueued_at=datetime.now(UTC))
-            await handler(self.service, msgspec.json.decode(row["payload"], type=shape), run)
-            async with self.db.write(Bucket(row["bucket"])) as tx:
-                await tx.execute(DONE, row["bucket"], row["id"])
-        return len(found)
+        return await _work(self.db, self.service)
 
     async def stored(self, content: bytes, owner: int = ANNA, **options: Any) -> Medium:
         return await self.service.store(owner, "a file", content, **options)

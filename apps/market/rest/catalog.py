@@ -14,6 +14,7 @@ from market.faults import Invalid, NotFound
 from market.rest.answers import answer, created, read, wanted_version
 from market.rest.bodies import id_of, ids_of, once, read_body, text_of, window
 from market.rest.operations import PREFIX, Operation
+from market.rest.pictures import attach_pictures
 from market.rest.rim import anybody, member, rest_of, somebody
 
 __all__ = ["OPERATIONS"]
@@ -111,7 +112,10 @@ async def get_listings(request: Request) -> Response:
 async def create_listing(request: Request) -> Response:
     somebody(request)
     new = await read_body(request, catalog.NewListing)
-    listing = await rest_of(request).catalog.create(await member(request), new, await once(request))
+    rest = rest_of(request)
+    listing = await rest.catalog.create(await member(request), new, await once(request))
+    if listing.media:
+        await attach_pictures(rest.media, listing)
     return created(listing, f"{PREFIX}/listings/{listing.id}", version=listing.version)
 
 
@@ -126,7 +130,10 @@ async def update_listing(request: Request) -> Response:
     version = wanted_version(request, "listing")
     changes = await read_body(request, catalog.ListingChanges)
     _some(changes)
-    listing = await rest_of(request).catalog.update(id, viewer, changes, version, await once(request))
+    rest = rest_of(request)
+    listing = await rest.catalog.update(id, viewer, changes, version, await once(request))
+    if changes.media is not UNSET:
+        await attach_pictures(rest.media, listing)
     return answer(listing, version=listing.version)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from market.faults import Invalid
-from market.media.api import NAME_LENGTH, Medium, Purpose
+from market.media.api import NAME_LENGTH, Medium, Purpose, Variant
 from market.rest.answers import created, read
-from market.rest.bodies import id_of, once
+from market.rest.bodies import id_of, ids_of, once, text_of
 from market.rest.operations import PREFIX, Operation
 from market.rest.rim import member, rest_of, somebody
 from market.rest.uploads import File, Sent, read_upload
@@ -26,6 +27,9 @@ UPLOADS = f"{PREFIX}/media"
 
 UNNAMED = "unnamed"
 
+VARIANTS = ("thumb", "large", "preview")
+"""That somebody else may see."""
+
 
 async def upload(request: Request) -> Response:
     key = read_key(request.scope["headers"])
@@ -37,6 +41,28 @@ async def upload(request: Request) -> Response:
         del sent
         medium = await rest.media.store(owner, name, file.content, purpose, same)
     return created(medium, f"{UPLOADS}/{medium.id}")
+
+
+class MediumUrl(msgspec.Struct, frozen=True):
+    """`url` is relative to this server."""
+
+    id: int
+    url: str
+
+
+class MediaUrls(msgspec.Struct, frozen=True):
+    items: list[MediumUrl]
+
+
+async def get_urls(request: Request) -> Response:
+    ids, variant = text_of(request, "ids"), text_of(request, "variant") or "large"
+    if ids is None:
+        raise Invalid({"ids": ["is missing"]})
+    if variant not in VARIANTS:
+        raise Invalid({"variant": [f"must be one of {', '.join(VARIANTS)}"]})
+    wanted = ids_of(ids)
+    urls = await rest_of(request).media.urls(wanted, cast(Variant, variant))
+    return read(request, MediaUrls([MediumUrl(id, urls[id]) for id in dict.fromkeys(wanted) if id in urls]))
 
 
 async def get_medium(request: Request) -> Response:
@@ -79,6 +105,15 @@ OPERATIONS: tuple[Operation, ...] = (
         " `purpose`). JPEG, PNG, WebP and GIF up to 10 MiB and 50 million pixels; MP4 and WebM up to 40 MiB."
         " What it is, is found by its content. Ask for it again to see when it is ready. What is attached to"
         " nothing is deleted after a day.",
+    ),
+    Operation(
+        id="GetMediaUrls", method="GET", path="/media", endpoint=get_urls, tag=MEDIA,
+        summary="Where public pictures and videos are", answer=MediaUrls, conditional=True,
+        query=(
+            ("ids", "of a listing's `media`, 200 at most: `1,2,3`"),
+            ("variant", "`thumb` (320 pixels), `large` (1280, the default), or `preview` of a video"),
+        ),
+        says="Those that are ready and public, in the order of `ids`. Addresses never change.",
     ),
     Operation(
         id="GetMedium", method="GET", path="/media/{id}", endpoint=get_medium, tag=MEDIA,
