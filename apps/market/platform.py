@@ -10,8 +10,10 @@ from market.catalog.jobs import ListingChanged
 from market.content import service as content
 from market.content.api import Content
 from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
+from market.dashboard import reports
 from market.dashboard import service as dashboard
 from market.dashboard.api import Dashboard
+from market.dashboard.service import DashboardService
 from market.indexing import SWEEP_EVERY
 from market.media import jobs as media_jobs
 from market.media import lifecycle as media_lifecycle
@@ -139,6 +141,11 @@ def modules(
             migrations=HERE / "dashboard" / "migrations",
             provides=Dashboard,
             factory=dashboard.build,
+            requires=[Media],
+            jobs=[Handler(reports.MakeReport, DashboardService.make_report)],
+            background=[
+                Background(name="forget", every=reports.FORGET_EVERY, method=DashboardService.forget)
+            ],
         ),
         Module(
             "orders",

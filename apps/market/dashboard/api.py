@@ -8,32 +8,42 @@ counted on the day it was given back and leaves the day of the sale as it was: a
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
-from market.faults import Conflict, Invalid
+from market.faults import Conflict, Invalid, NotFound
 from market.money import Money
+from springtide.db.idempotency import Once
 from springtide.services import raises
 
 __all__ = [
     "MAX_DAYS",
     "MAX_LIMIT",
     "MAX_LINES",
+    "MAX_OPEN",
     "TITLE_LENGTH",
     "Dashboard",
     "Day",
+    "Report",
+    "ReportPage",
+    "ReportState",
     "Sale",
     "SaleLine",
     "Top",
 ]
 
 MAX_DAYS = 366
-"""The longest window, in days."""
+"""The longest window, in days; also of a report."""
 
 MAX_LIMIT = 100
 MAX_LINES = 500
+MAX_OPEN = 5
+"""Reports of one seller that are being made at once."""
+
 TITLE_LENGTH = 300
+
+ReportState = Literal["requested", "ready", "failed"]
 
 
 class SaleLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +87,31 @@ class Top(msgspec.Struct, frozen=True, kw_only=True):
     revenue: Money
 
 
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """A CSV file of all sales and refunds of the days `first` to `last`, both included.
+
+    `note` says why it failed. `url` is there when it is ready and asked for alone; it is signed and good for
+    minutes. From `expires_at` on there is no such report.
+    """
+
+    id: int
+    first: date
+    last: date
+    state: ReportState
+    note: str | None
+    rows: int
+    size_bytes: int
+    requested_at: datetime
+    finished_at: datetime | None
+    expires_at: datetime
+    url: str | None = None
+
+
+class ReportPage(msgspec.Struct, frozen=True, kw_only=True):
+    items: list[Report]
+    next: str | None
+
+
 class Dashboard(Protocol):
     """Errors are those of `market.faults`; each method names the ones it raises."""
 
@@ -101,3 +136,19 @@ class Dashboard(Protocol):
     @raises(Invalid)
     async def top(self, seller: int, days: int, limit: int) -> list[Top]:
         """The listings with most revenue in the last `days` days, at most `limit` (1 to MAX_LIMIT)."""
+
+    @raises(Invalid, Conflict)
+    async def order_report(self, seller: int, first: date, last: date, once: Once | None = None) -> Report:
+        """Ask for a report; a job makes it. Once per `once`.
+
+        `last` is today at most; today's sales are in it as far as they are known when it is made.
+        Raises Invalid for what is no window or too long a one, Conflict while MAX_OPEN are being made.
+        """
+
+    @raises(Invalid)
+    async def reports(self, seller: int, limit: int, after: str | None) -> ReportPage:
+        """The seller's reports, the newest first, without addresses. Raises Invalid for a bad cursor."""
+
+    @raises(NotFound, Invalid)
+    async def report(self, seller: int, id: int) -> Report:
+        """One report, with its address when it is ready. Raises NotFound, also for somebody else's."""

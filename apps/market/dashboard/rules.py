@@ -8,7 +8,7 @@ from market.checks import Checks
 from market.dashboard.api import MAX_DAYS, MAX_LIMIT, MAX_LINES, TITLE_LENGTH, Sale
 from market.money import MAX_AMOUNT
 
-__all__ = ["check_limit", "check_sale", "check_undone", "check_window", "day_of", "is_id"]
+__all__ = ["check_limit", "check_report", "check_sale", "check_undone", "check_window", "day_of", "is_id"]
 
 MAX_ID = (1 << 53) - 1
 MAX_QUANTITY = 1_000_000
@@ -37,7 +37,7 @@ def check_sale(sale: Sale) -> None:
         checks.fault("lines", "must have one currency")
     for line in sale.lines:
         _ids(checks, listing_id=line.listing_id)
-        checks.text("title", line.title, max_length=TITLE_LENGTH)
+        checks.text("title", line.title, max_length=TITLE_LENGTH, required=False)
         if not 1 <= line.quantity <= MAX_QUANTITY:
             checks.fault("quantity", f"must be between 1 and {MAX_QUANTITY}")
         if line.price.amount < 0:
@@ -70,6 +70,21 @@ def check_limit(limit: int) -> None:
         checks = Checks()
         checks.fault("limit", f"must be between 1 and {MAX_LIMIT}")
         checks.finish()
+
+
+def check_report(seller: int, first: date, last: date, today: date) -> None:
+    """Raises Invalid."""
+    checks = Checks()
+    _ids(checks, seller=seller)
+    if first < FIRST_DAY:
+        checks.fault("first", f"must not be before {FIRST_DAY}")
+    if last > today:
+        checks.fault("last", "must not be after today (UTC)")
+    if first > last:
+        checks.fault("first", "must not be after the last day")
+    elif (last - first).days >= MAX_DAYS:
+        checks.fault("last", f"must be within {MAX_DAYS} days")
+    checks.finish()
 
 
 def _ids(checks: Checks, **ids: int) -> None:

@@ -1,30 +1,42 @@
-"""What a seller has sold, recorded and counted in one transaction."""
+"""What a seller has sold, recorded and counted in one transaction; reports are made by `reports.py`."""
 
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 
 from market.dashboard import rules
-from market.dashboard.api import Day, Sale, Top
+from market.dashboard.api import Day, Report, ReportPage, Sale, Top
+from market.dashboard.lists import ReportStore
+from market.dashboard.reports import MakeReport, Reports
 from market.dashboard.store import Added, Line, OtherCurrency, SaleStore
 from market.faults import Conflict
+from market.media.api import Media
 from market.moments import moment
 from market.money import Money
 from springtide.clock import Clock
+from springtide.db.idempotency import Idempotency, Once
+from springtide.jobs import Run
 from springtide.services import ModuleContext
 
 __all__ = ["DashboardService", "build"]
 
 
 def build(context: ModuleContext) -> DashboardService:
-    return DashboardService(SaleStore(context.db), clock=context.clock)
+    reports = Reports(
+        ReportStore(context.db),
+        media=context.service(Media),
+        keys=Idempotency(context.db, sink=context.sink),
+        clock=context.clock,
+    )
+    return DashboardService(SaleStore(context.db), reports, clock=context.clock)
 
 
 class DashboardService:
     """Implements `market.dashboard.api.Dashboard`."""
 
-    def __init__(self, sales: SaleStore, *, clock: Clock) -> None:
+    def __init__(self, sales: SaleStore, reports: Reports, *, clock: Clock) -> None:
         self._sales = sales
+        self._reports = reports
         self._clock = clock
 
     async def sold(self, sale: Sale) -> None:
@@ -65,6 +77,22 @@ class DashboardService:
         first = rules.check_window(days, today)
         rules.check_limit(limit)
         return await self._sales.top(seller, first, today, limit) if rules.is_id(seller) else []
+
+    async def order_report(self, seller: int, first: date, last: date, once: Once | None = None) -> Report:
+        return await self._reports.order(seller, first, last, once)
+
+    async def reports(self, seller: int, limit: int, after: str | None) -> ReportPage:
+        return await self._reports.page(seller, limit, after)
+
+    async def report(self, seller: int, id: int) -> Report:
+        return await self._reports.report(seller, id)
+
+    async def make_report(self, job: MakeReport, run: Run) -> None:
+        await self._reports.make(job, run)
+
+    async def forget(self) -> None:
+        """For the workers, periodically: reports that have expired."""
+        await self._reports.forget()
 
 
 def _empty(day: date, currency: str) -> Day:
