@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from email.headerregistry import Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from tests.jobs_support import until
 from tests.market.harness import Recorder, topology
 
 from market.notifications.api import Kind, Notice, Notifications, Recipient
 from market.notifications.settings import NotificationSettings, Smtp
 from market.platform import modules
 from springtide.clock import Clock
+from springtide.jobs._run import JobRun, Route
+from springtide.jobs._store import Store
 from springtide.platform import Platform
 
 SENDER = Address("Market", addr_spec="market@example.com")
@@ -65,44 +67,47 @@ class World:
     async def jobs(self, where: str = "true") -> list[Any]:
         found = await self.db.scatter(
             "select bucket, id, kind, state, attempt, error, run_at, enqueued_at,"
-            f" convert_from(payload, 'UTF8') as payload from notifications._job where {where}"
+            " statement_timestamp() as now, convert_from(payload, 'UTF8') as payload"
+            f" from notifications._job where {where}"
         )
         return sorted(found, key=lambda row: row["enqueued_at"])
 
-    async def settled(self) -> None:
-        """Wait until no job is left that a worker would run now or later."""
-
-        async def none_left() -> bool:
-            return not await self.jobs("state in ('ready', 'running')")
-
-        await until(none_left, seconds=60)
-
-    async def hurry(self) -> None:
-        """What waits for its next try is due now."""
-        for pool in self.db.pools.values():
-            await pool.execute("update notifications._job set run_at = now() where state = 'ready'")
+    async def run_jobs(self) -> int:
+        """Run all jobs that are ready, due or not, once each and as a worker would; how many."""
+        (module,) = self.platform.modules
+        made, ran = self.platform._registry.implementation(module.name), 0
+        routes = {handler.kind.name: Route(handler, self.db, made) for handler in module.jobs}
+        lease: Any = SimpleNamespace(worker="tests")
+        for shard, pool in self.db.pools.items():
+            store = Store(self.db, shard)
+            await pool.execute(
+                "update notifications._job set run_at = statement_timestamp() where state = 'ready'"
+            )
+            for claimed in await store.claim(list(routes), 1000, "tests", 60.0):
+                route = routes[f"{claimed.kind}/{claimed.version}"]
+                run = JobRun(claimed, route, store, lease, clock=self.platform.clock)
+                _, ending, _ = await run.perform()
+                assert ending is not None
+                assert await store.end(claimed.run, "tests", ending)
+                ran += 1
+        return ran
 
     async def mail_states(self, recipient: int) -> list[str]:
         """Of the notices of an inbox, the newest first."""
         return [item.mail for item in (await self.notifications.inbox(recipient)).items]
 
     @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
+    async def working(self, drain: float = 5.0) -> AsyncIterator[None]:
         """A worker runs the jobs meanwhile."""
         started = []
         try:
-            for service in self.platform.background(drain=5.0):
+            for service in self.platform.background(drain=drain):
                 await service.start()
                 started.append(service)
             yield
         finally:
             for service in reversed(started):
                 await service.stop()
-
-    async def delivered(self) -> None:
-        """A worker runs until nothing is left to do."""
-        async with self.working():
-            await self.settled()
 
 
 @asynccontextmanager

@@ -13,9 +13,11 @@ MAILBOX_LOGIN=user:password in the environment takes mail only from those who si
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import sys
+import warnings
 from pathlib import Path
 
 import uvicorn
@@ -36,6 +38,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.keep < 1:
         parser.error(f"--keep must be >= 1, got {args.keep}")
+    # That a password is taken without TLS is meant so: nothing leaves this machine.
+    warnings.filterwarnings("ignore", module="aiosmtpd")
+    logging.getLogger("mail.log").setLevel(logging.ERROR)
     mails = Mails(args.state, max_mails=args.keep)
     mails.open()
     receiver = Receiver(mails, LOOPBACK, args.smtp_port, login=os.environ.get("MAILBOX_LOGIN") or None)

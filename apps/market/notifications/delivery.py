@@ -24,7 +24,7 @@ from market.notifications.mail import Mailer, MailRefused, TryAgain
 from market.notifications.push import Pusher, PushFailed, payload
 from market.notifications.settings import NotificationSettings
 from market.notifications.store import Letter, NotificationStore
-from market.notifications.texts import people_in, words
+from market.notifications.texts import one_line, people_in, words
 from springtide.clock import Clock
 from springtide.errors import JobFailed, Unavailable
 from springtide.jobs import Run
@@ -145,6 +145,7 @@ class Deliveries:
         token = await self._keys.token(job.recipient, letter.kind)
         return composed(
             words(letter.kind, letter.data, names),
+            name=one_line(name),
             to=mailable(name, email),
             sender=sender,
             kind=KIND_NAMES[letter.kind],

@@ -2,7 +2,8 @@
 
 The same notice always makes the same Message-ID and Date, so a mail that arrives twice (a crash after the
 server took it) can be recognised as one. Names and titles are text that people wrote: they are made one line
-before they become a header, which also refuses line breaks by itself, and are escaped in the HTML part.
+before they become a header, and nothing in them is left that reads as an encoded word (RFC 2047): the email
+package would decode it, and the line breaks in it would begin new headers. In the HTML part they are escaped.
 An address is what it was written as; its domain goes out in ASCII (IDNA). One whose local part is not ASCII
 needs a server with SMTPUTF8; one that no server would take raises Unmailable.
 """
@@ -90,7 +91,7 @@ def mailable(name: str, email: str) -> Address:
         raise Unmailable(f"the domain of {email!r} is none: {error}") from error
     if not _LOCAL.fullmatch(local) or not _DOMAIN.fullmatch(ascii_domain):
         raise Unmailable(f"{email!r} is no address")
-    return Address(display_name=one_line(name), username=local, domain=ascii_domain)
+    return Address(display_name=_in_header(name), username=local, domain=ascii_domain)
 
 
 def message_id(recipient: int, number: int, at: datetime, domain: str) -> str:
@@ -102,6 +103,7 @@ def message_id(recipient: int, number: int, at: datetime, domain: str) -> str:
 def composed(
     words: Words,
     *,
+    name: str,
     to: Address,
     sender: Address,
     kind: str,
@@ -110,12 +112,12 @@ def composed(
     id: str,
     at: datetime,
 ) -> Post:
-    """`stop` is the link that stops mails of this kind, as a page for people and by POST for programs."""
+    """`name` is whom the text greets; `stop` stops such mails: a page for people, POST for programs."""
     utf8 = not to.username.isascii()
     message = EmailMessage(policy=policy.SMTPUTF8 if utf8 else policy.SMTP.clone(cte_type="7bit"))
     message["From"] = sender
     message["To"] = to
-    message["Subject"] = words.title
+    message["Subject"] = _in_header(words.title)
     message["Date"] = format_datetime(at)
     message["Message-ID"] = id
     message["Auto-Submitted"] = "auto-generated"
@@ -124,7 +126,7 @@ def composed(
         message["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
     values = {
         "words": words,
-        "name": to.display_name,
+        "name": name,
         "link": link,
         "stop": stop,
         "kind": kind,
@@ -134,3 +136,7 @@ def composed(
     return Post(
         sender=sender.addr_spec, recipient=f"{to.username}@{to.domain}", content=message.as_bytes(), utf8=utf8
     )
+
+
+def _in_header(text: str) -> str:
+    return one_line(text).replace("=?", "= ?")
