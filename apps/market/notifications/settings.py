@@ -22,6 +22,8 @@ from email.utils import parseaddr
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from market.notifications.rules import decoded
 from springtide.errors import ConfigurationError
 
@@ -120,7 +122,7 @@ class NotificationSettings:
 
 def _sender(text: str) -> Address:
     name, address = parseaddr(text)
-    if not _SENDER.fullmatch(address) or not name.isprintable():
+    if not _SENDER.fullmatch(address) or not text.isprintable() or "=?" in text:
         raise ConfigurationError(f"MARKET_MAIL_FROM must be like Market <market@example.com>, got {text!r}")
     return Address(name, addr_spec=address)
 
@@ -129,6 +131,10 @@ def _key(text: str | None) -> bytes | None:
     if text is None:
         return None
     try:
-        return decoded(text, 32)
+        raw = decoded(text, 32)
+        ec.derive_private_key(int.from_bytes(raw, "big"), ec.SECP256R1())
+        return raw
     except ValueError:
-        raise ConfigurationError("MARKET_PUSH_KEY must be 32 bytes in base64url") from None
+        raise ConfigurationError(
+            "MARKET_PUSH_KEY must be a private key of P-256: 32 bytes in base64url"
+        ) from None
