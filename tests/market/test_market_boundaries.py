@@ -99,6 +99,7 @@ SCATTERED = {
     payments.DUE_CHARGES,
     payments.DUE_REFUNDS,
     payments.BALANCES,
+    notifications.FULL,
     recommendations.OLD_LISTS,
     recommendations.OLD_PURCHASES,
     recommendations.OLD_BASKETS,

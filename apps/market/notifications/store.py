@@ -25,12 +25,16 @@ from market.notifications.api import (
     Subscription,
     Unread,
 )
-from springtide.db import Database, Keyset, bucket_of, desc
+from springtide.db import ASC, DESC, Database, Keyset, bucket_of, desc
 from springtide.db.expiry import delete_in_batches
 
 __all__ = ["Letter", "NotificationStore", "Parcel", "Row", "Wishes"]
 
 NEWEST = Keyset(desc("number"))
+
+FULLEST = [("kept", DESC), ("recipient_id", ASC)]
+MAX_TRIMMED = 1_000
+"""How many inboxes one round trims: those that keep the most."""
 
 SECRETS = 0
 """The bucket of the keys that are everybody's."""
@@ -46,10 +50,16 @@ set name = excluded.name,
 where known.version < excluded.version
 """
 
+# The planner takes bucket and id for independent and would rather read the whole table than look up hundreds;
+# a subquery of one row cannot be mistaken.
 NAMES = """
 select recipient.id, recipient.name
 from unnest($1::bigint[]) as wanted (id)
-join notifications.recipient on recipient.bucket = (wanted.id & 1023)::smallint and recipient.id = wanted.id
+cross join lateral (
+    select id, name from notifications.recipient
+    where bucket = (wanted.id & 1023)::smallint and id = wanted.id
+    limit 1
+) as recipient
 """
 
 TELL = """
@@ -97,7 +107,11 @@ where bucket = $1 and recipient_id = $2
 UNREAD = """
 select inbox.recipient_id, inbox.newest, greatest(inbox.read_to, inbox.dropped_to) as read_to
 from unnest($1::bigint[]) as wanted (id)
-join notifications.inbox on inbox.bucket = (wanted.id & 1023)::smallint and inbox.recipient_id = wanted.id
+cross join lateral (
+    select recipient_id, newest, read_to, dropped_to from notifications.inbox
+    where bucket = (wanted.id & 1023)::smallint and recipient_id = wanted.id
+    limit 1
+) as inbox
 """
 
 READ = """
@@ -178,22 +192,19 @@ on conflict (bucket, name) do nothing
 
 KEY = "select value from notifications.secret where bucket = $1 and name = $2"
 
-TRIM = """
-with inboxes as (
-    select bucket, recipient_id from notifications.inbox
-    where newest - dropped_to > 500
-    order by newest - dropped_to desc
-    limit $1
-    for update skip locked
-), moved as (
-    update notifications.inbox set dropped_to = newest - $2
-    from inboxes
-    where inbox.bucket = inboxes.bucket and inbox.recipient_id = inboxes.recipient_id
-    returning inbox.bucket, inbox.recipient_id, inbox.dropped_to
-)
-delete from notifications.notice using moved
-where notice.bucket = moved.bucket and notice.recipient_id = moved.recipient_id
-    and notice.number <= moved.dropped_to and (notice.mail <> 'queued' or notice.created_at < $3)
+FULL = """
+select recipient_id, newest - dropped_to as kept from notifications.inbox where newest - dropped_to > 500
+"""
+
+DROP = """
+update notifications.inbox set dropped_to = greatest(dropped_to, newest - $3)
+where bucket = $1 and recipient_id = $2
+returning dropped_to
+"""
+
+DELETE_NOTICES = """
+delete from notifications.notice
+where bucket = $1 and recipient_id = $2 and number <= $3 and (mail <> 'queued' or created_at < $4)
 """
 
 FORGET = """
@@ -397,8 +408,15 @@ class NotificationStore:
 
     async def tidy(self, now: datetime) -> None:
         """Trim inboxes that keep too much, forget what was told long ago. Several may do it at once."""
-        await delete_in_batches(self._db, TRIM, KEPT, now - MAILABLE, batch=100)
+        for row in await self._db.scatter(FULL, order=FULLEST, limit=MAX_TRIMMED):
+            await self._trim(row["recipient_id"], now)
         await delete_in_batches(self._db, FORGET, now - REMEMBERED)
+
+    async def _trim(self, recipient: int, now: datetime) -> None:
+        bucket = bucket_of(recipient)
+        async with self._db.write(recipient) as tx:
+            dropped_to = await tx.fetch_value(DROP, bucket, recipient, KEPT)
+            await tx.execute(DELETE_NOTICES, bucket, recipient, dropped_to, now - MAILABLE)
 
 
 def _row(row: Any) -> Row:

@@ -21,7 +21,7 @@ create table notifications.inbox (
     constraint inbox_in_order check (dropped_to <= newest and read_to <= newest)
 );
 
-create index inbox_full on notifications.inbox ((newest - dropped_to) desc, bucket, recipient_id)
+create index inbox_full on notifications.inbox ((newest - dropped_to) desc, recipient_id)
     where newest - dropped_to > 500;
 
 create table notifications.notice (
