@@ -72,6 +72,8 @@ OF_SELLER = "listing.bucket = $1::smallint and listing.seller_id = $2"
 DEEP = (datetime(2020, 1, 1, tzinfo=UTC), 1)
 
 HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "versions": (f"{store.VERSIONS} order by bucket, id limit 100", (500, 1000)),
+    "texts": (store.TEXTS, (SOME,)),
     "shop": (store.SHOP, (5, SELLER)),
     "listing": (store.LISTING, (LISTING & 1023, LISTING)),
     "listings": (store.LISTINGS, (SOME,)),

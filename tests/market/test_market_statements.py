@@ -135,7 +135,17 @@ def counting(**filters: Any) -> tuple[str, tuple[Any, ...]]:
 
 ARTICLE = (7 << 10) + 7
 
+
+def walked(sql: str) -> tuple[str, tuple[Any, ...]]:
+    """A part of the walk by which the search index is kept up to date."""
+    order: tuple[Any, ...] = (("bucket", "asc"), ("id", "asc"))
+    return compose(sql, order=order, arguments=2, limited=True), (500, 1000, 500)
+
+
 HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "versions of people": walked(users.VERSIONS),
+    "versions of articles": walked(content.VERSIONS),
+    "texts": (content.TEXTS, ([(n << 10) + n for n in range(25)],)),
     "account": (users.ACCOUNT, (5, AUTHOR)),
     "people": (users.PEOPLE, ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10],)),
     "followed": (users.FOLLOWED, (5, AUTHOR, [1, 2, 3])),
