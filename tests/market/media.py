@@ -106,8 +106,9 @@ async def _work(db: Database, service: MediaService) -> int:
 class Studio:
     """A media service whose jobs run when they are told to."""
 
-    def __init__(self, db: Database, settings: MediaSettings, home: Path) -> None:
-        self.db = db
+    def __init__(self, platform: Platform, settings: MediaSettings, home: Path) -> None:
+        self.platform = platform
+        self.db = db = platform.database("media")
         self.clock = ManualClock(now=time.time())  # blobs have the time of their disk
         self.blobs = Blobs(settings, home=home, clock=self.clock)
         self.service = MediaService(
@@ -153,6 +154,6 @@ class Studio:
 async def studio(urls: Sequence[str], home: Path, settings: MediaSettings) -> AsyncIterator[Studio]:
     platform = Platform(topology(urls), modules=modules(), home=home)
     async with platform:
-        made = Studio(platform.database("media"), settings, home)
+        made = Studio(platform, settings, home)
         await made.service.start()
         yield made

@@ -28,11 +28,12 @@ from tests.market.media import (
 )
 
 from market.faults import Conflict, Invalid, NotFound
-from market.media import lifecycle
+from market.media import bulk, lifecycle
 from market.media.api import IMAGE_BYTES, Medium
 from market.media.settings import Bucket, MediaSettings
 from springtide.db.idempotency import Once
 from springtide.errors import BodyTooLarge, Unavailable
+from springtide.ops.load.seeding import BulkLoad
 
 FOLDER = pytest.mark.parametrize("keeper", ["folder"], indirect=True)
 """For tests of what has nothing to do with where the bytes are."""
@@ -415,3 +416,26 @@ async def fetched(media: Studio, url: str) -> bytes | None:
     async with httpx.AsyncClient() as client:
         answer = await client.get(url)
     return answer.content if answer.is_success else None
+
+
+@FOLDER
+async def test_a_seed_has_pictures(media: Studio, tmp_path: Path) -> None:
+    """As if sellers had uploaded them: shown, attached, and gone a day after they are taken away."""
+    platform = media.platform
+    motifs = await bulk.draw(seed=1)
+    assert len({motif.variants["thumb"][0] for motif in motifs}) == bulk.MOTIFS
+    assert motifs[3] == (await bulk.draw(seed=1))[3]
+    made = []
+    for n, owner in enumerate((ANNA, BERT, ANNA)):
+        id, at = await media.service.rows.new_id(owner), media.service.now()
+        made.append(bulk.BulkPicture(id, owner, f"listing:{n}", motifs[n], at))
+    async with BulkLoad([media.db]) as load:
+        await bulk.copy_pictures(load, media.db, media.blobs, made)
+    assert await media.names() == await media.named()
+    urls = await media.service.urls([one.id for one in made], "thumb")
+    for one in made:
+        assert await fetched(media, urls[one.id]) == one.motif.variants["thumb"][0]
+    await media.service.attach(ANNA, "listing:0", [], 2)
+    states = [medium.attached for medium in await media.service.media([one.id for one in made])]
+    assert states == [False, True, True]
+    assert (await bulk.blobs_of(platform)).opened("x", "") == (False, None)

@@ -8,11 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from tests.market.harness import Api, Person, one_platform, one_shard
 from tests.market.media import done, picture
 from tests.market.test_catalog_api import good, offer, refused, seller, send
 
 from market.media.api import Media
+from market.rest import uploads
 from market.rest.uploads import AT_ONCE, OF_ONE_PERSON, UPLOAD_BYTES
 
 pytestmark = [one_platform, one_shard]
@@ -169,28 +171,33 @@ async def test_everything_else_stays_small(api: Api) -> None:
     assert answer.status_code == 413
 
 
-async def test_uploads_at_once_are_few(api: Api) -> None:
+async def test_uploads_at_once_are_few(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond what memory is meant for: 503, and when to come again. Others and later ones go on."""
     anna, bert, carla = [await api.person() for _ in range(3)]
-    go, inside = asyncio.Event(), 0
+    go, begun = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def noted(request: Request) -> uploads.Sent:
+        begun.release()
+        return await uploads.read_upload(request)
+
+    monkeypatch.setattr("market.rest.media.read_upload", noted)
 
     async def slowly() -> AsyncIterator[bytes]:
-        nonlocal inside
-        inside += 1
         yield PICTURE[:100]
         await go.wait()
         yield PICTURE[100:]
 
-    waiting = [asyncio.create_task(sent(api, anna, slowly())) for _ in range(OF_ONE_PERSON)]
-    while inside < OF_ONE_PERSON:
-        await asyncio.sleep(0)
-    refusal = await sent(api, anna)
-    assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
-    assert (await sent(api, carla)).status_code == 201
-    waiting += [asyncio.create_task(sent(api, bert, slowly())) for _ in range(AT_ONCE - OF_ONE_PERSON)]
-    while inside < AT_ONCE:
-        await asyncio.sleep(0)
-    assert (await sent(api, carla)).status_code == 503
+    waiting = []
+    for person, others in ((anna, 201), (bert, 503)):
+        for _ in range(OF_ONE_PERSON):
+            waiting.append(asyncio.create_task(sent(api, person, slowly())))
+            await begun.acquire()
+        refusal = await sent(api, person)
+        assert (refusal.status_code, refusal.headers.get("retry-after")) == (503, "5")
+        assert (await sent(api, carla)).status_code == others
+        if others == 201:
+            await begun.acquire()
+    assert len(waiting) == AT_ONCE
     go.set()
     assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {201}
     assert (await sent(api, anna)).status_code == 201

@@ -368,6 +368,32 @@ async def test_a_body_at_the_limit_is_served() -> None:
     assert (await http.post("/", content=b"x" * 10)).content == b"x" * 10
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_path_and_what_is_below_it_may_have_another_limit(streamed: bool) -> None:
+    """The longest path decides; what only begins alike is not below it."""
+
+    async def handler(request: Request) -> Response:
+        return Response(str(len(await request.body())))
+
+    app = Starlette(routes=[Route("/{path:path}", handler, methods=["POST"])])
+    limits = {"/files": 100, "/files/small": 5, "/none": 0}
+    transport = httpx.ASGITransport(app=Layers(app, body_bytes=10, body_limits=limits))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        for path, limit in {
+            "/": 10, "/files": 100, "/files/": 100, "/files/x/y": 100, "/filesystem": 10, "/files/small": 5,
+            "/files/small/x": 5, "/files/smaller": 100, "/none": 0,
+        }.items():  # fmt: skip
+
+            async def chunks(size: int) -> Any:
+                for _ in range(size):
+                    yield b"x"
+
+            fits = await http.post(path, content=chunks(limit) if streamed else b"x" * limit)
+            assert (fits.status_code, fits.text) == (200, str(limit)), path
+            passes = await http.post(path, content=chunks(limit + 1) if streamed else b"x" * (limit + 1))
+            assert (passes.status_code, str(limit) in passes.json()["detail"]) == (413, True), path
+
+
 @pytest.mark.parametrize("length", ["-1", "+1", "1_0", "0x1", "1, 1", "", "9" * 40, "\u0661".encode()])
 async def test_a_content_length_that_is_no_number_is_refused(length: str | bytes) -> None:
     http, _ = serve()
@@ -543,7 +569,8 @@ async def test_an_options_request_that_is_no_preflight_reaches_the_application()
         ("cors_origins", ["null"]),
         ("request_timeout", 0.0), ("body_bytes", -1), ("trace_sample", 2.0),
         ("trusted_proxies", ["10.0.0.1/8"]),
-        ("internal_networks", ["nonsense"]), ("max_routes", 0),
+        ("internal_networks", ["nonsense"]), ("max_routes", 0), ("body_limits", {"files": 1}),
+        ("body_limits", {"/files/": 1}), ("body_limits", {"/files": -1}),
     ],
 )  # fmt: skip
 async def test_a_wrong_option_is_refused_with_its_name_and_value(option: str, value: Any) -> None:
