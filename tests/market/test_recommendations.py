@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.market.harness import Api, one_platform
 from tests.market.working import work
 
-from market.recommendations.api import Recommendations
+from market.faults import Invalid
+from market.recommendations.api import MAX_BASKET, MAX_LIMIT, MAX_LISTINGS, Recommendations
 from market.recommendations.service import RecommendationService
+from springtide.testing import ManualClock
 
 pytestmark = one_platform
 
@@ -197,3 +201,115 @@ async def test_follows_may_come_in_any_order_and_the_newest_wins(api: Api) -> No
         assert [row[0] for row in await db.scatter(
             "select followers from recommendations.popularity where person_id = $1", other
         )] == [1]  # fmt: skip
+
+
+async def test_many_orders_at_once_make_one_list_and_lose_no_count(api: Api) -> None:
+    """Ten of one buyer and ten of others, tallied together; a listing's list waits to be made as one job."""
+    made: RecommendationService = api.platform._registry.implementation("recommendations")
+    orders, one = [fresh() for _ in range(20)], fresh()
+    buyers = [one if number % 2 else fresh() for number in range(20)]
+    told = zip(orders, buyers, strict=True)
+    await asyncio.gather(*(service(api).bought(order, buyer, [A, B, C]) for order, buyer in told))
+    await asyncio.gather(*(made._making.tally(order) for order in orders))
+    found = (await counts(api))["pairs"]
+    assert [row[2] for row in found] == [11] * 6
+    waiting = await api.platform.database("recommendations").scatter_sum(
+        "select count(*) from recommendations._job"
+        " where kind = 'recommendations.make_list' and state = 'ready'"
+    )
+    assert waiting == 3
+
+
+async def test_a_list_made_from_older_counts_does_not_replace_a_newer_one(api: Api) -> None:
+    made: RecommendationService = api.platform._registry.implementation("recommendations")
+    await buy(api, A, B)
+    await settle(api)
+    old = await made._purchases.listed(A)
+    assert old is not None
+    await buy(api, A, C, times=3)
+    await settle(api)
+    newer = await service(api).also_bought([A], 10)
+    assert sorted(newer) == sorted([B, C])
+    await made._purchases.put_list(A, [(B, 0.5)], old.version, datetime.now(UTC))
+    assert await service(api).also_bought([A], 10) == newer
+
+
+async def test_authors_made_from_older_news_do_not_replace_newer_ones(api: Api) -> None:
+    made: RecommendationService = api.platform._registry.implementation("recommendations")
+    await service(api).followed(A, B, True, 1)
+    await service(api).followed(B, C, True, 1)
+    await service(api).followed(B, D, True, 1)
+    await settle(api)
+    assert sorted(await service(api).authors(A, 10)) == sorted([C, D])
+    await made._follows.put_authors(A, [C], 0, datetime.now(UTC))
+    assert sorted(await service(api).authors(A, 10)) == sorted([C, D])
+
+
+async def test_what_is_older_than_a_year_is_forgotten_and_counts_no_more(api: Api) -> None:
+    """Purchases, pairs and orders go; what was bought since stays, to the last digit."""
+    made: RecommendationService = api.platform._registry.implementation("recommendations")
+    system = made._clock
+    long_ago = datetime.now(UTC) - timedelta(days=366)
+    try:
+        made._clock = ManualClock(now=long_ago.timestamp())
+        await buy(api, A, B, C, times=3)
+    finally:
+        made._clock = system
+    await settle(api)
+    before = await counts(api)
+    assert len(before["pairs"]) == 6
+    kept = fresh()
+    await service(api).bought(kept, fresh(), [A, B])
+    await settle(api)
+    await made.refresh()
+    left = await counts(api)
+    assert [row[:3] for row in left["pairs"]] == sorted([(A, B, 1), (B, A, 1)])
+    db = api.platform.database("recommendations")
+    assert await db.scatter_sum("select count(*) from recommendations.purchase") == 2
+    assert [row[0] for row in await db.scatter("select order_id from recommendations.basket")] == [kept]
+    await made.refresh()
+    assert await counts(api) == left
+
+
+async def test_what_is_a_day_old_is_made_anew(api: Api) -> None:
+    """Lists whose listing nobody buys, but whose neighbours changed; suggestions of those who do nothing."""
+    made: RecommendationService = api.platform._registry.implementation("recommendations")
+    await buy(api, A, B)
+    await buy(api, A, C)
+    await service(api).followed(A, B, True, 1)
+    await settle(api)
+    assert sorted(await service(api).also_bought([A], 10)) == sorted([B, C])
+    await buy(api, B, D, times=30)  # now B is less near to A
+    await service(api).followed(B, C, True, 1)
+    await settle(api)
+    assert await service(api).authors(A, 10) == []
+    system = made._clock
+    try:
+        made._making._clock = ManualClock(now=(datetime.now(UTC) + timedelta(days=2)).timestamp())
+        await made.refresh()
+    finally:
+        made._making._clock = system
+    assert await service(api).also_bought([A], 10) == [C, B]
+    assert (await service(api).authors(A, 10))[0] == C
+
+
+async def test_of_a_wholesale_order_a_part_is_counted(api: Api) -> None:
+    await service(api).bought(fresh(), fresh(), [fresh() for _ in range(MAX_BASKET + 30)])
+    await settle(api)
+    assert len((await counts(api))["pairs"]) == MAX_BASKET * (MAX_BASKET - 1)
+
+
+async def test_questions_and_news_have_bounds(api: Api) -> None:
+    """Wrong ids and limits are refused; what nobody knows is nothing, not an error."""
+    for call in (
+        service(api).bought(0, 1, [1]), service(api).bought(1, 1, []), service(api).bought(1, 1, [1, -1]),
+        service(api).bought(1, 1 << 53, [1]), service(api).undone(0), service(api).followed(1, 1, True, 1),
+        service(api).followed(1, 2, True, 0), service(api).followed(0, 2, True, 1),
+        service(api).also_bought([1], 0), service(api).also_bought([1], MAX_LIMIT + 1),
+        service(api).also_bought(list(range(MAX_LISTINGS + 1)), 1), service(api).authors(1, 0),
+    ):  # fmt: skip
+        with pytest.raises(Invalid):
+            await call
+    assert await service(api).also_bought([0, -5, 1 << 60, 12345], 10) == []
+    assert await service(api).also_bought([], 10) == []
+    assert await service(api).authors(1 << 60, 10) == []
