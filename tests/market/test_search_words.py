@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from market.search.api import Document
-from market.search.questions import beginning, question
-from market.search.snippets import MORE, snippet
+from market.search.questions import Term, beginning, question
+from market.search.snippets import MORE, hits_by_words, hits_in_ascii, snippet
 from market.search.vectors import MAX_BYTES, neighbourhood, vectors
 from market.search.words import LONGEST, fold, words
 
@@ -107,3 +107,24 @@ def test_vectors_are_bounded(text: str) -> None:
 def test_forms(written: str, forms: list[str]) -> None:
     """Of many scripts: accents that people leave out are gone, vowel signs that are letters stay."""
     assert [word.form for word in words(written)] == forms
+
+
+@given(
+    st.lists(st.sampled_from(["oak", "oaken", "lamp", "_", "-", " ", "  ", "Oak", "9", "x" * 70, "\0"])),
+    st.lists(st.sampled_from(["oak", "lamp", "lam", "x" * 64, "9", "é"]), min_size=1),
+    st.booleans(),
+)
+def test_hits_in_ascii_are_the_hits_by_words(pieces: list[str], forms: list[str], open_end: bool) -> None:
+    """The quick way finds what the one for every text finds."""
+    text = "".join(pieces)
+    terms = frozenset(
+        Term(form, beginning=open_end and at == len(forms) - 1) for at, form in enumerate(forms)
+    )
+    assert hits_in_ascii(text, terms) == hits_by_words(text, terms)
+
+
+@given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127), max_size=20))
+def test_hits_in_any_ascii_text_are_the_hits_by_words(text: str, asked: str) -> None:
+    made = question(f"{text[:10]} {asked}", None)
+    terms = frozenset[Term]() if made is None else made.terms
+    assert hits_in_ascii(text, terms) == hits_by_words(text, terms)

@@ -65,7 +65,11 @@ class Word(NamedTuple):
 def words(text: str) -> Iterator[Word]:
     """The words of `text` in their order; one that is folded to several keeps its place for each of them."""
     for run in _RUN.finditer(text.replace("_", " ")):
-        for part in _PART.finditer(run[0]):
+        written = run[0]
+        if written.isascii():  # one part, one form
+            yield Word(written.lower()[:LONGEST], run.start(), run.end())
+            continue
+        for part in _PART.finditer(written):
             start = run.start() + part.start()
             for form in fold(part[0]):
                 yield Word(form, start, start + len(part[0]))
