@@ -141,6 +141,29 @@ async def test_a_client_that_leaves_has_its_handler_cancelled_and_counts_as_499(
         assert (signal.status, signal.route) == (499, "/")
 
 
+@pytest.mark.parametrize("http", HTTP)
+async def test_a_client_that_leaves_late_has_a_handler_cancelled_that_never_reads(http: str) -> None:
+    """Also when the watcher has the whole (empty) request already, and nobody takes it."""
+    watched, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Request) -> Response:
+        await asyncio.sleep(0.08)  # the watcher is awake by now
+        watched.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async with served(app(handler), http=http) as (port, heard):
+        async with connected(port) as wire:
+            await wire.send(get())
+            await watched.wait()
+        async with asyncio.timeout(20):
+            await ended.wait()
+        assert (await heard.next()).status == 499
+
+
 async def test_a_client_that_leaves_in_the_middle_of_a_stream_ends_it() -> None:
     ended = asyncio.Event()
 

@@ -123,11 +123,13 @@ class Inbox:
     async def watch(self, on_gone: Callable[[], None], *, prefetch: bool) -> None:
         """Call `on_gone` when the client leaves, unless the application has heard it by itself.
 
-        Without `prefetch` the body is left to the application, and listening begins at its end.
+        Without `prefetch` the body is left to the application, and listening begins at its end. What comes
+        after a whole body is the client's leaving alone, so an application that never reads is watched, too.
         """
         self._room = asyncio.Event()
         while not self.gone:
-            if self._reading or self._held is not None or self.too_large or not (prefetch or self.ended):
+            unread = self._held is not None and not self.ended
+            if self._reading or unread or self.too_large or not (prefetch or self.ended):
                 self._room.clear()
                 await self._room.wait()
                 continue
