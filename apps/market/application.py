@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -50,6 +51,8 @@ from market.rest.uploads import UPLOAD_BYTES
 from market.search.api import Search
 from market.settings import Settings
 from market.storefront import faults as pages
+from market.storefront import uploads
+from market.storefront.events.hub import Hub
 from market.storefront.pages import routes
 from market.storefront.rim import Store
 from market.storefront.secure import App, SafePages
@@ -77,7 +80,7 @@ MARKET_OPERATIONS = (
     *search.OPERATIONS,
 )
 
-BODY_LIMITS = {media.UPLOADS: UPLOAD_BYTES}
+BODY_LIMITS = dict.fromkeys((media.UPLOADS, *uploads.PATHS), UPLOAD_BYTES)
 """Where a body may be larger than `servers.body_bytes`; for `Platform.wrap`."""
 
 SECURE = {
@@ -89,7 +92,10 @@ SECURE = {
 def application(platform: Platform, settings: Settings | None = None) -> FastAPI:
     """The application without the platform's layers; `platform.wrap` puts those around it."""
     settings = settings or Settings()
-    app = FastAPI(title="market", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="market", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
+        lifespan=_lifespan,
+    )  # fmt: skip
     app.router.redirect_slashes = False
     users, viewers = platform.service(Users), Viewers(platform.tokens, lifetime=settings.token_lifetime)
     app.state.rim = Rim(users=users, content=platform.service(Content), viewers=viewers)
@@ -120,20 +126,53 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
     described = extend(document(title="market", version=__version__), MARKET_OPERATIONS)
     app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
     _add_documents(app, described)
-    app.state.storefront = store = Store(
-        users=users,
-        content=platform.service(Content),
-        catalog=platform.service(Catalog),
-        sessions=platform.service(SessionService),
-        cookie=SessionCookie(secure=not settings.development),
-        development=settings.development,
-    )
+    app.state.storefront = store = _store(platform, settings, app.state.rest)
     app.router.routes += routes(store)
     app.add_exception_handler(Refused, _refusal)
     app.add_exception_handler(HTTPException, _routing_error)
     app.add_exception_handler(SignInFirst, pages.sign_in_first)
     app.add_exception_handler(ShopFirst, shop_first)
     return app
+
+
+def _store(platform: Platform, settings: Settings, rest: Rest) -> Store:
+    """What the pages need; uploads are counted together with those of the API."""
+    sessions, notifications = platform.service(SessionService), platform.service(Notifications)
+    hub = Hub(
+        notifications,
+        sessions,
+        draining=lambda: platform.health.draining,
+        clock=platform.clock,
+        sink=platform.sink,
+    )
+    return Store(
+        users=platform.service(Users),
+        content=platform.service(Content),
+        catalog=platform.service(Catalog),
+        orders=platform.service(Orders),
+        notifications=notifications,
+        search=platform.service(Search),
+        recommendations=platform.service(Recommendations),
+        dashboard=platform.service(Dashboard),
+        media=platform.service(Media),
+        sessions=sessions,
+        extras=rest.extras,
+        uploads=rest.uploads,
+        hub=hub,
+        cookie=SessionCookie(secure=not settings.development),
+        development=settings.development,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """What runs while the application is served, inside the platform's start and stop."""
+    hub: Hub = app.state.storefront.hub
+    await hub.start()
+    try:
+        yield
+    finally:
+        await hub.stop()
 
 
 def served(platform: Platform, settings: Settings | None = None) -> App:

@@ -10,14 +10,18 @@ from typing import Any
 
 import uvicorn
 from tests.market.harness import PASSWORD, topology
+from tests.market.paying import KEY, SECRET, ProviderProcess
 
 from market.application import served
 from market.catalog.api import Catalog, Listing, NewListing, NewShop
 from market.content.api import Article, Content, NewArticle
 from market.money import Money
+from market.orders.api import Orders
+from market.payments.settings import PaymentSettings
 from market.platform import modules
 from market.settings import Settings
 from market.users.api import Account, NewAccount, Users
+from springtide.lifecycle import Group
 from springtide.platform import Platform
 
 __all__ = ["BROWSER_FLAGS", "Window", "opened"]
@@ -62,9 +66,11 @@ TEXT = """It began with *one* lamp and a **question**.
 class Window:
     """The services to prepare things with, and where the pages are."""
 
-    def __init__(self, platform: Platform, url: str) -> None:
+    def __init__(self, platform: Platform, url: str, provider: ProviderProcess) -> None:
         self.platform = platform
         self.url = url
+        self.provider = provider
+        self.orders = platform.service(Orders)
         self.users = platform.service(Users)
         self.content = platform.service(Content)
         self.catalog = platform.service(Catalog)
@@ -93,14 +99,18 @@ class Window:
 
 
 @asynccontextmanager
-async def opened(
-    urls: Sequence[str], home: Path, *, sink: Any = None, settings: Settings | None = None
-) -> AsyncIterator[Window]:
-    """Migrated databases behind uvicorn on a free port, started and stopped by its lifespan."""
-    platform = Platform(topology(urls), modules=modules(), home=home, sink=sink, check_calls=True)
-    app = served(platform, settings or Settings(development=True))
+async def opened(urls: Sequence[str], home: Path, folder: Path, *, sink: Any = None) -> AsyncIterator[Window]:
+    """Migrated databases behind uvicorn on a free port, a provider, and a worker's jobs in this process."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    provider = ProviderProcess(folder / "provider.journal", f"{url}/market/payments/webhook")
+    await provider.start()
+    paying = PaymentSettings(url=provider.url, key=KEY, secret=SECRET, call_timeout=5.0, pending_after=1.0)
+    platform = Platform(
+        topology(urls), modules=modules(provider=paying), home=home, sink=sink, check_calls=True
+    )
+    app = served(platform, Settings(development=True))
     config = uvicorn.Config(
         app, log_level="error", lifespan="on", proxy_headers=False, timeout_graceful_shutdown=20
     )
@@ -108,9 +118,14 @@ async def opened(
     config.load()
     server.lifespan = config.lifespan_class(config)
     await server.startup(sockets=[listener])
+    work = Group("work", platform.background(drain=1.0))
     try:
-        yield Window(platform, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        await work.start()
+        yield Window(platform, url, provider)
     finally:
+        await work.stop()
         platform.health.drain()
         await server.shutdown(sockets=[listener])
         listener.close()
+        await provider.kill()
+        await provider.http.aclose()

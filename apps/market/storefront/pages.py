@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from market.storefront import account, articles, browsing, buying, selling
+from market.storefront import account, articles, browsing, buying, finding, notices, selling
+from market.storefront.events import stream
 from market.storefront.files import serve
 from market.storefront.rendering import environment
 from market.storefront.rim import Store
@@ -15,7 +16,16 @@ from springtide.web.sessions import SessionLayer
 
 __all__ = ["PAGES", "routes"]
 
-PAGES = (*browsing.PAGES, *articles.PAGES, *account.PAGES, *buying.PAGES, *selling.PAGES)
+PAGES = (
+    *browsing.PAGES,
+    *finding.PAGES,
+    *articles.PAGES,
+    *account.PAGES,
+    *notices.PAGES,
+    *buying.PAGES,
+    *selling.PAGES,
+    *stream.PAGES,
+)
 
 ROBOTS = """User-agent: *
 Disallow: /sign-in

@@ -10,7 +10,12 @@ from hashlib import blake2b
 
 from markupsafe import Markup, escape
 
-__all__ = ["avatar", "placeholder"]
+from market.users.api import Profile
+
+__all__ = ["FACES", "avatar", "face", "placeholder"]
+
+FACES = "/faces/"
+"""Begins the address of a picture that somebody has given us of themselves."""
 
 SVG = '<svg class="{kind}" viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">'
 
@@ -48,3 +53,12 @@ def avatar(name: str) -> Markup:
         f'<text x="20" y="27" text-anchor="middle" font-size="19" font-family="system-ui, sans-serif"'
         f' fill="#fff">{letter}</text></svg>'
     )
+
+
+def face(person: Profile) -> Markup:
+    """The picture that the person gave us, else initials; one on another server is not loaded from there."""
+    address = person.image or ""
+    number = address.removeprefix(FACES)
+    if address == number or not (number.isascii() and number.isdigit()):
+        return avatar(person.username)
+    return Markup(f'<img class="avatar" src="{FACES}{number}" alt="" width="40" height="40">')  # noqa: S704 - digits

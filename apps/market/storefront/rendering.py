@@ -23,7 +23,8 @@ from market.moments import iso
 from market.money import CURRENCIES, Money
 from market.storefront.files import ADDRESSES
 from market.storefront.forms import Form, new_key
-from market.storefront.pictures import avatar, placeholder
+from market.storefront.pictures import face, placeholder
+from market.storefront.rim import store_of
 from market.storefront.said import SAID
 from market.storefront.visits import people, viewer_of, visit_of
 
@@ -53,7 +54,7 @@ def environment() -> Environment:
     )  # fmt: skip
     made.filters.update(money=money, day=day, at=at, iso=iso, count=count, query=query, segment=segment)
     made.globals.update(
-        static=ADDRESSES, avatar=avatar, placeholder=placeholder, new_key=new_key, SAID=SAID,
+        static=ADDRESSES, face=face, placeholder=placeholder, new_key=new_key, SAID=SAID,
         decimals=CURRENCIES,
     )  # fmt: skip
     for name in _SOURCES:
@@ -71,7 +72,7 @@ async def page(request: Request, template: str, status: int = 200, **values: Any
         **{"form": Form(), "errors": {}, "photos": {}} | values,
         viewer=known.get(viewer) if viewer is not None else None,
         csrf=visit.presented.csrf if visit.presented is not None else None,
-        unread=0,
+        unread=await _unread(request, viewer) if viewer is not None else 0,
         done=request.query_params.get("done"),
         here=_here(request),
     )
@@ -79,6 +80,13 @@ async def page(request: Request, template: str, status: int = 200, **values: Any
     response.headers["Cache-Control"] = KEPT_NOWHERE if visit.presented is not None else ASK_AGAIN
     response.headers["Vary"] = "Cookie"
     return _with_cookies(request, response)
+
+
+async def _unread(request: Request, viewer: int) -> int:
+    """For the badge; 0 when it does not come in time."""
+    store = store_of(request)
+    found = await store.extras.fetch("unread", store.notifications.unread([viewer]))
+    return found[0].count if found else 0
 
 
 def write(template: str, **values: Any) -> str:

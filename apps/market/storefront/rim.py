@@ -12,6 +12,15 @@ from starlette.requests import Request
 
 from market.catalog.api import Catalog, Category
 from market.content.api import Content
+from market.dashboard.api import Dashboard
+from market.extras import Extras
+from market.media.api import Media
+from market.notifications.api import Notifications
+from market.orders.api import Orders
+from market.recommendations.api import Recommendations
+from market.rest.uploads import Uploads
+from market.search.api import Search
+from market.storefront.events.hub import Hub
 from market.storefront.markdown import Markdown
 from market.users.api import Users
 from springtide.identity.cookies import SessionCookie
@@ -29,7 +38,7 @@ class Place(NamedTuple):
 
 
 class Store:
-    """`development`: offers the provider's test cards."""
+    """`extras`: parts that a page can do without. `development`: offers the provider's test cards."""
 
     def __init__(
         self,
@@ -37,14 +46,32 @@ class Store:
         users: Users,
         content: Content,
         catalog: Catalog,
+        orders: Orders,
+        notifications: Notifications,
+        search: Search,
+        recommendations: Recommendations,
+        dashboard: Dashboard,
+        media: Media,
         sessions: SessionService,
+        extras: Extras,
+        uploads: Uploads,
+        hub: Hub,
         cookie: SessionCookie,
         development: bool,
     ) -> None:
         self.users = users
         self.content = content
         self.catalog = catalog
+        self.orders = orders
+        self.notifications = notifications
+        self.search = search
+        self.recommendations = recommendations
+        self.dashboard = dashboard
+        self.media = media
         self.sessions = sessions
+        self.extras = extras
+        self.uploads = uploads
+        self.hub = hub
         self.cookie = cookie
         self.development = development
         self.markdown = Markdown()

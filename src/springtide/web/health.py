@@ -73,6 +73,11 @@ class Health:
         """Not ready from now on; what is under way goes on."""
         self._draining = True
 
+    @property
+    def draining(self) -> bool:
+        """Whether this process is about to end: answers without an end should end soon."""
+        return self._draining
+
     def obstacle(self) -> str | None:
         """Why this process wants no traffic; None when it is ready."""
         if self._draining:

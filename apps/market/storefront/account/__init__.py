@@ -1,7 +1,7 @@
 """Accounts: signing up, in and out; what people change about themselves; their devices."""
 
-from market.storefront.account import devices, settings, signing
+from market.storefront.account import devices, face, settings, signing
 
 __all__ = ["PAGES"]
 
-PAGES = (*signing.PAGES, *settings.PAGES, *devices.PAGES)
+PAGES = (*signing.PAGES, *settings.PAGES, *face.PAGES, *devices.PAGES)

@@ -32,7 +32,9 @@ async def devices(request: Request) -> Response:
 
 async def revoke(request: Request) -> Response:
     form, viewer = await submitted(request), await member(request)
-    await store_of(request).sessions.revoke_handle(viewer, form.text("handle"))
+    store, handle = store_of(request), form.text("handle")
+    if await store.sessions.revoke_handle(viewer, handle):
+        store.hub.forget(handle)
     return redirect(request, "/account/devices", done="revoked")
 
 

@@ -92,6 +92,7 @@ async def sign_out(request: Request) -> Response:
     assert found is not None  # a form without a session is refused
     store = store_of(request)
     await store.sessions.revoke(found.cookie)
+    store.hub.forget(found.session.handle)
     visit_of(request).cookies.append(store.cookie.clear())
     return redirect(request, "/", done="signed-out")
 

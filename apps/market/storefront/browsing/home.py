@@ -1,4 +1,4 @@
-"""The front page: what is new, by department; the newest articles."""
+"""The front page: what is new, by department; the newest articles; whom to read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from market.catalog.api import ListingQuery, ListingSummary
 from market.content.api import ArticleQuery
+from market.storefront.photos import photos_of
 from market.storefront.rendering import page
 from market.storefront.rim import store_of
 from market.storefront.table import Page
@@ -17,6 +18,7 @@ __all__ = ["PAGES"]
 NEWEST = 60
 PER_DEPARTMENT = 4
 ARTICLES = 6
+AUTHORS = 5
 
 
 async def home(request: Request) -> Response:
@@ -25,13 +27,18 @@ async def home(request: Request) -> Response:
     store.learn(categories)
     newest = await store.catalog.newest(ListingQuery(limit=NEWEST))
     written = await store.content.articles(ArticleQuery(limit=ARTICLES), viewer)
-    known = await people(request, [article.author_id for article in written.articles])
+    recommended: list[int] = []
+    if viewer is not None:
+        asked = store.recommendations.authors(viewer, AUTHORS)
+        recommended = await store.extras.fetch("authors", asked)
+    known = await people(request, [*recommended, *(article.author_id for article in written.articles)])
     parents = {one.slug: one.parent or one.slug for one in categories}
     shelves: dict[str, list[ListingSummary]] = {}
     for listing in newest.items:
         shelf = shelves.setdefault(parents.get(listing.category, listing.category), [])
         if len(shelf) < PER_DEPARTMENT:
             shelf.append(listing)
+    shown = [listing for shelf in shelves.values() for listing in shelf]
     return await page(
         request,
         "browsing/home.html",
@@ -39,6 +46,8 @@ async def home(request: Request) -> Response:
         shelves=shelves,
         articles=written.articles,
         people=known,
+        authors=[known[id] for id in recommended if id in known and not known[id].following],
+        photos=await photos_of(request, shown),
     )
 
 

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from market.catalog.api import ListingQuery
 from market.checks import storable
 from market.faults import NotFound
+from market.storefront.photos import photos_of
 from market.storefront.rendering import page
 from market.storefront.rim import store_of
 from market.storefront.table import Page
@@ -44,6 +45,7 @@ async def _category(request: Request, slug: str | None) -> Response:
         departments=[one for one in categories if one.parent is None],
         under=[one for one in categories if department is not None and one.parent == department.slug],
         listings=found.items,
+        photos=await photos_of(request, found.items),
         next=found.next,
         first=after is None,
     )
@@ -63,6 +65,7 @@ async def shop(request: Request) -> Response:
         shop=found,
         seller=known.get(found.seller_id),
         listings=listings.items,
+        photos=await photos_of(request, listings.items),
         next=listings.next,
         first=after is None,
     )

@@ -1,7 +1,7 @@
 """Cart, checkout, orders."""
 
-from market.storefront.table import Page
+from market.storefront.buying import cart, checkout, orders
 
 __all__ = ["PAGES"]
 
-PAGES: tuple[Page, ...] = ()
+PAGES = (*cart.PAGES, *checkout.PAGES, *orders.PAGES)

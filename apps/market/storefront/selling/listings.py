@@ -10,6 +10,7 @@ from starlette.responses import Response
 from market.catalog.api import Listing, ListingChanges, NewListing, Shop
 from market.checks import Checks
 from market.faults import Conflict, Forbidden, Invalid, NotFound, Refused, Stale
+from market.media.api import media_ids
 from market.money import Money
 from market.storefront.forms import Form, submitted
 from market.storefront.rendering import page, redirect
@@ -133,8 +134,11 @@ async def editor(
     """The form for a new listing or for changes, with the stock of one that exists; `typed` is its form."""
     store = store_of(request)
     places = await store.places()
-    stock, moved = None, []
+    stock, moved, media, thumbs = None, [], [], {}
     if listing is not None:
+        ids = media_ids(listing.media)
+        media = await store.media.media(ids) if ids else []
+        thumbs = await store.media.urls(ids, "thumb") if ids else {}
         stock = await store.catalog.stock(listing.id, shop.seller_id)
         moved = (await store.catalog.movements(listing.id, shop.seller_id, MOVEMENTS, None)).items
     return await page(
@@ -146,6 +150,8 @@ async def editor(
         places=places,
         stock=stock,
         movements=moved,
+        media=media,
+        thumbs=thumbs,
         form=form,
         **{"typed": Form()} | values,
     )

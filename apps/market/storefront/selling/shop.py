@@ -35,7 +35,7 @@ async def seller(request: Request) -> Shop:
 
 async def new(request: Request) -> Response:
     if await store_of(request).catalog.shop_of(await member(request)) is not None:
-        return redirect(request, "/selling/listings")
+        return redirect(request, "/selling")
     return await _opening(request, Form.of({"currency": USUAL}))
 
 
@@ -49,7 +49,7 @@ async def create(request: Request) -> Response:
         return await _opening(request, form, 422, errors=refused.errors)
     except Taken as refused:
         if "shop" in refused.errors:
-            return redirect(request, "/selling/listings")
+            return redirect(request, "/selling")
         errors = {"name": ["is too much like another shop's: choose another one"]}
         return await _opening(request, form, 409, errors=errors)
     return redirect(request, "/selling/listings", done="shop-opened")
