@@ -100,7 +100,7 @@ class Mailer:
             start_tls=None if smtp.tls else STARTTLS[smtp.starttls],
             tls_context=self._tls,
             local_hostname=sender.domain,
-            timeout=self._settings.mail_timeout,
+            timeout=None,  # for each step; `send` has one for all of them
         )
 
 
