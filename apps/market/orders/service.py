@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from market.catalog.api import Catalog
+from market.dashboard.api import Dashboard
 from market.faults import Conflict, Invalid, NotFound, Refused, Stale
 from market.moments import moment
 from market.money import Money
@@ -20,7 +21,9 @@ from market.orders.record import Placed
 from market.orders.settings import OrderSettings
 from market.orders.steps import STEPS, steps
 from market.orders.store import CartRow, OrderStore
+from market.orders.telling import Teller
 from market.payments.api import Payments
+from market.recommendations.api import Recommendations
 from springtide.clock import Clock
 from springtide.context import RequestContext, activate, current
 from springtide.db.idempotency import Answer, Idempotency, Once
@@ -55,6 +58,7 @@ def build(context: ModuleContext) -> OrderService:
         OrderStore(context.db, clock=context.clock, advance=Advance),
         catalog=context.service(Catalog),
         payments=context.service(Payments),
+        teller=Teller(recommendations=context.service(Recommendations), dashboard=context.service(Dashboard)),
         keys=Idempotency(context.db, sink=context.sink),
         settings=settings,
         clock=context.clock,
@@ -70,6 +74,7 @@ class OrderService:
         *,
         catalog: Catalog,
         payments: Payments,
+        teller: Teller,
         keys: Idempotency,
         settings: OrderSettings,
         clock: Clock,
@@ -77,6 +82,7 @@ class OrderService:
         self._store = store
         self._catalog = catalog
         self._payments = payments
+        self._teller = teller
         self._keys = keys
         self._pay_within = timedelta(seconds=settings.pay_within)
         self._clock = clock
@@ -199,6 +205,7 @@ class OrderService:
         if order.confirmed_at is not None:
             for seller in order.sellers:
                 await self._store.put_sale(order.sale(seller))
+        await self._teller.tell(order)
         await self._store.told(order)
 
     async def _go_on(self, order: Placed) -> Placed:
