@@ -152,7 +152,7 @@ def modules(
             migrations=HERE / "orders" / "migrations",
             provides=Orders,
             factory=orders.build,
-            requires=[Catalog, Payments, Recommendations, Dashboard],
+            requires=[Catalog, Payments, Notifications, Recommendations, Dashboard],
             background=[
                 Background(name="advance", every=orders.ADVANCE_EVERY, method=orders.OrderService.advance_due)
             ],

@@ -13,6 +13,8 @@ from tests.market.catalog import ANNA, BERT, WRONG
 from tests.market.paying import CARD, Inbox, World, euros, world
 
 from market.catalog.api import Catalog, Listing, NewListing, NewShop
+from market.dashboard.api import Dashboard
+from market.notifications.api import Notifications
 from market.orders.api import Address, Disagreements, NewOrder, Order, Orders, WantedLine
 from market.orders.service import OrderService
 from market.orders.settings import OrderSettings
@@ -20,7 +22,8 @@ from springtide.db.idempotency import Once
 
 HOME = Address(name="Ada Adler", street="1 Harbour Lane", city="Hamburg", postal_code="20457", country="DE")
 
-PUT_OFF = "update orders.placed set due_at = now() where bucket between 0 and 1023 and due_at is not null"
+DUE = "update orders.placed set due_at = now() where due_at is not null or $1"
+EXPIRED = "update orders.placed set pay_by = now()"
 
 _people = itertools.count(1)
 
@@ -48,6 +51,8 @@ class Shop:
         self.payments = world.payments
         self.catalog = world.platform.service(Catalog)
         self.orders = world.platform.service(Orders)
+        self.notifications = world.platform.service(Notifications)
+        self.dashboard = world.platform.service(Dashboard)
         self.db = world.platform.database("orders")
         implementation: Any = world.platform._registry.implementation("orders")
         self.service: OrderService = implementation
@@ -82,12 +87,21 @@ class Shop:
         stock = await self.catalog.stock(listing.id, listing.seller_id)
         return stock.on_hand, stock.reserved
 
+    async def expire(self) -> None:
+        """The time to pay is up, for every order."""
+        for pool in self.db.pools.values():
+            await pool.execute(EXPIRED)
+
+    async def due(self, *, all: bool = False) -> None:
+        """Workers look at what is left to do now and not later; `all`: also at what has nothing left."""
+        for pool in self.db.pools.values():
+            await pool.execute(DUE, all)
+
     async def work(self) -> None:
         """What workers do in time: look at everything that is due, whenever that would be."""
         for _ in range(10):
             await self.world.reconcile()
-            for url in self.platform.database("orders").pools.values():
-                await url.execute(PUT_OFF)
+            await self.due()
             await self.service.advance_due()
             if not await self.db.scatter_sum("select count(*) from orders.placed where due_at is not null"):
                 return

@@ -27,7 +27,6 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     address: Address
     cart_version: int | None
     version: int
-    told: int
     tries: int
     pay_by: datetime
     due_at: datetime | None

@@ -13,6 +13,7 @@ from market.dashboard.api import Dashboard
 from market.faults import Conflict, Invalid, NotFound, Refused, Stale
 from market.moments import moment
 from market.money import Money
+from market.notifications.api import Notifications
 from market.orders import reasons, rules, saga
 from market.orders.api import Cart, Disagreements, NewOrder, Order, OrderPage, Sale, SalePage, WantedLine
 from market.orders.comparing import compare
@@ -58,7 +59,12 @@ def build(context: ModuleContext) -> OrderService:
         OrderStore(context.db, clock=context.clock, advance=Advance),
         catalog=context.service(Catalog),
         payments=context.service(Payments),
-        teller=Teller(recommendations=context.service(Recommendations), dashboard=context.service(Dashboard)),
+        teller=Teller(
+            catalog=context.service(Catalog),
+            notifications=context.service(Notifications),
+            recommendations=context.service(Recommendations),
+            dashboard=context.service(Dashboard),
+        ),
         keys=Idempotency(context.db, sink=context.sink),
         settings=settings,
         clock=context.clock,
@@ -198,7 +204,7 @@ class OrderService:
 
     async def _finish(self, order: Placed) -> None:
         order = await saga.run(self._steps, order, self._store, self._in_time)
-        if order.at_end and order.told < order.version:
+        if order.at_end and order.due_at is not None:
             await self._tell(order)
 
     async def _tell(self, order: Placed) -> None:

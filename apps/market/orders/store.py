@@ -26,7 +26,7 @@ from springtide.db.keyset import asc
 __all__ = ["CartRow", "OrderStore"]
 
 _ORDER = """id, buyer_id, state, step, reason, lines, amount, currency, source, address, cart_version,
-    version, told, tries, pay_by, due_at, confirmed_at, created_at, updated_at"""
+    version, tries, pay_by, due_at, confirmed_at, created_at, updated_at"""
 
 CART = "select version, lines from orders.cart where bucket = $1 and buyer_id = $2"
 
@@ -81,7 +81,7 @@ returning {_ORDER}
 """
 
 TOLD = """
-update orders.placed set told = $3, due_at = null, tries = 0
+update orders.placed set due_at = null, tries = 0
 where bucket = $1 and id = $2 and version = $3 and state in ('confirmed', 'cancelled', 'failed')
 """
 

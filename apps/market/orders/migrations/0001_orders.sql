@@ -26,7 +26,6 @@ create table orders.placed (
     address      jsonb          not null,
     cart_version integer,
     version      integer        not null default 1,
-    told         integer        not null default 0,
     tries        integer        not null default 0,
     pay_by       timestamptz(3) not null,
     due_at       timestamptz(3),
