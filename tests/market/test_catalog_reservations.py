@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -433,3 +434,35 @@ async def test_crossing_orders_do_not_wait_in_a_circle(market: Market) -> None:
     await asyncio.gather(*map(buy, range(12)), *map(stock_up, range(12)))
     assert await market.check()
     assert [await market.left(one) for one in goods] == [(94, 0, 94)] * 6
+
+
+class Looking:
+    """A store whose first decision, which finds no record, is followed at once by what somebody else does."""
+
+    def __init__(self, store: Any, act: Any) -> None:
+        self._store = store
+        self._act = act
+        self._waiting = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def decide(self, *args: Any, **options: Any) -> Any:
+        decided = await self._store.decide(*args, **options)
+        if self._waiting:
+            self._waiting = False
+            # In a context of its own: the transaction that is open here is not the other one's.
+            await asyncio.get_running_loop().create_task(self._act(), context=contextvars.Context())
+        return decided
+
+
+async def test_a_release_that_is_told_of_no_reservation_misses_none(market: Market) -> None:
+    """One that commits between its two looks is released as well."""
+    lamp = await market.listing(stock=1)
+    order = market.order()
+    looking = market.serve(Looking(market.stock, lambda: market.service.reserve(order, lines(lamp))))
+    await looking.release(order)
+    assert await market.left(lamp) == (1, 0, 1)
+    with pytest.raises(Conflict):
+        await market.service.commit(order)
+    assert await market.check()

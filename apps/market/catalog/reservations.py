@@ -154,6 +154,9 @@ class Reservations:
             known = await self._store.decide(tx, order_id, state, before, at)
             if known is None:
                 known = await self._store.known(tx, order_id)
+                if known is not None and known.state in before:  # it was reserved between the two statements
+                    decided = await self._store.decide(tx, order_id, state, before, at)
+                    known = decided or await self._must_know(tx, order_id)
             if known is not None and self._store.one_shard(order_id, known.ids):
                 await self._follow(tx, order_id, known)
                 return known
