@@ -11,7 +11,7 @@ __all__ = ["BUYER", "EXPIRED", "PAYMENT_CANCELLED", "declined", "not_reserved"]
 
 BUYER = Reason(code="buyer", says="You cancelled it.")
 
-EXPIRED = Reason(code="expired", says="It could not be paid in time. Nothing is charged.")
+EXPIRED = Reason(code="expired", says="It could not be paid in time. You pay nothing.")
 
 PAYMENT_CANCELLED = Reason(code="payment_cancelled", says="The payment was called off. Nothing is charged.")
 
