@@ -13,6 +13,8 @@ from tests.market.harness import Api, Person, Recorder
 from tests.market.ordering import Shop, shop
 from tests.market.test_catalog_api import good, offer, refused, seller, send
 
+from market.application import render_error
+
 
 @pytest.fixture
 def shards() -> int:
@@ -22,7 +24,8 @@ def shards() -> int:
 @pytest.fixture
 async def there(urls: list[str], home: Path, tmp_path: Path) -> AsyncIterator[tuple[Shop, Api]]:
     async with shop(urls, home, tmp_path) as made:
-        transport = httpx.ASGITransport(app=made.world.app, raise_app_exceptions=False)
+        app = made.platform.wrap(made.world.app, render_error=render_error)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://market") as client:
             yield made, Api(client, made.platform, Recorder())
 
@@ -53,3 +56,66 @@ async def test_from_the_cart_to_the_parcel(there: tuple[Shop, Api]) -> None:
     assert shipped["state"] == "shipped"
     assert (await good(api, "GET", "/sales", by=anna))["items"] == [shipped]
     assert await refused(api, 409, "POST", f"{path}/cancel", by=ada)
+
+
+async def test_hostile_orders_are_refused_by_field(there: tuple[Shop, Api]) -> None:
+    """Each with the name of what is wrong, before anything is reserved or charged."""
+    made, api = there
+    anna, ada = await seller(api), await api.person()
+    lamp = await offer(api, anna)
+    line = {"listing_id": lamp["id"], "quantity": 1, "price": lamp["price"]}
+    hostile: dict[str, dict[str, Any]] = {
+        "lines": {"lines": []},
+        "quantity": {"lines": [{**line, "quantity": -1}]},
+        "price": {"lines": [{**line, "price": {"amount": -5, "currency": "EUR"}}]},
+        "currency": {"lines": [line, {**line, "listing_id": 7, "price": {"amount": 5, "currency": "USD"}}]},
+        "source": {"lines": [line], "source": "card\0"},
+        "address.name": {"lines": [line], "address": {**ADDRESS, "name": "Ada\nBcc: all@example.com"}},
+        "address.country": {"lines": [line], "address": {**ADDRESS, "country": "<b>"}},
+        "address.city": {"lines": [line], "address": {**ADDRESS, "city": "x" * 201}},
+    }
+    for field, order in hostile.items():
+        answer = await buy(api, ada, **order)
+        assert (answer.status_code, field in answer.json()["errors"]) == (422, True), answer.text
+    for wrong in (
+        {"lines": [{**line, "quantity": 1.5}]}, {"lines": [{**line, "quantity": 1 << 60}]},
+        {"lines": [{**line, "quantity": True}]},
+        {"lines": [{**line, "price": {"amount": 1, "currency": "XXX"}}]},
+        {"lines": [{**line, "gift": 1}]}, {"lines": "all"}, {"lines": [line], "cart_version": 1}, {},
+    ):  # fmt: skip
+        assert (await buy(api, ada, **wrong)).status_code == 422, wrong
+    body = {"source": "card_visa", "address": ADDRESS, "lines": [line]}
+    await refused(api, 400, "POST", "/orders", body, by=ada)
+    await refused(api, 401, "POST", "/orders", body)
+    for path in ("/cart", "/orders", f"/orders/{lamp['id']}", "/sales"):
+        await refused(api, 401, "GET", path)
+    for quantity in (-1, 10_001, 1.5, "1", None):
+        await refused(api, 422, "PUT", f"/cart/{lamp['id']}", {"quantity": quantity}, by=ada)
+    await refused(api, 404, "PUT", "/cart/99", {"quantity": 1}, by=ada)
+    await refused(api, 404, "POST", "/orders/x/cancel", by=ada)
+    await refused(api, 404, "POST", f"/sales/{lamp['id']}/ship", by=anna)
+    assert await made.db.scatter_sum("select count(*) from orders.placed") == 0
+    assert (await made.provider.journal())["charges"] == []
+
+
+async def test_keys_pages_and_etags(there: tuple[Shop, Api]) -> None:
+    """The same key is the same order, with another body it is refused; what is known is not sent again."""
+    _, api = there
+    anna, ada = await seller(api), await api.person()
+    lamp = await offer(api, anna)
+    lines = [{"listing_id": lamp["id"], "quantity": 1, "price": lamp["price"]}]
+    first = await buy(api, ada, "the-first-key", lines=lines)
+    again = await buy(api, ada, "the-first-key", lines=lines)
+    assert first.json()["id"] == again.json()["id"]
+    assert (await buy(api, ada, "the-first-key", lines=[{**lines[0], "quantity": 2}])).status_code == 422
+    await buy(api, ada, lines=lines)
+    page = await good(api, "GET", "/orders?limit=1", by=ada)
+    rest = await good(api, "GET", f"/orders?limit=1&after={page['next']}", by=ada)
+    assert [rest["items"][0]["id"], rest["next"]] == [first.json()["id"], None]
+    assert await refused(api, 422, "GET", f"/sales?after={page['next']}", by=anna)
+    for path in ("/cart", "/orders", f"/orders/{first.json()['id']}"):
+        seen = await send(api, "GET", path, by=ada)
+        assert seen.headers["cache-control"] == "private, no-cache"
+        assert (await send(api, "GET", path, by=ada, If_None_Match=seen.headers["etag"])).status_code == 304
+    changed = await send(api, "POST", f"/orders/{first.json()['id']}/cancel", by=ada)
+    assert (changed.json()["state"], changed.status_code) == ("cancelled", 200)

@@ -1,0 +1,89 @@
+"""What the orders module asks of the database: by which plans, and how many statements an order takes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.market.test_market_statements import explain, nodes
+
+from market.orders import store
+
+BUYER = 700
+ORDER = (9_000 << 10) + BUYER
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+DEEP = (datetime(2020, 1, 1, tzinfo=UTC), 1)
+
+SCALE = """
+insert into orders.cart (bucket, buyer_id, version, lines, updated_at)
+    select n & 1023, n, 1, '[]', now() from generate_series(0, 2999) n;
+insert into orders.placed
+    (bucket, id, buyer_id, state, lines, amount, currency, source, address, cart_version, pay_by, due_at,
+     created_at, updated_at)
+    select n % 1000, (n << 10) + n % 1000, n % 1000, 'confirmed', '[]', 100, 'EUR', 'card', '{}', n, now(),
+        case when n % 1000 = 0 then now() end, now() - n * interval '1 s', now()
+    from generate_series(0, 29999) n;
+insert into orders.sale (bucket, seller_id, order_id, state, lines, sold_at, version)
+    select n % 500, n % 500, n, 'open', '[]', now() - n * interval '1 s', 1 from generate_series(0, 29999) n;
+analyze orders.cart, orders.placed, orders.sale;
+"""
+
+
+def page(sql: str, keyset: Any, *args: object, after: tuple[object, ...] = ()) -> Any:
+    """The statement of one page, as the store makes it."""
+    columns = ", ".join(column.expression for column in keyset.columns)
+    marks = ", ".join(f"${len(args) + 1 + number}" for number in range(len(after)))
+    condition = f"({columns}) < ({marks})" if after else "true"
+    return f"{sql.format(condition=condition)} order by {keyset.order_by} limit 21", (*args, *after)
+
+
+HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "cart": (store.CART, (BUYER, BUYER)),
+    "order": (store.ORDER, (BUYER, ORDER)),
+    "lock": (store.LOCK, (BUYER, ORDER)),
+    "of a cart": (store.OF_CART, (BUYER, BUYER, 1700)),
+    "move": (
+        store.MOVE,
+        (BUYER, ORDER, 1, "confirmed", 3, None, None, None, NOW, NOW, False),
+    ),
+    "told": (store.TOLD, (BUYER, ORDER, 1)),
+    "history": page(store.HISTORY, store.NEWEST, BUYER, BUYER),
+    "history, next page": page(store.HISTORY, store.NEWEST, BUYER, BUYER, after=DEEP),
+    "sales": page(store.SALES, store.LATEST, 400, 400),
+    "due": (f"{store.DUE} order by due_at, id limit 100", (datetime(2100, 1, 1, tzinfo=UTC),)),
+    "every": (store.EVERY.format(condition="true") + " order by bucket, id limit 200", ()),
+}
+
+
+@pytest.fixture
+def shards() -> int:
+    return 1
+
+
+@pytest.fixture
+async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
+    """30,000 orders, as the planner sees them after ANALYZE."""
+    connection = await asyncpg.connect(urls[0])
+    try:
+        async with connection.transaction():
+            await connection.execute(SCALE)
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
+    """None scans a table, and none looks at many times more rows than it answers."""
+    faults = []
+    for name, (sql, args) in HOT.items():
+        plan = await explain(large, sql, args)
+        scans = {node["Node Type"] for node in nodes(plan)}
+        if "Seq Scan" in scans:
+            faults.append(f"{name}: scans a table: {sorted(scans)}")
+        looked = max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan))
+        if looked > 200:
+            faults.append(f"{name}: looked at {looked} rows")
+    assert not faults, "\n".join(faults)
