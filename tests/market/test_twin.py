@@ -18,7 +18,7 @@ import httpx
 import pytest
 from bench._closed_loop import Call
 from bench._contest import Contest, Side, contest
-from tests.servers import LoopThread, PostgresServer, scratch
+from tests.servers import LoopThread, PostgresServer
 
 HTTP = httpx.Client(timeout=30, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
 
@@ -37,9 +37,11 @@ def server(_server_loop: LoopThread) -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(scope="module")
-def both(_server_loop: LoopThread, server: PostgresServer) -> Iterator[Contest]:
+def both(
+    _server_loop: LoopThread, server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Contest]:
     made = contest(
-        scratch("springtide-twin-"),
+        tmp_path_factory.mktemp("twin"),
         server.server,
         users=40,
         listings=60,
