@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.market.harness import Api, one_platform
+from tests.market.working import together
 
 from market.dashboard.api import MAX_DAYS, Dashboard, Day, Sale, SaleLine
 from market.faults import Conflict, Invalid
@@ -183,7 +184,7 @@ async def test_days_and_top_are_what_the_sales_add_up_to(api: Api) -> None:
             back = min(at + timedelta(hours=rng.randrange(30)), now())
             calls.append(dashboard(api).undone(one.order_id, seller, back))
     rng.shuffle(calls)
-    await asyncio.gather(*calls)
+    await together(calls)
     db = api.platform.database("dashboard")
     for wrong in (DAY_WRONG, LISTING_WRONG):
         assert await db.scatter(wrong) == []

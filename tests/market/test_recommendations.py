@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.market.harness import Api, one_platform
-from tests.market.working import work
+from tests.market.working import together, work
 
 from market.faults import Invalid
 from market.recommendations.api import MAX_BASKET, MAX_LIMIT, MAX_LISTINGS, Recommendations
@@ -209,8 +209,8 @@ async def test_many_orders_at_once_make_one_list_and_lose_no_count(api: Api) -> 
     orders, one = [fresh() for _ in range(20)], fresh()
     buyers = [one if number % 2 else fresh() for number in range(20)]
     told = zip(orders, buyers, strict=True)
-    await asyncio.gather(*(service(api).bought(order, buyer, [A, B, C]) for order, buyer in told))
-    await asyncio.gather(*(made._making.tally(order) for order in orders))
+    await together(service(api).bought(order, buyer, [A, B, C]) for order, buyer in told)
+    await together(made._making.tally(order) for order in orders)
     found = (await counts(api))["pairs"]
     assert [row[2] for row in found] == [11] * 6
     waiting = await api.platform.database("recommendations").scatter_sum(

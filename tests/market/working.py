@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -16,6 +17,23 @@ from springtide.jobs.job import Handler
 from springtide.platform import Platform
 
 ROUNDS = 50
+
+AT_ONCE = 6
+"""Fewer than a pool has connections: none of them waits for one longer than it may, on a busy machine too."""
+
+
+async def together(calls: Iterable[Awaitable[Any]]) -> None:
+    """All of `calls`, AT_ONCE at a time, in their order. The first error is raised when all have ended."""
+    waiting = iter(calls)
+
+    async def some() -> None:
+        for call in waiting:
+            await call
+
+    ended = await asyncio.gather(*(some() for _ in range(AT_ONCE)), return_exceptions=True)
+    for error in ended:
+        if error is not None:
+            raise error
 
 
 async def work(platform: Platform, modules: Collection[str] | None = None) -> int:

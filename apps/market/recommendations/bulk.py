@@ -64,12 +64,12 @@ WEIGHTS = "select listing_id, weight from recommendations.listing where bucket =
 BEST_PAIRS = f"""
 select listing.listing_id, pair.other_id, pair.buyers, pair.weight
 from recommendations.listing
-cross join lateral (
+left join lateral (
     select other_id, buyers, weight from recommendations.pair
     where bucket = $1 and listing_id = listing.listing_id and buyers >= {MIN_SUPPORT}
     order by weight desc
     limit $2
-) as pair
+) as pair on true
 where bucket = $1
 order by listing.listing_id
 """  # noqa: S608 - a constant
@@ -152,10 +152,13 @@ def _purchases(orders: Iterable[BulkOrder]) -> Iterator[tuple[Any, ...]]:
 def _lists(
     bucket: int, pairs: Iterable[Any], weights: dict[int, float], at: datetime
 ) -> Iterator[tuple[Any, ...]]:
+    """One for each listing, empty where nothing has support: then it is made anew like the others."""
     scores: dict[int, list[tuple[int, float]]] = {}
     for listing, other, *counted in pairs:
-        score = scoring.near(Counted(*counted), weights[listing], weights.get(other, 0.0))
-        scores.setdefault(listing, []).append((other, score))
+        found = scores.setdefault(listing, [])
+        if other is not None:
+            score = scoring.near(Counted(*counted), weights[listing], weights.get(other, 0.0))
+            found.append((other, score))
     for listing, found in scores.items():
         best = scoring.best(found, KEPT)
         yield bucket, listing, [other for other, _ in best], [score for _, score in best], 1, at
