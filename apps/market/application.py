@@ -65,7 +65,7 @@ from springtide.identity.sessions import SessionService
 from springtide.platform import Platform
 from springtide.web.asgi import ErrorReply, problem_json
 
-__all__ = ["BODY_LIMITS", "application", "render_error", "served"]
+__all__ = ["BODY_LIMITS", "application", "layered", "render_error", "served"]
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -176,9 +176,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def served(platform: Platform, settings: Settings | None = None) -> App:
-    """The application as a server runs it: the platform's layers around it, the pages' headers around all."""
-    made = application(platform, settings)
-    return SafePages(platform.wrap(made, render_error=render_error, body_limits=BODY_LIMITS))
+    """The application as a server runs it."""
+    return layered(platform, application(platform, settings))
+
+
+def layered(platform: Platform, app: FastAPI) -> App:
+    """`app` with the platform's layers around it, and the headers of pages around all."""
+    return SafePages(platform.wrap(app, render_error=render_error, body_limits=BODY_LIMITS))
 
 
 def render_error(reply: ErrorReply, scope: Mapping[str, Any]) -> tuple[bytes, str]:

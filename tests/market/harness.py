@@ -18,9 +18,10 @@ import httpx
 import pytest
 from tests.market.realworld import specification
 
-from market.application import served
+from market.application import application, layered
 from market.platform import modules
 from market.settings import Settings
+from market.storefront.rim import Store
 from springtide.platform import Platform
 from springtide.signals import Signal, StatementFinished
 from springtide.topology import Cluster, DatabaseSpec, Node, ServerSpec, TelemetrySpec, Topology
@@ -67,7 +68,10 @@ class Person:
 
 
 class Api:
-    def __init__(self, client: httpx.AsyncClient, platform: Platform, recorder: Recorder) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, platform: Platform, recorder: Recorder, store: Store | None = None
+    ) -> None:
+        self.store = store
         self.client = client
         self.platform = platform
         self.recorder = recorder
@@ -160,11 +164,12 @@ async def serving(
     recorder = Recorder()
     shape = topology(urls, servers=replace(ServerSpec(), **servers))
     platform = Platform(shape, modules=modules(), home=home, sink=recorder, check_calls=True)
-    app = served(platform, settings)
+    made = application(platform, settings)
+    app = layered(platform, made)
     async with lifespan(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://market") as client:
-            yield Api(client, platform, recorder)
+            yield Api(client, platform, recorder, made.state.storefront)
 
 
 @asynccontextmanager
