@@ -2,8 +2,9 @@
 
 Both serve the same six endpoints with the same answers, over the same data in two databases of one PostgreSQL
 (settings and fsync of the runner), under the same app server (one process, uvloop, httptools, no access log),
-with the same password cost and the same payment provider. The app server has a core alone; PostgreSQL, the
-provider, the drivers and market's worker have the rest. What the twin lacks is in bench/twin/README.md.
+with the same password cost and the same payment provider. The app server has a core alone, everything else
+the rest. No worker runs: the jobs that market's writes enqueue stay queued, and the twin has none. What the
+twin lacks is in bench/twin/README.md.
 
     cpu_reads_vs_twin      CPU of the app server per request, market over twin: geometric mean over article
                            list, article, feed and listing search (target <= 0.5)
@@ -15,9 +16,10 @@ counts out over a few connections, divided by that number. market and twin take 
 a ratio is taken within each round, and the median of the rounds counts.
 
 Rate: wrk repeats a mix of the four reads (4 lists, 8 articles, 2 feeds, 2 searches) over 2, 4, 8 and more
-connections until p95 reaches 200 ms or the rate no longer grows; the best rate below is the
-server's. wrk's loop is closed, so at c connections the latency is about c / rate: the rate grows until the
-core is full, and more connections only add waiting. market and twin take turns here as well.
+connections (--quick: 8 and 32) until p95 reaches 200 ms or the rate no longer grows; the best rate below is
+the server's. wrk's loop is closed, so at c connections the latency is about c / rate: the rate grows until
+the core is full, and more connections only add waiting. market and twin take turns here as well; a round in
+which one of them keeps no rate is left out.
 
 Statements are counted in the server's log during one request of each kind: BEGIN and COMMIT count, because
 each is a round trip. Memory is the proportional set size of the app server at the end. Needs wrk.
@@ -50,6 +52,7 @@ LIMIT = 0.2
 """Seconds that 95 of 100 answers must stay below."""
 
 CONNECTIONS = (2, 4, 8, 16, 32, 64, 128)
+QUICK_CONNECTIONS = (8, 32)
 AT_ONCE = {"register": 2}
 """Connections of the closed loop; 4 where nothing is said."""
 
@@ -102,7 +105,7 @@ def ratio(cost: dict[str, Cost]) -> float:
     return statistics.median(m / t for m, t in zip(cost["market"].cpu, cost["twin"].cpu, strict=True))
 
 
-def fastest(side: Side, wrk: _wrk.Wrk, *, seconds: float) -> tuple[float, float]:
+def fastest(side: Side, wrk: _wrk.Wrk, *, steps: Sequence[int], seconds: float) -> tuple[float, float]:
     """The highest rate with p95 below LIMIT, and that p95; zeros when there is none."""
     mix = [
         side.calls[name][turn % len(side.calls[name])]
@@ -111,7 +114,7 @@ def fastest(side: Side, wrk: _wrk.Wrk, *, seconds: float) -> tuple[float, float]
         for _ in range(share)
     ]
     best = (0.0, 0.0)
-    for connections in CONNECTIONS:
+    for connections in steps:
         seen = wrk.run(side.server.url, mix, connections=connections, seconds=seconds)
         if seen.p95 >= LIMIT:
             break
@@ -138,9 +141,10 @@ async def run(options: object, fight: Contest) -> dict[str, object]:
                 f"{one.quantile_ms(0.5):9.1f}{one.quantile_ms(0.95):9.1f}{statements[side.name][name]:12}{said}"
             )
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
+    steps, seconds = (QUICK_CONNECTIONS, 1.0) if quick else (CONNECTIONS, 3.0)
     for number in range(rounds):
         for side in sides if number % 2 else sides[::-1]:
-            rate, p95 = await asyncio.to_thread(fastest, side, fight.wrk, seconds=1.0 if quick else 3.0)
+            rate, p95 = await asyncio.to_thread(fastest, side, fight.wrk, steps=steps, seconds=seconds)
             rates[side.name].append(rate)
             print(f"reads, round {number + 1}: {side.name} {rate:.0f} requests/s, p95 {p95 * 1e3:.0f} ms")
     for side in sides:
