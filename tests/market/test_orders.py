@@ -453,6 +453,17 @@ async def test_everybody_is_told_once_what_became_of_it(there: Shop) -> None:
     assert states == {kept.id: "open", undone.id: "cancelled"}
 
 
+async def test_the_days_of_a_seller_do_not_depend_on_when_they_were_told(there: Shop) -> None:
+    """A sale that is cancelled before its job ran counts as one that was cancelled after it."""
+    lamp, ada = await there.listing(), buyer()
+    order = await there.place(ada, lamp)
+    await there.orders.cancel(order.id, ada)
+    await there.work()
+    today = (await there.dashboard.days(ANNA, 1))[0]
+    assert (today.orders, today.revenue) == (1, lamp.price)
+    assert (today.refunds, today.refunded) == (1, lamp.price)
+
+
 async def test_disagreements_are_found(there: Shop) -> None:
     """Each kind is counted when somebody makes it by hand."""
     lamp, ada = await there.listing(stock=9), buyer()

@@ -3,11 +3,12 @@
                       buyer              each seller       recommendations    dashboard
 confirmed             it is confirmed    it was sold       who bought what    each seller's sale
 a part is shipped     what is coming     -                 -                  -
-cancelled, was sold   what is given back it is cancelled   counts no more     is given back
+cancelled, was sold   what is given back it is cancelled   counts no more     was sold, is given back
 failed, never sold    why                -                 -                  -
 
-A notice has a key of the order's, so it is told once. Who does not listen keeps nobody else from hearing it;
-the job says all of it again later.
+A sale that was given back before anybody was told of it is told whole: what a seller's days count must not
+depend on how soon the job came. A notice has a key of the order's, so it is told once. Who does not listen
+keeps nobody else from hearing it; the job says all of it again later.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Teller:
             return said
         said = [partial(self._tell_cancelled, order), partial(self._tell_undone, order)]
         for seller in order.sellers:
-            said += [partial(self._tell_sale, order, seller), partial(self._tell_given_back, order, seller)]
+            said += [partial(self._tell_sale, order, seller), partial(self._tell_sold, order, seller)]
+            said.append(partial(self._tell_given_back, order, seller))
         return said
 
     async def _tell_confirmed(self, order: Placed) -> None:
