@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from market.search.api import Document
+from market.search.api import TEXT_LENGTH, Document
 from market.search.questions import Term, beginning, question
 from market.search.snippets import MORE, hits_by_words, hits_in_ascii, snippet
 from market.search.vectors import MAX_BYTES, neighbourhood, vectors
-from market.search.words import LONGEST, fold, words
+from market.search.words import LONGEST, _folded, fold, forms, words
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200)
 NAME = st.text(st.sampled_from("abcdeéß東한"), min_size=4, max_size=12)
@@ -30,6 +30,19 @@ def test_words_are_where_they_say(text: str) -> None:
         assert 0 <= word.start < word.end <= len(text)
         assert 0 < len(word.form) <= LONGEST
         assert fold(word.form) == (word.form,)
+
+
+@given(TEXT | st.text(st.characters(max_codepoint=127), max_size=200))
+def test_forms_are_those_of_the_words(text: str) -> None:
+    """The short way to them, by which documents are indexed, and the one by which they are looked for."""
+    assert forms(text) == [word.form for word in words(text)]
+
+
+def test_only_short_texts_are_remembered() -> None:
+    """A word may be as long as a text: what is remembered of many of them stays small."""
+    _folded.cache_clear()
+    assert fold("é" * 250_000) == fold("é" * 200_000) == ("e" * LONGEST,)
+    assert _folded.cache_info().currsize == 1
 
 
 @given(TEXT)
@@ -80,13 +93,18 @@ def test_a_neighbourhood_is_small() -> None:
     assert neighbourhood("ab") == []
 
 
+LIGATURES = ["".join(chr(0xFDF2 + (n >> 3 * at) % 8) for at in range(16)) for n in range(14_000)]
+"""Different words of 16 characters that fold to four letters each: the most bytes that a text can become."""
+
+
 @pytest.mark.parametrize(
-    "text", ["a" * 250_000, " ".join(f"{n:x}東" for n in range(50_000)), "\ufdfa" * 200_000]
+    "text",
+    ["a" * 250_000, " ".join(f"{n:x}東" for n in range(50_000)), "\ufdfa" * 200_000, " ".join(LIGATURES)],
 )
 def test_vectors_are_bounded(text: str) -> None:
     """By what PostgreSQL holds: places up to 16,383, a mebibyte of lexemes."""
-    made = vectors(Document(kind="article", id=1, version=1, title="T", text=text))
-    assert len(made.words.encode()) < 2 * MAX_BYTES
+    made = vectors(Document(kind="article", id=1, version=1, title="T", text=text[:TEXT_LENGTH]))
+    assert sum(len(lexeme.encode()) for lexeme in re.findall("'([^']+)'", made.words)) <= MAX_BYTES
     assert max(int(place) for place in re.findall(r"[:,](\d+)[ABD]", made.words)) < 16_384
 
 

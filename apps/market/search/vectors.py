@@ -16,11 +16,11 @@ them per lexeme, and a mebibyte per vector. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from market.search.api import Document
-from market.search.words import words
+from market.search.words import forms
 
 __all__ = ["FORM", "SHORTEST_SIMILAR", "Vectors", "kind_lexeme", "neighbourhood", "vectors"]
 
@@ -35,6 +35,9 @@ MAX_PLACES = 100
 MAX_BYTES = 500_000
 """Of a vector: the last place, the places of a lexeme, the bytes of all. Words behind are left out."""
 
+_PLACES = {weight: [f"{place}{weight}" for place in range(MAX_PLACE + 1)] for weight in "ABD"}
+"""As they are written; made once, for most words of most documents."""
+
 APART = 10
 """Places between two parts, so that no phrase goes from one into the other."""
 
@@ -46,7 +49,7 @@ class Vectors(NamedTuple):
 
 def vectors(document: Document) -> Vectors:
     kind = kind_lexeme(document.kind)
-    title = [word.form for word in words(document.title)]
+    title = forms(document.title)
     names = _Vector(kind)
     names.add(title, "A")
     if document.kind == "person":
@@ -55,8 +58,8 @@ def vectors(document: Document) -> Vectors:
     everything = _Vector(kind)
     everything.add(title, "A")
     for tag in document.tags:
-        everything.add((word.form for word in words(tag)), "B")
-    everything.add((word.form for word in words(document.text)), "D")
+        everything.add(forms(tag), "B")
+    everything.add(forms(document.text), "D")
     return Vectors(names.text(), everything.text())
 
 
@@ -81,32 +84,31 @@ class _Vector:
     def mark(self, lexemes: Iterable[str]) -> None:
         """Lexemes without a place."""
         for lexeme in lexemes:
-            self._at(lexeme)
+            if lexeme not in self._places and self._holds(lexeme):
+                self._places[lexeme] = []
 
-    def add(self, forms: Iterable[str], weight: str) -> None:
-        for form in forms:
-            if self._next > MAX_PLACE:
-                return
-            places = self._at(form)
-            if places is None:
-                return
-            if len(places) < MAX_PLACES:
-                places.append(f"{self._next}{weight}")
-            self._next += 1
-        self._next += APART
+    def add(self, forms: Sequence[str], weight: str) -> None:
+        known = self._places
+        for place, form in zip(_PLACES[weight][self._next : self._next + len(forms)], forms, strict=False):
+            places = known.get(form)
+            if places is not None:
+                if len(places) < MAX_PLACES:
+                    places.append(place)
+            elif self._holds(form):
+                known[form] = [place]
+            else:
+                break
+        self._next += len(forms) + APART
 
     def text(self) -> str:
         return " ".join(
-            f"'{lexeme}':{','.join(places)}" if places else f"'{lexeme}'"
-            for lexeme, places in self._places.items()
+            [
+                f"'{lexeme}':{','.join(places)}" if places else f"'{lexeme}'"
+                for lexeme, places in self._places.items()
+            ]
         )
 
-    def _at(self, lexeme: str) -> list[str] | None:
-        """The places of `lexeme`; None when the vector is full."""
-        places = self._places.get(lexeme)
-        if places is None:
-            self._bytes += len(lexeme.encode())
-            if self._bytes > MAX_BYTES:
-                return None
-            places = self._places[lexeme] = []
-        return places
+    def _holds(self, lexeme: str) -> bool:
+        """Whether there is room for one more lexeme, which is then taken."""
+        self._bytes += len(lexeme) if lexeme.isascii() else len(lexeme.encode())
+        return self._bytes <= MAX_BYTES

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["LONGEST", "Word", "fold", "is_unspaced", "words"]
+__all__ = ["LONGEST", "Word", "fold", "forms", "is_unspaced", "words"]
 
 LONGEST = 64
 """Characters of a word that count."""
@@ -52,6 +52,7 @@ _MARKS = _marks()
 _RUN = re.compile(f"[\\w{_MARKS}]+")
 _PART = re.compile(f"[{_UNSPACED}][{_MARKS}]*|[^{_UNSPACED}]+")
 _SPACELESS = re.compile(f"[{_UNSPACED}]")
+_PLAIN = re.compile("[0-9a-z]+")
 
 
 class Word(NamedTuple):
@@ -75,12 +76,31 @@ def words(text: str) -> Iterator[Word]:
                 yield Word(form, start, start + len(part[0]))
 
 
-@lru_cache(maxsize=20_000)
+def forms(text: str) -> list[str]:
+    """The forms of `words(text)`, for whoever needs no places: several times as fast."""
+    if text.isascii():
+        return [run[:LONGEST] for run in _PLAIN.findall(text.lower())]
+    found: list[str] = []
+    for run in _RUN.findall(text.replace("_", " ")):
+        if run.isascii():
+            found.append(run.lower()[:LONGEST])
+        else:
+            for part in _PART.findall(run):
+                found += fold(part)
+    return found
+
+
 def fold(written: str) -> tuple[str, ...]:
     """The forms of what was written as one word: mostly one; none for a mark that stands alone."""
     if written.isascii():
-        return (written.lower()[:LONGEST],)
-    form = unicodedata.normalize("NFKC", written[: 4 * LONGEST]).casefold().translate(_NOT_DECOMPOSED)
+        return (written[:LONGEST].lower(),)
+    return _folded(written[: 4 * LONGEST])
+
+
+@lru_cache(maxsize=20_000)
+def _folded(written: str) -> tuple[str, ...]:
+    """Of a short text: what is remembered here is bounded by that as well."""
+    form = unicodedata.normalize("NFKC", written).casefold().translate(_NOT_DECOMPOSED)
     form = _ACCENTS.sub("", unicodedata.normalize("NFKD", form))
     form = unicodedata.normalize("NFC", form).replace("_", " ")
     runs = (part for run in _RUN.findall(form) for part in _PART.findall(run))
