@@ -277,7 +277,8 @@ async def test_nobody_writes_headers(told: World, mailbox: MailboxProcess) -> No
         "a b@example.com", "ann@exa mple.com", "@example.com", "ann@", "a,b@example.com", "a@b@c.com",
         "<ann@example.com>", "ann@example..com", "ann@-example.com", "ann@exam_ple.com", ".ann@example.com",
         "a..n@example.com", 'ann"@example.com', "ann\x7f@example.com", "ann\u2028@example.com",
-        "ann@\u0661\u0662.example",
+        "ann@\u0661\u0662.example", "=?utf-8?q?x=0d=0aBcc=3A=20victim=40example=2Ecom?=@example.com",
+        "=?utf-8?b?DQpCY2M6IGV2aWxAZS5jb20=?=@example.com",
     ],
 )  # fmt: skip
 @one_shard

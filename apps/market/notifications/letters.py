@@ -5,7 +5,8 @@ server took it) can be recognised as one. Names and titles are text that people 
 before they become a header, and nothing in them is left that reads as an encoded word (RFC 2047): the email
 package would decode it, and the line breaks in it would begin new headers. In the HTML part they are escaped.
 An address is what it was written as; its domain goes out in ASCII (IDNA). One whose local part is not ASCII
-needs a server with SMTPUTF8; one that no server would take raises Unmailable.
+needs a server with SMTPUTF8; one that no server would take, or whose local part reads as an encoded word,
+raises Unmailable.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def mailable(name: str, email: str) -> Address:
         ascii_domain = domain if domain.isascii() else idna.encode(domain, uts46=True).decode()
     except idna.IDNAError as error:
         raise Unmailable(f"the domain of {email!r} is none: {error}") from error
-    if not _LOCAL.fullmatch(local) or not _DOMAIN.fullmatch(ascii_domain):
+    if not _LOCAL.fullmatch(local) or "=?" in local or not _DOMAIN.fullmatch(ascii_domain):
         raise Unmailable(f"{email!r} is no address")
     return Address(display_name=_in_header(name), username=local, domain=ascii_domain)
 
