@@ -115,6 +115,7 @@ async def test_subscriptions_come_and_go(api: Api) -> None:
         "http://push.example.com/x", "https://127.0.0.1/x", "https://localhost/x", "https://10.0.0.5/x",
         "https://[::1]/x", "https://user@push.example.com/", "https://push.example.com:22/", "https://printer/",
         "https://2130706433/", "https://push.example.com\\@evil/", "ftp://push.example.com/", "x" * 3000, "",
+        f"https://{'a' * 64}.example.com/",
     ):  # fmt: skip
         refused = await send(api, "POST", "/subscriptions", {**body, "endpoint": endpoint}, by=ann)
         assert (refused.status_code, list(refused.json()["errors"])) == (422, ["endpoint"]), endpoint

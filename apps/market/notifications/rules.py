@@ -45,7 +45,8 @@ LENGTHS: Mapping[str, int] = {
 
 _ID = re.compile(r"[1-9][0-9]{0,15}")
 _LINK = re.compile(r"/(?:[^/\\\s\x00-\x1f\x7f][^\\\s\x00-\x1f\x7f]*)?")
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})+")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
