@@ -24,6 +24,7 @@ from market.notifications.api import Preference, Recipient
 from market.notifications.jobs import SendMail
 from market.notifications.letters import Post
 from market.notifications.mail import Mailer, TryAgain
+from springtide.db import bucket_of
 from springtide.jobs.job import kind_of
 
 pytestmark = one_platform
@@ -158,6 +159,27 @@ async def test_jobs_are_tried_for_longer_than_half_a_day(told: World) -> None:
     assert sum(waits) * 0.5 > 12 * 3600
 
 
+async def test_a_mail_whose_tries_are_used_up_can_be_sent_yet(told: World, mailbox: MailboxProcess) -> None:
+    """Its dead letter is made ready again, as docs/jobs.md says, when the mail server is back after days."""
+    ann = await told.introduced()
+    await mailbox.behave(sender_code=451)
+    await told.notifications.notify(notice(ann, "welcome", "joined"))
+    database, last = told.db, kind_of(SendMail).max_attempts - 1
+    async with database.write(ann) as tx:
+        await tx.execute("update notifications._job set attempt = $1 where bucket = $2", last, bucket_of(ann))
+    await told.run_jobs()
+    assert [row["state"] for row in await told.jobs("kind = 'notifications.mail'")] == ["dead"]
+    assert await told.mail_states(ann) == ["queued"]
+    await mailbox.behave()
+    async with database.write(ann) as tx:
+        await tx.execute(
+            "update notifications._job set state = 'ready', attempt = 0, run_at = now() where bucket = $1",
+            bucket_of(ann),
+        )
+    await told.run_jobs()
+    assert await told.mail_states(ann) == ["sent"]
+
+
 async def test_an_address_that_takes_no_mail_is_marked_until_it_changes(
     told: World, mailbox: MailboxProcess
 ) -> None:
@@ -174,13 +196,21 @@ async def test_an_address_that_takes_no_mail_is_marked_until_it_changes(
     assert await told.run_jobs() == 0
     same = Recipient(id=ann, name="Anna", email="ann@example.com", version=2)
     await told.notifications.introduce(same)
+    unwanted = await told.notifications.prefer(ann, [Preference(kind="sale", mail=False, push=True)])
+    assert unwanted.bouncing
+    wanted = await told.notifications.prefer(ann, [Preference(kind="sale", mail=True, push=True)])
+    assert not wanted.bouncing
+    await mailbox.behave(recipient_codes={"ann@example.com": 550})
+    await told.notifications.notify(comment(ann, ann, "job-again"))
+    await told.run_jobs()
     assert (await told.notifications.preferences(ann)).bouncing
+    await mailbox.behave()
     other = Recipient(id=ann, name="Anna", email="anna@example.com", version=3)
     await told.notifications.introduce(other)
     assert not (await told.notifications.preferences(ann)).bouncing
     await told.notifications.notify(comment(ann, ann, "job-2"))
     await told.run_jobs()
-    assert await told.mail_states(ann) == ["sent", "refused", "refused"]
+    assert await told.mail_states(ann) == ["sent", "refused", "refused", "refused"]
     assert len(await mailbox.mails("anna@example.com")) == 1
 
 

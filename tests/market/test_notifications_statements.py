@@ -59,6 +59,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "letter": (store.LETTER, (*PLACE, 7)),
     "settle mail": (store.SETTLE_MAIL, (*PLACE, 7, "sent")),
     "refused": (store.REFUSED, (*PLACE, "n@example.com", "550")),
+    "trust": (store.TRUST, PLACE),
     "parcel": (store.PARCEL, (*PLACE, 7, WHO)),
     "drop": (store.DROP, (*PLACE, 500)),
     "address": (store.ADDRESS, PLACE),

@@ -241,7 +241,10 @@ class Notifications(Protocol):
 
     @raises(Invalid)
     async def prefer(self, recipient: int, wanted: list[Preference], once: Once | None = None) -> Preferences:
-        """Set the kinds that are listed; the others stay."""
+        """Set the kinds that are listed; the others stay.
+
+        Who wants mails of some kind says that the address takes them: one that bounced is tried again.
+        """
 
     @raises(Forbidden)
     async def stop_mail(self, token: str) -> Kind:

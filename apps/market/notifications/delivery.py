@@ -27,7 +27,6 @@ from market.notifications.store import Letter, NotificationStore
 from market.notifications.texts import one_line, people_in, words
 from springtide.clock import Clock
 from springtide.errors import JobFailed, Unavailable
-from springtide.jobs import Run
 
 __all__ = ["STOP_PATH", "Deliveries"]
 
@@ -76,7 +75,8 @@ class Deliveries:
     async def stop(self) -> None:
         await self._pusher.stop()
 
-    async def mail(self, job: SendMail, run: Run) -> None:
+    async def mail(self, job: SendMail) -> None:
+        """A mail whose tries are used up stays queued, so that its dead letter can be made ready again."""
         letter = await self._store.letter(job.recipient, job.number)
         if letter is None or letter.state != "queued":
             return
@@ -104,8 +104,6 @@ class Deliveries:
         except MailRefused as error:
             await self._refuse(job, letter.email, str(error), address=error.address)
         except TryAgain as error:
-            if run.attempt >= run.max_attempts:
-                await self._store.settle_mail(job.recipient, job.number, "refused")
             raise Unavailable(f"the mail was not taken: {error}") from error
         else:
             await self._store.settle_mail(job.recipient, job.number, "sent")

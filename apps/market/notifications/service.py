@@ -181,7 +181,7 @@ class NotificationService:
         await self._once(once, recipient, Done, effect)
 
     async def send_mail(self, job: SendMail, run: Run) -> None:
-        await self._deliveries.mail(job, run)
+        await self._deliveries.mail(job)
 
     async def send_push(self, job: SendPush, run: Run) -> None:
         await self._deliveries.push(job)

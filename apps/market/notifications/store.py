@@ -137,6 +137,10 @@ where bucket = $1 and recipient_id = $2 and number = $3 and mail = 'queued'
 
 REFUSED = "update notifications.recipient set refusal = $4 where bucket = $1 and id = $2 and email = $3"
 
+TRUST = """
+update notifications.recipient set refusal = null where bucket = $1 and id = $2 and refusal is not null
+"""
+
 PARCEL = """
 select notice.kind, notice.data, notice.link, notice.created_at,
     subscription.endpoint, subscription.p256dh, subscription.auth, coalesce(preference.push, true) as wanted
@@ -379,7 +383,10 @@ class NotificationStore:
         ]
 
     async def prefer(self, recipient: int, wanted: Sequence[Preference]) -> None:
+        """Who wants mails says that the address takes them."""
         async with self._db.write(recipient) as tx:
+            if any(item.mail for item in wanted):
+                await tx.execute(TRUST, bucket_of(recipient), recipient)
             for item in sorted(wanted, key=lambda item: item.kind):  # one order, so nobody deadlocks
                 await tx.execute(PREFER, bucket_of(recipient), recipient, item.kind, item.mail, item.push)
 
