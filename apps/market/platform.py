@@ -6,7 +6,7 @@ from pathlib import Path
 
 from market.catalog import service as catalog
 from market.catalog.api import Catalog
-from market.catalog.jobs import ListingChanged
+from market.catalog.jobs import ListingChanged, MediaChanged
 from market.content import service as content
 from market.content.api import Content
 from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
@@ -39,7 +39,7 @@ from market.search import service as search
 from market.search.api import Search
 from market.users import service as users
 from market.users.api import Users
-from market.users.jobs import PersonChanged, PersonJoined, PersonRenamed
+from market.users.jobs import PersonChanged, PersonJoined, PersonPictured, PersonRenamed
 from springtide.jobs import Handler
 from springtide.services import Background, Module
 from springtide.services.sessions import sessions_module
@@ -77,12 +77,13 @@ def modules(
             migrations=HERE / "users" / "migrations",
             provides=Users,
             factory=users.build,
-            requires=[Search, Notifications, Recommendations],
+            requires=[Search, Notifications, Recommendations, Media],
             background=[Background(name="index", every=SWEEP_EVERY, method=users.UserService.index)],
             jobs=[
                 Handler(PersonChanged, users.UserService.changed),
                 Handler(PersonJoined, users.UserService.joined),
                 Handler(PersonRenamed, users.UserService.renamed),
+                Handler(PersonPictured, users.UserService.pictured),
                 Handler(users.Followed, users.UserService.tell_followed),
             ],
         ),
@@ -104,12 +105,15 @@ def modules(
             migrations=HERE / "catalog" / "migrations",
             provides=Catalog,
             factory=catalog.build,
-            requires=[Search],
+            requires=[Search, Media],
             background=[
                 Background(name="sweep", every=catalog.SWEEP_EVERY, method=catalog.CatalogService.sweep),
                 Background(name="index", every=SWEEP_EVERY, method=catalog.CatalogService.index),
             ],
-            jobs=[Handler(ListingChanged, catalog.CatalogService.changed)],
+            jobs=[
+                Handler(ListingChanged, catalog.CatalogService.changed),
+                Handler(MediaChanged, catalog.CatalogService.attach),
+            ],
         ),
         Module(
             "payments",

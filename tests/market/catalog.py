@@ -15,6 +15,7 @@ from market.catalog.reservations import Reservations
 from market.catalog.service import CatalogService
 from market.catalog.stock import StockStore
 from market.catalog.store import CatalogStore
+from market.media.api import Media
 from market.money import Money
 from market.platform import modules
 from market.search.api import Search
@@ -76,8 +77,14 @@ class Market:
     def serve(self, stock: Any) -> CatalogService:
         """The service over another store of stock."""
         reservations, keys = Reservations(stock, clock=self.clock), Idempotency(self.db)
-        search = self.platform.service(Search)
-        return CatalogService(CatalogStore(self.db), reservations, keys=keys, clock=self.clock, search=search)
+        return CatalogService(
+            CatalogStore(self.db),
+            reservations,
+            keys=keys,
+            clock=self.clock,
+            search=self.platform.service(Search),
+            media=self.platform.service(Media),
+        )
 
     async def shops(self) -> None:
         for owner, name in ((ANNA, "Anna's"), (BERT, "Bert's")):

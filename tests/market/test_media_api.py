@@ -12,6 +12,7 @@ from starlette.requests import Request
 from tests.market.harness import Api, Person, one_platform, one_shard
 from tests.market.media import done, picture
 from tests.market.test_catalog_api import good, offer, refused, seller, send
+from tests.market.working import work
 
 from market.media.api import Media
 from market.rest import uploads
@@ -275,6 +276,7 @@ async def test_a_listing_keeps_its_pictures(api: Api) -> None:
     one, other = await uploaded(api, anna), await uploaded(api, anna)
 
     async def attached() -> list[bool]:
+        await work(api.platform, ["catalog"])
         return [
             (await good(api, "GET", f"/media/{medium['id']}", by=anna))["attached"] for medium in (one, other)
         ]

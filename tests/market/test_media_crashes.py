@@ -13,9 +13,12 @@ import tests
 from tests.market.media import ANNA, picture, studio
 from tests.market.media_child import STEPS
 from tests.market.paying import APPS
+from tests.market.working import work
 
+from market.catalog.api import Catalog, NewShop
 from market.media import lifecycle
 from market.media.settings import MediaSettings
+from market.users.api import NewAccount, Users
 
 ROOT = Path(tests.__path__[0]).parent
 
@@ -47,3 +50,29 @@ async def test_whatever_step_a_process_is_killed_at(urls: list[str], tmp_path: P
         await media.work()
         await media.sweep()
         assert await media.names() == await media.named() == own
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("what", "module"), [("listing", "catalog"), ("person", "users")])
+async def test_a_picture_that_was_chosen_outlives_who_saved_the_choice(
+    urls: list[str], tmp_path: Path, what: str, module: str
+) -> None:
+    """Killed as soon as it is committed; what nobody chose, or chose of somebody else's, still goes."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{APPS}"}
+    async with studio(urls, tmp_path, MediaSettings()) as media:
+        new = NewAccount(username="anna", email="anna@example.com", password="long enough")
+        owner = (await media.platform.service(Users).register(new)).id
+        await media.platform.service(Catalog).open_shop(owner, NewShop(name="Anna's", currency="EUR"))
+        chosen, unused = await media.ready(picture(), owner), await media.ready(picture(), owner)
+        others = await media.ready(picture(), ANNA)
+        for medium in (others, chosen):
+            command = ["-m", "tests.market.attaching_child", what, str(owner), str(medium.id), str(tmp_path)]
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, *command, *urls, env=environment, cwd=ROOT
+            )
+            assert await child.wait() == -signal.SIGKILL
+        await work(media.platform, [module])
+        media.clock.step(DAY + HOUR)
+        await lifecycle.expire(media.service)
+        left = await media.service.media([chosen.id, unused.id, others.id])
+        assert [(medium.id, medium.attached) for medium in left] == [(chosen.id, True)]

@@ -6,11 +6,22 @@ import msgspec
 
 from springtide.jobs import job
 
-__all__ = ["ListingChanged"]
+__all__ = ["ListingChanged", "MediaChanged"]
 
 
 @job(kind="catalog.changed")
 class ListingChanged(msgspec.Struct, frozen=True):
     """A listing that is or was on sale was changed; the handler reads what is there now."""
+
+    listing_id: int
+
+
+@job(kind="catalog.media", max_attempts=40)
+class MediaChanged(msgspec.Struct, frozen=True):
+    """Somebody chose the media of a listing; the handler reads what is there now.
+
+    A kind of its own, so that nobody waits for the index. Tried for more than a day: media that it has not
+    told of are deleted after one.
+    """
 
     listing_id: int

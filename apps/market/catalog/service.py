@@ -32,12 +32,13 @@ from market.catalog.api import (
 )
 from market.catalog.categories import DEPARTMENTS, TREE
 from market.catalog.indexing import document
-from market.catalog.jobs import ListingChanged
+from market.catalog.jobs import ListingChanged, MediaChanged
 from market.catalog.reservations import Reservations
 from market.catalog.stock import StockStore
 from market.catalog.store import PUBLIC, CatalogStore, HasShop, Locked, NotEnough
 from market.faults import Conflict, Forbidden, Invalid, NotFound, Stale, Taken
 from market.indexing import Sweep
+from market.media.api import Media, media_ids
 from market.moments import moment
 from market.search.api import Document, Search
 from springtide.clock import Clock
@@ -73,6 +74,7 @@ def build(context: ModuleContext) -> CatalogService:
         keys=keys,
         clock=context.clock,
         search=context.service(Search),
+        media=context.service(Media),
     )
 
 
@@ -87,12 +89,14 @@ class CatalogService:
         keys: Idempotency,
         clock: Clock,
         search: Search,
+        media: Media,
     ) -> None:
         self._store = store
         self._reservations = reservations
         self._keys = keys
         self._clock = clock
         self._search = search
+        self._media = media
         self._index = Sweep(search, "listing", page=store.versions, documents=self._documents)
 
     async def open_shop(self, owner: int, new: NewShop, once: Once | None = None) -> Shop:
@@ -272,6 +276,12 @@ class CatalogService:
                 await self._search.put([_document(row)])
             else:
                 await self._search.remove("listing", row["id"], row["version"])
+
+    async def attach(self, job: MediaChanged, run: Run) -> None:
+        """A job's handler. What is not the seller's is not attached, and what is no id means nothing."""
+        listing = await self._must_show(job.listing_id)
+        ids = media_ids(listing.media)
+        await self._media.attach(listing.seller_id, f"listing:{listing.id}", ids, listing.version)
 
     async def index(self) -> None:
         """For the workers, periodically."""

@@ -28,7 +28,7 @@ from market.catalog.api import (
     Stock,
 )
 from market.catalog.categories import DEPARTMENTS, department_of
-from market.catalog.jobs import ListingChanged
+from market.catalog.jobs import ListingChanged, MediaChanged
 from market.catalog.stock import ADD_MOVEMENTS, LOCK, count, flip
 from market.money import Money
 from market.search.api import Versioned
@@ -264,8 +264,7 @@ class CatalogStore:
                 await tx.execute(ADD_MOVEMENTS, *movement)
             if status == "active":
                 await count(tx, {(bucket, new.category): 1})
-            if status in PUBLIC:
-                await _tell(tx, id)
+            await _tell(tx, id, public=status in PUBLIC, media=bool(new.media))
 
     async def listing(self, id: int) -> Listing | None:
         row = await self._db.read(id).fetch_one(LISTING, bucket_of(id), id)
@@ -349,8 +348,8 @@ class CatalogStore:
             now = (bucket, category or locked.category)
             change[now] = change.get(now, 0) + 1
         await count(locked.tx, change)
-        if locked.status in PUBLIC or status in PUBLIC:
-            await _tell(locked.tx, id)
+        public = locked.status in PUBLIC or status in PUBLIC
+        await _tell(locked.tx, id, public=public, media=changes.media is not UNSET)
 
     async def adjust(self, locked: Locked, change: int, note: str, most: int, at: datetime) -> Stock:
         """Raises NotEnough when it would leave less than what is reserved, or more than `most`."""
@@ -370,9 +369,12 @@ class CatalogStore:
         return await self._db.read(key).fetch(text, *args, *step.args, step.fetch)
 
 
-async def _tell(tx: WriteTransaction, id: int) -> None:
-    """One job for all changes that it has not begun to tell of."""
-    await tx.enqueue(ListingChanged(id), unique_key=str(id))
+async def _tell(tx: WriteTransaction, id: int, *, public: bool, media: bool) -> None:
+    """One job of a kind for all changes that it has not begun to tell of."""
+    if public:
+        await tx.enqueue(ListingChanged(id), unique_key=str(id))
+    if media:
+        await tx.enqueue(MediaChanged(id), unique_key=str(id))
 
 
 def _or_none(value: Any) -> Any:

@@ -14,7 +14,6 @@ from market.faults import Invalid, NotFound
 from market.rest.answers import answer, created, read, wanted_version
 from market.rest.bodies import id_of, ids_of, once, read_body, text_of, window
 from market.rest.operations import PREFIX, Operation
-from market.rest.pictures import attach_pictures
 from market.rest.rim import anybody, member, rest_of, somebody
 
 __all__ = ["OPERATIONS"]
@@ -114,8 +113,6 @@ async def create_listing(request: Request) -> Response:
     new = await read_body(request, catalog.NewListing)
     rest = rest_of(request)
     listing = await rest.catalog.create(await member(request), new, await once(request))
-    if listing.media:
-        await attach_pictures(rest.media, listing)
     return created(listing, f"{PREFIX}/listings/{listing.id}", version=listing.version)
 
 
@@ -132,8 +129,6 @@ async def update_listing(request: Request) -> Response:
     _some(changes)
     rest = rest_of(request)
     listing = await rest.catalog.update(id, viewer, changes, version, await once(request))
-    if changes.media is not UNSET:
-        await attach_pictures(rest.media, listing)
     return answer(listing, version=listing.version)
 
 

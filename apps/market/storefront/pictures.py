@@ -10,12 +10,9 @@ from hashlib import blake2b
 
 from markupsafe import Markup, escape
 
-from market.users.api import Profile
+from market.users.api import FACES, Profile, face_of
 
-__all__ = ["FACES", "avatar", "face", "placeholder"]
-
-FACES = "/faces/"
-"""Begins the address of a picture that somebody has given us of themselves."""
+__all__ = ["avatar", "face", "placeholder"]
 
 SVG = '<svg class="{kind}" viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false">'
 
@@ -57,8 +54,7 @@ def avatar(name: str) -> Markup:
 
 def face(person: Profile) -> Markup:
     """The picture that the person gave us, else initials; one on another server is not loaded from there."""
-    address = person.image or ""
-    number = address.removeprefix(FACES)
-    if address == number or not (number.isascii() and number.isdigit()):
+    medium = face_of(person.image)
+    if medium is None:
         return avatar(person.username)
-    return Markup(f'<img class="avatar" src="{FACES}{number}" alt="" width="40" height="40">')  # noqa: S704 - digits
+    return Markup(f'<img class="avatar" src="{FACES}{medium}" alt="" width="40" height="40">')  # noqa: S704 - digits

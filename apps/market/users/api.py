@@ -6,6 +6,7 @@ compared without regard to case and shown as they were written.
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ from springtide.services import raises
 __all__ = [
     "BIO_LENGTH",
     "EMAIL_LENGTH",
+    "FACES",
     "IMAGE_LENGTH",
     "PASSWORD_LENGTH",
     "USERNAME_LENGTH",
@@ -25,6 +27,7 @@ __all__ = [
     "NewAccount",
     "Profile",
     "Users",
+    "face_of",
 ]
 
 USERNAME_LENGTH = 64
@@ -33,6 +36,12 @@ PASSWORD_LENGTH = 256
 BIO_LENGTH = 5_000
 IMAGE_LENGTH = 2_048
 """The longest of each, in characters."""
+
+FACES = "/faces/"
+"""Begins the `image` of somebody who gave us a picture of themselves; its medium's id follows."""
+
+
+_FACE = re.compile(re.escape(FACES) + r"([1-9][0-9]{0,15})")
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +82,12 @@ class AccountChanges(msgspec.Struct, frozen=True, kw_only=True):
     password: str | UnsetType = UNSET
     bio: str | UnsetType | None = UNSET
     image: str | UnsetType | None = UNSET
+
+
+def face_of(image: str | None) -> int | None:
+    """The medium that `image` is, None for a picture on another server or none at all."""
+    found = _FACE.fullmatch(image or "")
+    return int(found[1]) if found is not None and int(found[1]) < 1 << 53 else None
 
 
 class Users(Protocol):

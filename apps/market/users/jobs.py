@@ -6,7 +6,7 @@ import msgspec
 
 from springtide.jobs import job
 
-__all__ = ["PersonChanged", "PersonJoined", "PersonRenamed"]
+__all__ = ["PersonChanged", "PersonJoined", "PersonPictured", "PersonRenamed"]
 
 
 @job(kind="users.changed")
@@ -26,5 +26,15 @@ class PersonJoined(msgspec.Struct, frozen=True):
 @job(kind="users.renamed")
 class PersonRenamed(msgspec.Struct, frozen=True):
     """Somebody has another username or address; the handler reads what is there now."""
+
+    person_id: int
+
+
+@job(kind="users.pictured", max_attempts=40)
+class PersonPictured(msgspec.Struct, frozen=True):
+    """Somebody has another picture, or none; the handler reads what is there now.
+
+    Tried for more than a day: a medium that it has not told of is deleted after one.
+    """
 
     person_id: int

@@ -8,13 +8,14 @@ from msgspec import UNSET
 from market.checks import Checks
 from market.faults import NotFound, Taken
 from market.indexing import Sweep
+from market.media.api import Media
 from market.moments import moment
 from market.notifications.api import Notice, Notifications, Recipient
 from market.recommendations.api import Recommendations
 from market.search.api import Document, Search
-from market.users.api import Account, AccountChanges, NewAccount, Profile
+from market.users.api import Account, AccountChanges, NewAccount, Profile, face_of
 from market.users.indexing import document
-from market.users.jobs import PersonChanged, PersonJoined, PersonRenamed
+from market.users.jobs import PersonChanged, PersonJoined, PersonPictured, PersonRenamed
 from market.users.rules import check_changes, check_login, check_new, fold, is_username
 from market.users.store import AccountRow, Person, UserStore
 from springtide.clock import Clock
@@ -43,6 +44,7 @@ def build(context: ModuleContext) -> UserService:
         recommendations=context.service(Recommendations),
         search=context.service(Search),
         notifications=context.service(Notifications),
+        media=context.service(Media),
         passwords=context.passwords,
         clock=context.clock,
     )
@@ -58,6 +60,7 @@ class UserService:
         recommendations: Recommendations,
         search: Search,
         notifications: Notifications,
+        media: Media,
         passwords: Passwords,
         clock: Clock,
     ) -> None:
@@ -67,6 +70,7 @@ class UserService:
         self._clock = clock
         self._search = search
         self._notifications = notifications
+        self._media = media
         self._index = Sweep(search, "person", page=store.versions, documents=self._documents)
 
     async def register(self, new: NewAccount) -> Account:
@@ -186,6 +190,14 @@ class UserService:
     async def renamed(self, job: PersonRenamed, run: Run) -> None:
         """A job's handler."""
         await self._introduce(job.person_id)
+
+    async def pictured(self, job: PersonPictured, run: Run) -> None:
+        """A job's handler. Somebody else's medium is not attached."""
+        row = await self._store.account(job.person_id)
+        if row is not None:
+            face = face_of(row.image)
+            ids = [] if face is None else [face]
+            await self._media.attach(row.id, f"person:{row.id}", ids, row.version)
 
     async def _introduce(self, id: int) -> None:
         row = await self._store.account(id)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from market.search.api import Versioned
-from market.users.jobs import PersonChanged, PersonJoined, PersonRenamed
+from market.users.jobs import PersonChanged, PersonJoined, PersonPictured, PersonRenamed
 from market.users.rules import fold
 from springtide.db import ASC, Database, WriteTransaction, bucket_of
 
@@ -169,7 +169,7 @@ class UserStore:
         """
         claim, release = renamed(known, {"username": username, "email": email})
         introduce = username not in (None, known.username) or email not in (None, known.email)
-        id = known.id
+        id, pictured = known.id, image is not UNSET
         values = (
             bucket_of(id),
             id,
@@ -178,7 +178,7 @@ class UserStore:
             password_hash,
             bio is not UNSET,
             None if bio is UNSET else bio,
-            image is not UNSET,
+            pictured,
             None if image is UNSET else image,
             at,
             known.username,
@@ -188,14 +188,14 @@ class UserStore:
             async with self._db.write(id) as tx:
                 row = await tx.fetch_one(UPDATE, *values)
                 if row is not None:
-                    await _tell(tx, id, renamed=introduce)
+                    await _tell(tx, id, renamed=introduce, pictured=pictured)
             return None if row is None else AccountRow(*row)
         try:
             async with self._db.reserving(id, claim=claim, release=release) as tx:
                 row = await tx.fetch_one(UPDATE, *values)
                 if row is None:
                     raise _Changed
-                await _tell(tx, id, renamed=introduce)
+                await _tell(tx, id, renamed=introduce, pictured=pictured)
         except _Changed:
             return None
         return AccountRow(*row)
@@ -230,11 +230,13 @@ class UserStore:
         return None if row is None else Follow(*row)
 
 
-async def _tell(tx: WriteTransaction, id: int, *, renamed: bool = False) -> None:
+async def _tell(tx: WriteTransaction, id: int, *, renamed: bool = False, pictured: bool = False) -> None:
     """One job of a kind for all changes that it has not begun to tell of."""
     await tx.enqueue(PersonChanged(id), unique_key=str(id))
     if renamed:
         await tx.enqueue(PersonRenamed(id), unique_key=str(id))
+    if pictured:
+        await tx.enqueue(PersonPictured(id), unique_key=str(id))
 
 
 class _Changed(Exception):

@@ -12,12 +12,12 @@ from starlette.responses import RedirectResponse, Response
 from market.faults import Invalid, NotFound
 from market.storefront.account.settings import account_of, settings_page
 from market.storefront.forms import submitted
-from market.storefront.pictures import FACES, avatar
+from market.storefront.pictures import avatar
 from market.storefront.rendering import redirect
 from market.storefront.rim import store_of
 from market.storefront.table import Page, number
 from market.storefront.uploads import from_a_page, uploaded
-from market.users.api import AccountChanges
+from market.users.api import FACES, AccountChanges
 from springtide.errors import BodyTooLarge
 
 __all__ = ["PAGES"]
@@ -51,20 +51,17 @@ async def give(request: Request) -> Response:
     except BodyTooLarge as error:
         errors = {"file": [f"is too large: {error.limit // (1024 * 1024)} MiB at most"]}
         return await settings_page(request, account, 413, errors=errors)
-    return await _keep(request, owner, f"{FACES}{medium.id}", [medium.id])
+    return await _keep(request, owner, f"{FACES}{medium.id}")
 
 
 async def remove(request: Request) -> Response:
     await submitted(request)
     account = await account_of(request)
-    return await _keep(request, account.id, None, [])
+    return await _keep(request, account.id, None)
 
 
-async def _keep(request: Request, person: int, image: str | None, media: list[int]) -> Response:
-    store = store_of(request)
-    await store.users.update(person, AccountChanges(image=image))
-    (profile,) = await store.users.profiles([person], None)
-    await store.media.attach(person, f"person:{person}", media, profile.version)
+async def _keep(request: Request, person: int, image: str | None) -> Response:
+    await store_of(request).users.update(person, AccountChanges(image=image))
     return redirect(request, "/account", done="saved")
 
 

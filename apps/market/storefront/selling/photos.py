@@ -1,7 +1,7 @@
 """Photos and short videos of a listing: sent, put in front, taken off.
 
 The file is kept at once and made ready by a job; until then the page says so. The listing holds the ids in
-their order; the media module is told what is attached, so what is on no listing goes after a day.
+their order, and what is on no listing goes after a day.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from market.catalog.api import MAX_MEDIA, Listing, ListingChanges, Shop
 from market.faults import Invalid
-from market.rest.pictures import attach_pictures
 from market.storefront.forms import submitted
 from market.storefront.rendering import redirect
 from market.storefront.rim import store_of
@@ -57,8 +56,7 @@ async def _keep(request: Request, shop: Shop, listing: Listing, wanted: list[str
     """Raises Stale (409) when the listing has changed meanwhile: nothing is taken off unseen."""
     store = store_of(request)
     changes = ListingChanges(media=wanted)
-    saved = await store.catalog.update(listing.id, shop.seller_id, changes, listing.version)
-    await attach_pictures(store.media, saved)
+    await store.catalog.update(listing.id, shop.seller_id, changes, listing.version)
     return redirect(request, f"/selling/listings/{listing.id}", done=done)
 
 
