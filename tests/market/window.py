@@ -24,12 +24,7 @@ from market.users.api import Account, NewAccount, Users
 from springtide.lifecycle import Group
 from springtide.platform import Platform
 
-__all__ = ["BROWSER_FLAGS", "Window", "opened"]
-
-BROWSER_FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+__all__ = ["Window", "opened"]
 
 THINGS = (
     ("Reading lamp in brushed brass", "lighting", 8900, 4),

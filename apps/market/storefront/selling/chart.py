@@ -40,8 +40,10 @@ def chart(days: Sequence[Day]) -> Markup:
             f' height="{tall:.1f}" rx="2"><title>{escape(says)}</title></rect>'
         )
         if place % 7 == len(days) % 7 or place == len(days) - 1:
+            last = place == len(days) - 1
+            at, anchor = (x + wide, "end") if last else (x + wide / 2, "middle")
             parts.append(
-                f'<text class="label" x="{x + wide / 2:.1f}" y="{HEIGHT - 6}" text-anchor="middle">'
+                f'<text class="label" x="{at:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">'
                 f"{day.day.day} {day.day:%b}</text>"
             )
     said = f"Revenue per day, at most {Money(highest, currency)}; the table below has every figure."
