@@ -16,11 +16,11 @@ import asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from bench.twin.tables import Base
-from market._words import NOUNS, QUALITIES, SENTENCES
 from market.catalog.categories import DEPARTMENTS
 from market.search.api import Document
 from market.search.bulk import copy_documents
 from market.seed import NOW, seed
+from market.seeding.words import NOUNS, QUALITIES, SENTENCES
 from springtide.db import bucket_of
 from springtide.ops.load.progress import Silent
 from springtide.ops.load.seeding import BulkLoad

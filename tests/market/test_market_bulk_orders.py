@@ -137,6 +137,7 @@ async def test_dashboard(api: Api) -> None:
     told = await emptied(db, COUNTED)
     async with BulkLoad([db]) as load:
         await dashboard_bulk.copy_sales(load, db, sales)
+        await dashboard_bulk.copy_sellers(load, db, {sale.seller: "EUR" for sale, _ in sales}.items())
         await dashboard_bulk.copy_counts(load, db)
     assert not await dashboard_bulk.is_empty(db)
     loaded = await emptied(db, COUNTED)

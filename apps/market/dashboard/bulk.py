@@ -1,7 +1,7 @@
 """Bulk loading of the dashboard module, for seeds and imports: as if each sale and its end had been told.
 
-The caller brings each sale once, with one currency per seller, into empty tables, and calls `copy_counts`
-after the last.
+The caller brings each sale once, in as many parts as it likes, and each seller with the currency of all of
+its sales, into empty tables, and calls `copy_counts` after the last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from springtide.db import Database, bucket_of
 if TYPE_CHECKING:
     from springtide.ops.load.seeding import BulkLoad
 
-__all__ = ["BulkSale", "copy_counts", "copy_sales", "is_empty"]
+__all__ = ["BulkSale", "copy_counts", "copy_sales", "copy_sellers", "is_empty"]
 
 BATCH = 5_000
 
@@ -73,12 +73,11 @@ async def is_empty(db: Database) -> bool:
 
 
 async def copy_sales(load: BulkLoad, db: Database, sales: Iterable[BulkSale]) -> None:
-    """Sales with their lines, BATCH at a time, and their sellers. Raises Invalid as `sold` does."""
-    waiting, currencies = iter(sales), dict[int, str]()
+    """Sales with their lines, BATCH at a time. Raises Invalid as `sold` does."""
+    waiting = iter(sales)
     while batch := list(islice(waiting, BATCH)):
         for one in batch:
             check_sale(one.sale)
-            currencies.setdefault(one.sale.seller, one.sale.lines[0].price.currency)
         rows = (
             (bucket_of(sale.seller), sale.seller, sale.order_id, sale.at, undone_at)
             for sale, undone_at in batch
@@ -94,8 +93,12 @@ async def copy_sales(load: BulkLoad, db: Database, sales: Iterable[BulkSale]) ->
         )  # fmt: skip
         columns = ["bucket", "seller_id", "order_id", "listing_id", "title", "quantity", "price"]
         await load.copy(db, "sale_line", columns, lines)
-    sellers = ((bucket_of(seller), seller, currency) for seller, currency in currencies.items())
-    await load.copy(db, "seller", ["bucket", "seller_id", "currency"], sellers)
+
+
+async def copy_sellers(load: BulkLoad, db: Database, sellers: Iterable[tuple[int, str]]) -> None:
+    """Each that has sold, once, with its currency."""
+    rows = ((bucket_of(seller), seller, currency) for seller, currency in sellers)
+    await load.copy(db, "seller", ["bucket", "seller_id", "currency"], rows)
 
 
 async def copy_counts(load: BulkLoad, db: Database) -> None:

@@ -1,9 +1,23 @@
 # ruff: noqa: SIM905 - word lists read better as lines of words
-"""Words for seeded people and articles. Plain English, no markup, nothing that is anybody's text."""
+"""Words for seeded people, articles and wares. Plain English, no markup, nothing that is anybody's text."""
 
 from __future__ import annotations
 
-__all__ = ["FIRST", "LAST", "NOUNS", "OPENINGS", "PLACES", "QUALITIES", "STEMS", "SENTENCES"]
+__all__ = [
+    "CITIES",
+    "FIRST",
+    "LAST",
+    "LOOKS",
+    "NOUNS",
+    "OPENINGS",
+    "PLACES",
+    "PRAISE",
+    "QUALITIES",
+    "SENTENCES",
+    "SHOPS",
+    "STEMS",
+    "WARES",
+]
 
 FIRST = (
     "ada aiko amara ana anders asha bela bruno carla chen dalia daniel dario elena elif emil eva"
@@ -79,3 +93,51 @@ SENTENCES = (
     "|There was one question that we should have asked in the first week."
     "|Now it runs, and nobody has talked about it since."
 ).split("|")
+SHOPS = "Studio;Workshop;House of;Atelier;Corner of;Gallery;Store of;Hands of".split(";")
+LOOKS = (
+    "plain blue amber striped small tall round folded handmade restored vintage soft bright heavy light"
+    " speckled woven carved matte quiet northern harbour winter garden travel everyday"
+).split()
+WARES = {
+    "fiction": "novel;collection of short stories;paperback mystery;sea story;signed first edition",
+    "non-fiction": "atlas;history of bridges;guide to the night sky;notebook of recipes;book of maps",
+    "comics": "comic album;graphic novel;collected strips;picture story;pocket comic",
+    "children-books": "picture book;book of bedtime stories;alphabet book;pop-up book;riddle book",
+    "kitchen": "bread knife;kettle;cutting board;mixing bowl;tea towel;pepper mill",
+    "furniture": "side table;bookshelf;stool;writing desk;coat stand;bench",
+    "lighting": "table lamp;lantern;floor lamp;reading light;paper shade",
+    "textiles": "blanket;cushion;tablecloth;curtain;rug;throw",
+    "women": "wool coat;linen dress;cardigan;silk scarf;rain jacket",
+    "men": "work shirt;corduroy jacket;knitted vest;linen trousers;flat cap",
+    "children-clothing": "romper;pair of mittens;rain suit;knitted hat;play shirt",
+    "accessories": "leather belt;canvas bag;pair of gloves;umbrella;card holder",
+    "audio": "radio;pair of headphones;record player;loudspeaker;microphone",
+    "computers": "keyboard;single-board computer;monitor stand;trackball;laptop sleeve",
+    "phones": "phone case;charging stand;pair of earbuds;phone tripod;battery pack",
+    "cameras": "film camera;lens;camera strap;light meter;tripod",
+    "prints": "linocut;letterpress card;screen print;map print;risograph poster",
+    "ceramics": "mug;vase;serving plate;teapot;planter",
+    "jewellery": "pair of earrings;silver ring;necklace;brooch;bracelet",
+    "supplies": "set of brushes;sketchbook;box of pastels;easel;roll of canvas",
+    "plants": "fern;monstera;olive tree;cactus;ivy",
+    "seeds": "packet of poppy seeds;tomato seeds;herb seeds;meadow mix;sunflower seeds",
+    "tools": "pair of shears;trowel;watering can;rake;pruning knife",
+}
+"""Category -> what is sold in it, with ; between."""
+PRAISE = (
+    "Made in small numbers and packed with care."
+    "|It has been used once, and it still looks as it did on the first day."
+    "|The colour is a little warmer than in the picture."
+    "|It was made to be repaired, and we keep the parts."
+    "|Sent within two days, in paper and card only."
+    "|Every piece is slightly different, which is how you know that hands were involved."
+    "|It will outlast the fashion that it ignores."
+    "|Measured twice and cut once, as it should be."
+    "|If it does not suit you, send it back and tell us why."
+    "|Good for a small room, better for a large one."
+).split("|")
+CITIES = (
+    "Aarhus DK;Bergen NO;Bologna IT;Bristol GB;Ghent BE;Gdansk PL;Graz AT;Leipzig DE;Lyon FR;Malmo SE"
+    ";Porto PT;Tartu EE;Turku FI;Utrecht NL;Valencia ES;Brno CZ"
+).split(";")
+"""A city and its country, by ISO 3166."""
