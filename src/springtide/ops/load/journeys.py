@@ -127,10 +127,12 @@ class Client:
         route: str | None = None,
         json: object = msgspec.UNSET,
         token: str | None = None,
+        key: str | None = None,
         expect: Collection[int] | None = None,
     ) -> Answer:
         """Send one request. `route` is its label in the report, without ids; None means the path.
 
+        `token` and `key` are sent as Authorization and Idempotency-Key.
         `expect` are the statuses that are no error, None means any below 400. Raises StepFailed otherwise,
         and when no answer came.
         """
@@ -141,6 +143,8 @@ class Client:
             body = msgspec.json.encode(json)
         if token is not None:
             headers += b"Authorization: Token " + token.encode() + b"\r\n"
+        if key is not None:
+            headers += b"Idempotency-Key: " + key.encode() + b"\r\n"
         label = f"{method} {route or path}"
         recorder, phase, due = self._recorder, self._phase, self._due
         begun = time.monotonic()
@@ -182,9 +186,10 @@ class Client:
         *,
         route: str | None = None,
         token: str | None = None,
+        key: str | None = None,
         expect: Collection[int] | None = None,
     ) -> Answer:
-        return await self.request("POST", path, route=route, json=json, token=token, expect=expect)
+        return await self.request("POST", path, route=route, json=json, token=token, key=key, expect=expect)
 
     async def pause(self, seconds: float) -> None:
         """Think: the next request is due `seconds` after the last answer."""
