@@ -89,7 +89,7 @@ def _shown(args: argparse.Namespace, topology: Topology, port: int) -> int:
             code = _step(args.file, "load", "--duration", f"{args.duration:g}")
         if code:
             return code
-        _say(_urls(state))
+        _say(_urls(state, running.read_notes()))
         _serve(args.seconds)
         return 0
     finally:
@@ -130,7 +130,8 @@ def _serve(seconds: float | None) -> None:
     time.sleep(seconds)
 
 
-def _urls(state: State) -> str:
+def _urls(state: State, notes: list[str]) -> str:
+    """Where everything is, and what the seed said about how to use it."""
     rows = {
         "the application": f"{state.url}/",
         "its API": f"{state.url}/docs",
@@ -139,7 +140,8 @@ def _urls(state: State) -> str:
         **{node.name: node.address or "" for node in state.nodes if node.kind == "program"},
         "logs": f"{own_name()} logs -f",
     }
-    return "\n".join(["", *(f"  {name:<16} {where}" for name, where in rows.items()), ""])
+    lines = [f"  {name:<16} {where}" for name, where in rows.items()]
+    return "\n".join(["", *lines, *([""] if notes else []), *(f"  {note}" for note in notes), ""])
 
 
 def _port(topology: Topology) -> int:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -114,7 +114,8 @@ def _seed(args: argparse.Namespace) -> int:
     topology = load(args.file)
     if topology.seed is None:
         raise ConfigurationError(f'{args.file}: no seed; name one, such as seed = "myapp.seed:seed"')
-    Home.beside(args.file).use_environment()
+    home = Home.beside(args.file)
+    home.use_environment()
     seed = cast(Seed, find(topology.seed, path=_import_path(args.file, topology), key="seed"))
     if not callable(seed):
         raise ConfigurationError(f"seed: {topology.seed!r} must be a function, got {seed!r}")
@@ -129,14 +130,20 @@ def _seed(args: argparse.Namespace) -> int:
             if not args.if_empty:
                 raise
             print("there is data already: it is left as it is")
+            _say(home.read_notes())
             return 0
+    home.write_notes(report.notes)
     seconds = time.monotonic() - begun
     print(f"{report.users:,} users, {report.total:,} rows in {seconds:.1f} s (seed {report.seed})")
     for name, count in report.rows.items():
         print(f"  {name:<28}{count:>12,}")
-    for note in report.notes:
-        print(note)
+    _say(report.notes)
     return 0
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note)
 
 
 async def _seeded(args: argparse.Namespace, seed: Seed) -> SeedReport:

@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -158,6 +158,16 @@ class Home:
         """Set in this process what `write_environment` noted, where the operator has set nothing himself."""
         for name, value in _object(self.run / "environment.json").items():
             os.environ.setdefault(name, str(value))
+
+    def write_notes(self, notes: Sequence[str]) -> None:
+        """What the seed said about how to use its data, to be said again; nothing where there is no home."""
+        if self.path.is_dir():
+            self._replace(self.run / "notes.json", json.dumps({"seed": list(notes)}, indent=1))
+
+    def read_notes(self) -> list[str]:
+        """Empty when nothing was seeded here."""
+        found = _object(self.run / "notes.json").get("seed", [])
+        return [str(note) for note in found] if isinstance(found, list) else []
 
     def folder(self, program: str) -> Path:
         """The program's own folder, made when it is not there."""
