@@ -10,7 +10,7 @@ import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -19,7 +19,7 @@ from bench.twin.tables import Base
 from market.catalog.categories import DEPARTMENTS
 from market.search.api import Document
 from market.search.bulk import copy_documents
-from market.seed import NOW, seed
+from market.seed import seed
 from market.seeding.words import NOUNS, QUALITIES, SENTENCES
 from springtide.db import bucket_of
 from springtide.ops.load.progress import Silent
@@ -28,8 +28,12 @@ from springtide.platform import Platform
 
 __all__ = ["STOCK", "Sample", "create_twin", "fill_market", "fill_twin", "sample"]
 
+TODAY = date(2025, 1, 1)
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+"""Fixed, so that every run has the same data."""
+
 STOCK = 1_000_000
-"""On hand of every listing: a benchmark never sells one out."""
+"""On hand of every listing that is asked for: a benchmark never sells one out."""
 
 COPIES = (
     (
@@ -93,13 +97,18 @@ class Sample:
     """id, price, currency"""
 
 
+SHOPS = "select seller_id from catalog.shop"
+
+
 async def fill_market(platform: Platform, *, users: int, listings: int, stock: int = STOCK) -> None:
-    """`users` people with as many articles, and `listings` that are on sale; `platform` is running."""
-    await seed(platform, users=users, seed=1, progress=Silent())
+    """What the seed makes of `users` people, and `listings` more by people without a shop."""
+    await seed(platform, users=users, seed=1, progress=Silent(), today=TODAY)
+    shops = {row["seller_id"] for row in await platform.database("catalog").scatter(SHOPS)}
     people = await platform.database("users").scatter(
-        "select id, username from users.account", order=[("id", "asc")], limit=max(listings // 25, 1)
+        "select id, username from users.account", order=[("id", "asc")], limit=users
     )
-    await _listings(platform, [(row["id"], row["username"]) for row in people], listings, stock)
+    free = [(row["id"], row["username"]) for row in people if row["id"] not in shops]
+    await _listings(platform, free[: max(listings // 25, 1)], listings, stock)
 
 
 async def _listings(platform: Platform, sellers: Sequence[tuple[int, str]], count: int, stock: int) -> None:
@@ -154,7 +163,9 @@ async def _listings(platform: Platform, sellers: Sequence[tuple[int, str]], coun
             database,
             "category_count",
             "insert into catalog.category_count (bucket, category, listings)"
-            " select bucket, category, count(*) from catalog.listing group by bucket, category",
+            " select bucket, category, count(*) from catalog.listing where status = 'active'"
+            " group by bucket, category"
+            " on conflict (bucket, category) do update set listings = excluded.listings",
         )
         await copy_documents(
             load,
@@ -213,7 +224,9 @@ async def sample(market_url: str, count: int) -> Sample:
             ],
             words=list(NOUNS),
             listings=await column(
-                "select id, amount, currency from catalog.listing order by md5(id::text) limit $1"
+                "select id, amount, listing.currency from catalog.listing"
+                " join catalog.shop using (bucket, seller_id)"
+                " where slug = 'shop-' || seller_id order by md5(id::text) limit $1"
             ),
         )
     finally:
