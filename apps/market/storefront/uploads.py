@@ -24,12 +24,12 @@ from springtide.db.idempotency import Once
 from springtide.errors import CsrfRefused
 from springtide.identity.cookies import check_origin
 from springtide.web.idempotency import check_key
-from springtide.web.sessions import CSRF_FIELD, check_csrf, verify_csrf
+from springtide.web.sessions import CSRF_FIELD, CSRF_HEADER, verify_csrf
 
 __all__ = ["PATHS", "Upload", "from_a_page", "uploaded"]
 
-PATHS = ("/selling/photos", "/account/face")
-"""Where bodies may be as large as files are, and below."""
+PATHS = ("/selling/photos/", "/account/face")
+"""Where bodies may be as large as files are: below the first, and of the second itself."""
 
 UNNAMED = "unnamed"
 
@@ -46,7 +46,7 @@ class Upload(NamedTuple):
 async def from_a_page(request: Request) -> None:
     """What can be known of a form with files before it is read. Raises CsrfRefused, HTTPException 415."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        await check_csrf(request)
+        await verify_csrf(request, token=request.headers.get(CSRF_HEADER, ""))
         raise HTTPException(415)
     check_origin(request.scope)
     if visit_of(request).presented is None:

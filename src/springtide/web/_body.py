@@ -20,9 +20,9 @@ __all__ = ["BodyLimits", "Inbox", "declared_length"]
 
 
 class BodyLimits:
-    """How large a body may be, by path: `others` for a path that is neither in `paths` nor below one of them.
+    """How large a body may be, by path: `/a` is that path alone, `/a/` everything below it.
 
-    The longest path that fits decides; `/a` is above `/a/b` and not above `/ab`. Raises ValueError.
+    The longest path that fits decides, `others` where none does. Raises ValueError.
     """
 
     __slots__ = ("_below", "_others", "_paths")
@@ -31,16 +31,14 @@ class BodyLimits:
         if others < 0:
             raise ValueError(f"body_bytes must be >= 0, got {others}")
         for path, limit in paths.items():
-            if not path.startswith("/") or (path.endswith("/") and path != "/"):
-                raise ValueError(
-                    f"a path of body_limits begins with / and does not end with it, got {path!r}"
-                )
+            if not path.startswith("/"):
+                raise ValueError(f"a path of body_limits begins with /, got {path!r}")
             if limit < 0:
                 raise ValueError(f"body_limits must be >= 0, got {limit} for {path!r}")
         self._others = others
         self._paths = dict(paths)
-        longest_first = sorted(paths, key=len, reverse=True)
-        self._below = tuple((path.rstrip("/") + "/", paths[path]) for path in longest_first)
+        below = sorted((path for path in paths if path.endswith("/")), key=len, reverse=True)
+        self._below = tuple((path, paths[path]) for path in below)
 
     def of(self, path: str) -> int:
         exact = self._paths.get(path)

@@ -43,11 +43,11 @@ class Layers:
     """`app` with all layers around it; itself an ASGI application.
 
     `request_timeout` seconds per request (None: no deadline), `body_bytes` per body; `body_limits` has other
-    limits for paths and what is below them, the longest such path decides. `trusted_proxies` are networks (or
-    "unix") whose X-Forwarded-For is believed; `internal_networks` are hops whose deadline, priority and
-    causality headers are. `cors_origins` empty means that CORS is left to the application. `trace_sample` is
-    the share of new traces that are sampled. `render_error` gives body and content type of an error, None
-    means problem+json (RFC 9457).
+    limits for paths: `/a` for that one alone, `/a/` for all below it, the longest decides. `trusted_proxies`
+    are networks (or "unix") whose X-Forwarded-For is believed; `internal_networks` are hops whose deadline,
+    priority and causality headers are. `cors_origins` empty means that CORS is left to the application.
+    `trace_sample` is the share of new traces that are sampled. `render_error` gives body and content type of
+    an error, None means problem+json (RFC 9457).
     """
 
     def __init__(

@@ -62,5 +62,5 @@ async def _keep(request: Request, shop: Shop, listing: Listing, wanted: list[str
 
 PAGES = (
     Page("POST", "/selling/photos/{id}", add),
-    Page("POST", "/selling/photos/{id}/arrange", arrange),
+    Page("POST", "/selling/arrangement/{id}", arrange),
 )
