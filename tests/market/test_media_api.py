@@ -22,6 +22,12 @@ pytestmark = [one_platform, one_shard]
 
 PICTURE = picture("PNG", (400, 300))
 
+FILE = (
+    b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    + PICTURE
+    + b"\r\n--b--\r\n"
+)
+
 NOTHING = (
     "",
     "public/0005/5-thumb-x.webp",
@@ -127,6 +133,11 @@ async def test_a_form_is_as_good_as_a_body(api: Api) -> None:
             422,
         ),
         ("multipart/form-data; boundary=b", b"--b\r\n" * 5000, 422),
+        (
+            "multipart/form-data; boundary=b",
+            b'--b\r\nContent-Disposition: form-data; name="f"\r\n\r\nz\r\n' * 31 + FILE,
+            422,
+        ),
         ("application/json", b"{}", 415),
         ("image/png", b"", 422),
         ("image/png", b"no picture", 422),

@@ -126,6 +126,7 @@ class _Form:
 
     def __init__(self) -> None:
         self.ended = False
+        self._parts = 0
         self._fields: dict[str, str] = {}
         self._files: list[tuple[str, bytearray]] = []
         self._headers: dict[bytes, bytes] = {}
@@ -145,6 +146,9 @@ class _Form:
         return Sent(self._fields, [File(name, bytes(content)) for name, content in self._files])
 
     def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_FILES + MAX_FIELDS:
+            raise Invalid({"body": [f"has more than {MAX_FILES + MAX_FIELDS} parts"]})
         self._headers, self._seen, self._field, self._part = {}, 0, None, bytearray()
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
