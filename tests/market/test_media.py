@@ -30,6 +30,7 @@ from tests.market.media import (
 from market.faults import Conflict, Invalid, NotFound
 from market.media import bulk, lifecycle
 from market.media.api import IMAGE_BYTES, Medium
+from market.media.blobs import NoBlob
 from market.media.settings import Bucket, MediaSettings
 from springtide.db.idempotency import Once
 from springtide.errors import BodyTooLarge, Unavailable
@@ -274,16 +275,20 @@ async def test_a_document_is_kept_once_and_for_its_owner(media: Studio) -> None:
     assert not await media.names()
 
 
-async def test_what_nothing_is_attached_to_goes_after_a_day(media: Studio) -> None:
-    used, unused = await media.ready(picture()), await media.ready(picture())
+async def test_what_nothing_is_attached_to_goes_after_a_day(
+    media: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is due in one pass, however many are looked up at once."""
+    monkeypatch.setattr(lifecycle, "BATCH", 1)
+    used, unused, other = [await media.ready(picture()) for _ in range(3)]
     assert not used.attached
     assert await media.service.attach(ANNA, "listing:7", [used.id], 1) == [used.id]
     media.clock.step(DAY - 60)
     await lifecycle.expire(media.service)
-    assert len(await media.service.media([used.id, unused.id])) == 2
+    assert len(await media.service.media([used.id, unused.id, other.id])) == 3
     media.clock.step(120)
     await lifecycle.expire(media.service)
-    (left,) = await media.service.media([used.id, unused.id])
+    (left,) = await media.service.media([used.id, unused.id, other.id])
     assert (left.id, left.attached) == (used.id, True)
     await media.work()
     assert await media.names() == await media.named()
@@ -368,6 +373,39 @@ async def test_a_crash_leaves_a_blob_and_never_a_row_without_one(
     assert await media.sweep() == 3
     assert await media.names() == await media.named()
     assert {medium.state for medium in await media.service.media([kept.id, later.id])} == {"ready"}
+
+
+@FOLDER
+async def test_what_was_half_written_goes_after_an_hour(urls: list[str], tmp_path: Path) -> None:
+    """As a kill leaves it: the beginning of a blob, under obstore's name for it, and a run's own folder."""
+    async with studio(urls, tmp_path, MediaSettings()) as media:
+        await media.ready(picture())
+        (whole,) = (tmp_path / "media").glob("originals/*/*")
+        half, run = whole.with_name(f"{whole.name}#1"), media.blobs.scratch / "run"
+        half.write_bytes(b"a part")
+        run.mkdir()
+        (run / "source").write_bytes(b"a part")
+        assert await media.sweep() == 0
+        media.clock.step(HOUR + 60)
+        assert await media.sweep() == 2
+        assert not half.exists()
+        assert not run.exists()
+        assert await media.names() == await media.named()
+
+
+@FOLDER
+async def test_an_original_that_cannot_be_found_is_looked_for_again(urls: list[str], tmp_path: Path) -> None:
+    """A folder that is not there today may be there tomorrow: the job fails instead of forgetting."""
+    async with studio(urls, tmp_path, MediaSettings()) as media:
+        medium = await media.stored(picture())
+        (original,) = (tmp_path / "media").glob("originals/*/*")
+        elsewhere = original.rename(tmp_path / "elsewhere")
+        with pytest.raises(NoBlob):
+            await media.work()
+        assert not list(media.blobs.scratch.iterdir())
+        elsewhere.rename(original)
+        await media.work()
+        assert [found.state for found in await media.service.media([medium.id])] == ["ready"]
 
 
 async def test_deleted_while_its_variants_are_made(media: Studio, monkeypatch: pytest.MonkeyPatch) -> None:

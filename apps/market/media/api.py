@@ -9,7 +9,7 @@ A medium is what somebody gave us; a *variant* is what we made of it and show:
     processing -> ready | failed        processing <-> waiting (a video, and no worker has ffmpeg)
 
 What was uploaded is never shown as it came, so nothing that hides in it reaches anybody. A public medium has
-addresses that never change and that nobody can guess; a private one has signed addresses that expire, for
+addresses that never change, told to whoever has its id; a private one has signed addresses that expire, for
 its owner alone. What is attached to nothing is deleted a day later, a document 30 days after it was made.
 """
 

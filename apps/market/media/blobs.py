@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -51,18 +52,23 @@ class Found(NamedTuple):
 
 
 class Blobs:
-    """`home` is where the folder and the key are when the settings name none."""
+    """`home` is where the folder and the key are when the settings name none.
+
+    `scratch` in it is for files that are being made; each run has a folder of its own there.
+    """
 
     def __init__(self, settings: MediaSettings, *, home: Path, clock: Clock) -> None:
         self._settings = settings
         self._folder = settings.folder or home / "media"
         self._key_file = home / "secrets" / "media.key"
+        self.scratch = home / "media-scratch"
         self._clock = clock
         self._opened: Any = None
         self._signer: Signer | None = None
 
     async def start(self) -> None:
-        """Make the folder and the key if there are none; a bucket is not asked."""
+        """Make the folders and the key if there are none; a bucket is not asked."""
+        await asyncio.to_thread(self.scratch.mkdir, parents=True, exist_ok=True, mode=0o700)
         if self._settings.bucket is not None:
             self._opened = _bucket(self._settings.bucket)
         else:
@@ -110,6 +116,20 @@ class Blobs:
             async for batch in obstore.list(self._store, prefix=prefix):
                 for one in batch:
                     yield Found(one["path"], one["last_modified"])
+
+    async def clear_halves(self, prefix: str, before: datetime) -> int:
+        """Delete what a process that was killed has half-written, if it is older; how many.
+
+        A folder has such files beside its blobs and `under` does not show them; a bucket shows none either,
+        and forgets them by its own rules.
+        """
+        if self._settings.bucket is not None:
+            return 0
+        return await asyncio.to_thread(_clear, self._folder / prefix, "*#*", before.timestamp())
+
+    async def clear_scratch(self, before: datetime) -> int:
+        """The same in `scratch`: folders of runs that did not end."""
+        return await asyncio.to_thread(_clear, self.scratch, "*", before.timestamp())
 
     async def address(self, path: str, lifetime: float, *, public: bool, name: str | None = None) -> str:
         """Where a client reads the blob: for ever if it is public, else for `lifetime` seconds."""
@@ -164,6 +184,20 @@ def _bucket(bucket: Bucket) -> S3Store:
         },
         retry_config={"max_retries": RETRIES, "retry_timeout": timedelta(seconds=20)},
     )
+
+
+def _clear(folder: Path, pattern: str, before: float) -> int:
+    """Delete files and folders of such a name that were last changed before then; how many."""
+    cleared = 0
+    for path in list(folder.glob(pattern)):
+        with suppress(FileNotFoundError):  # another worker was first
+            if path.lstat().st_mtime < before:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+                cleared += 1
+    return cleared
 
 
 def _to_disk(file: Path) -> None:

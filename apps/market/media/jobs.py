@@ -45,7 +45,7 @@ TOO_MUCH = "takes more time or memory than it may"
 """What a medium's `note` says."""
 
 
-@job(kind="media.render", max_run=300.0, max_attempts=8, priority=Priority.NORMAL)
+@job(kind="media.render", max_run=300.0)
 class Render(msgspec.Struct, frozen=True):
     medium_id: int
 
@@ -67,7 +67,7 @@ async def render(media: MediaService, job: Render, run: Run) -> None:
     if row.kind == "video" and not await media.has_video_tools():
         await media.rows.settle(row.id, "waiting", NO_VIDEO_TOOLS, None, media.now())
         return
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="media-"))
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, dir=media.blobs.scratch))
     try:
         source = folder / "source"
         content = await media.blobs.read(original.path)
@@ -79,7 +79,9 @@ async def render(media: MediaService, job: Render, run: Run) -> None:
             made = await _pictures(media.workshop, source, row.content_type, folder)
         blobs = [original, *[await _keep(media, row, *one) for one in made]]
     except NoBlob:
-        return  # deleted while we worked
+        if await media.rows.medium(row.id) is None:
+            return  # deleted while we worked
+        raise  # another machine's folder, or a lost disk: somebody may bring it back
     except Unreadable as fault:
         await media.rows.settle(row.id, "failed", str(fault), None, media.now())
         return

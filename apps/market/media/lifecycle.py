@@ -4,18 +4,18 @@ Run by the workers, several may at once. `expire` deletes what is past its time.
 wait for ffmpeg to the workers again, where this one has it. `sweep` looks through the blobs, a few buckets at
 a time, and deletes those that are older than an hour and that no row names: what a crash left between a blob
 and its row, or between a row and the end of its blobs. A name is never used twice, so a blob that no row
-names after an hour is never named again.
+names after an hour is never named again. What was only half-written is as old and goes as well.
 
     python -m market.media.lifecycle
 
-prints the rules for a bucket of S3, as `aws s3api put-bucket-lifecycle-configuration` takes them. They are a
-second net: the application deletes all of this by itself.
+prints the rules for a bucket of S3, as `aws s3api put-bucket-lifecycle-configuration` takes them. Uploads
+that were cut off on their way into a bucket go by them alone; for reports they are a second net.
 """
 
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,7 +35,8 @@ REVIVE_EVERY = 60.0
 SWEEP_EVERY = 60.0
 
 BATCH = 100
-"""How many media one pass deletes or gives to the workers again."""
+MAX_BATCHES = 50
+"""Media that are looked up at once, and how often one pass of `expire` does it."""
 
 SWEPT_BUCKETS = 4
 """Buckets per pass: all 1,024 take about four hours."""
@@ -46,11 +47,15 @@ ORPHAN_AGE = timedelta(hours=1)
 
 async def expire(media: MediaService) -> None:
     now = media.now()
-    for id in await media.rows.expired(now, BATCH):
-        async with media.rows.write(id) as tx:
-            row = await media.rows.lock(tx, id)
-            if row is not None and row.expires_at is not None and row.expires_at <= now:
-                await media.forget(tx, row)
+    for _ in range(MAX_BATCHES):
+        expired = await media.rows.expired(now, BATCH)
+        for id in expired:
+            async with media.rows.write(id) as tx:
+                row = await media.rows.lock(tx, id)
+                if row is not None and row.expires_at is not None and row.expires_at <= now:
+                    await media.forget(tx, row)
+        if len(expired) < BATCH:
+            return
 
 
 async def revive(media: MediaService) -> None:
@@ -70,17 +75,18 @@ class Sweeper:
         self._next = first % BUCKETS
 
     async def sweep(self, media: MediaService, buckets: int = SWEPT_BUCKETS) -> int:
-        """How many blobs were deleted."""
-        deleted = 0
+        """How many blobs and other remains were deleted."""
+        before = media.now() - ORPHAN_AGE
+        deleted = await media.blobs.clear_scratch(before)
         for _ in range(buckets):
             bucket, self._next = self._next, (self._next + 1) % BUCKETS
             for area in rules.AREAS:
-                deleted += await _sweep(media, f"{area}/{bucket:04}/")
+                deleted += await _sweep(media, f"{area}/{bucket:04}/", before)
         return deleted
 
 
-async def _sweep(media: MediaService, prefix: str) -> int:
-    deleted, before, batch = 0, media.now() - ORPHAN_AGE, dict[str, int]()
+async def _sweep(media: MediaService, prefix: str, before: datetime) -> int:
+    deleted, batch = await media.blobs.clear_halves(prefix, before), dict[str, int]()
     async for found in media.blobs.under(prefix):
         id = rules.medium_of(found.path)
         if id is not None and found.modified_at < before:
