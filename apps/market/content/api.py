@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from market.faults import Forbidden, Invalid, NotFound, Taken
+from springtide.db.idempotency import Once
 from springtide.services import raises
 
 __all__ = [
@@ -168,8 +169,8 @@ class Content(Protocol):
         """Idempotent. Raises NotFound."""
 
     @raises(Invalid, NotFound)
-    async def comment(self, slug: str, author: int, body: str) -> Comment:
-        """Raises Invalid, NotFound."""
+    async def comment(self, slug: str, author: int, body: str, once: Once | None = None) -> Comment:
+        """One comment per `once`, however often it is sent: each gets that one. Raises Invalid, NotFound."""
 
     @raises(NotFound)
     async def comments(self, slug: str) -> list[Comment]:

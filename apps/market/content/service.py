@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import quote
 
+import msgspec
 from msgspec import UNSET
 
 from market.checks import Checks
@@ -31,6 +32,8 @@ from market.moments import moment
 from market.notifications.api import EXCERPT_LENGTH, Notice, Notifications
 from market.search.api import Document, Search
 from springtide.clock import Clock
+from springtide.db import WriteTransaction
+from springtide.db.idempotency import Answer, Idempotency, Once
 from springtide.errors import AlreadyReserved, Unavailable
 from springtide.jobs import Run
 from springtide.services import ModuleContext
@@ -40,12 +43,15 @@ __all__ = ["ContentService", "build"]
 MAX_FORMER_SLUGS = 10
 MAX_ID = (1 << 53) - 1
 ATTEMPTS = 5
+MAX_ANSWER_BYTES = 131_072
+"""A comment as it is kept: 20,000 characters of up to six bytes each as JSON, and a frame around them."""
 
 
 def build(context: ModuleContext) -> ContentService:
     return ContentService(
         ContentStore(context.db),
         clock=context.clock,
+        keys=Idempotency(context.db, max_answer_bytes=MAX_ANSWER_BYTES, sink=context.sink),
         search=context.service(Search),
         notifications=context.service(Notifications),
     )
@@ -55,10 +61,17 @@ class ContentService:
     """Implements `market.content.api.Content`."""
 
     def __init__(
-        self, store: ContentStore, *, clock: Clock, search: Search, notifications: Notifications
+        self,
+        store: ContentStore,
+        *,
+        clock: Clock,
+        keys: Idempotency,
+        search: Search,
+        notifications: Notifications,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._keys = keys
         self._tags = PopularTags(store.tags, clock=clock)
         self._search = search
         self._notifications = notifications
@@ -149,9 +162,19 @@ class ContentService:
     async def unfavorite(self, slug: str, user: int) -> Article:
         return await self._favorite(slug, user, wanted=False)
 
-    async def comment(self, slug: str, author: int, body: str) -> Comment:
+    async def comment(self, slug: str, author: int, body: str, once: Once | None = None) -> Comment:
         rules.check_comment(body)
         article = await self._find(slug)
+        if once is None:
+            return await self._comment(article, author, body)
+
+        async def kept(tx: WriteTransaction) -> Answer:
+            return Answer(201, body=msgspec.json.encode(await self._comment(article, author, body)))
+
+        outcome = await self._keys.run(once, kept, home=article)
+        return msgspec.json.decode(outcome.answer.body, type=Comment)
+
+    async def _comment(self, article: int, author: int, body: str) -> Comment:
         id = await self._store.new_id(article)
         try:
             return await self._store.comment(article, id, author, body, moment(self._clock))

@@ -57,15 +57,17 @@ class Form:
             return None
         return int(text)
 
-    def once(self, request: Request, sender: int) -> Once:
+    def once(self, request: Request, sender: int, *, apart: str = "") -> Once:
         """This form sent by `sender`: one effect per rendering, however often it is sent.
 
+        Where another effect from the same rendering is meant (somebody came back to the page and wrote
+        something else), `apart` is what tells them apart.
         The token against forgery differs with each rendering and counts for nothing here.
         Raises IdempotencyKeyInvalid (400) for a key that no page of ours has made.
         """
         key = check_key(self.text(KEY_FIELD))
         what = [part for name, value in self.fields if name != CSRF_FIELD for part in (name, value)]
-        return Once.of((f"subject {sender}", request.method, request.url.path, key), what)
+        return Once.of((f"subject {sender}", request.method, request.url.path, key, apart), what)
 
 
 def new_key() -> str:

@@ -1,4 +1,4 @@
-"""Comments on an article."""
+"""Comments on an article. A form is one comment, however often it is sent; with another text another one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,26 @@ from market.storefront.forms import submitted
 from market.storefront.rendering import redirect, segment
 from market.storefront.rim import store_of
 from market.storefront.table import Page, number
+from market.storefront.twice import with_the_first
 from market.storefront.visits import member
+from springtide.errors import IdempotencyInFlight
 
 __all__ = ["PAGES"]
+
+PATIENCE = 4.0
+"""Seconds that a second sending waits for the first; then it leads to the article as it is."""
 
 
 async def comment(request: Request) -> Response:
     form, viewer, slug = await submitted(request), await member(request), slug_of(request)
+    content, body = store_of(request).content, form.text("body")
+    once = form.once(request, viewer, apart=body)
     try:
-        made = await store_of(request).content.comment(slug, viewer, form.text("body"))
+        made = await with_the_first(lambda: content.comment(slug, viewer, body, once), PATIENCE)
     except Invalid as refused:
         return await article_page(request, slug, 422, form=form, errors=refused.errors)
+    except IdempotencyInFlight:
+        return redirect(request, f"/articles/{segment(slug)}#comments")
     return redirect(request, f"/articles/{segment(slug)}?done=commented#comment-{made.id}")
 
 

@@ -22,6 +22,7 @@ from market.storefront.forms import Form, submitted
 from market.storefront.rendering import page, redirect
 from market.storefront.rim import store_of
 from market.storefront.table import Page
+from market.storefront.twice import with_the_first
 from market.storefront.visits import member
 from springtide.context import activate, current
 from springtide.errors import IdempotencyInFlight, IdempotencyKeyReused
@@ -29,8 +30,6 @@ from springtide.errors import IdempotencyInFlight, IdempotencyKeyReused
 __all__ = ["PAGES"]
 
 PATIENCE = 8.0
-AGAIN_AFTER = 0.25
-"""Seconds between two looks whether the first sending has come to an order."""
 
 TEST_CARDS = (
     ("card_visa", "Test card that pays"),
@@ -80,17 +79,11 @@ async def place(request: Request) -> Response:
 async def _once(request: Request, form: Form, viewer: int, new: NewOrder) -> Order:
     """Raises IdempotencyInFlight when the first sending takes longer than anybody waits."""
     orders, once = store_of(request).orders, form.once(request, viewer)
-    ends = asyncio.get_running_loop().time() + PATIENCE
-    while True:
-        try:
-            return await orders.place(viewer, new, once)
-        except IdempotencyKeyReused:
-            # Another address or card under the same key: the version of the cart still makes one order.
-            return await orders.place(viewer, new)
-        except IdempotencyInFlight:
-            if asyncio.get_running_loop().time() >= ends:
-                raise
-            await asyncio.sleep(AGAIN_AFTER)
+    try:
+        return await with_the_first(lambda: orders.place(viewer, new, once), PATIENCE)
+    except IdempotencyKeyReused:
+        # Another address or card under the same key: the version of the cart still makes one order.
+        return await orders.place(viewer, new)
 
 
 async def _form(request: Request, cart: Cart, form: Form, status: int = 200, **values: Any) -> Response:
