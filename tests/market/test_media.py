@@ -214,10 +214,12 @@ async def test_public_addresses_stay_and_private_ones_expire(media: Studio) -> N
 
 
 @FOLDER
-async def test_an_address_ends_with_its_time(urls: list[str], tmp_path: Path) -> None:
+async def test_an_address_opens_one_blob_until_its_time(urls: list[str], tmp_path: Path) -> None:
     async with studio(urls, tmp_path, MediaSettings()) as media:
         private = await media.ready(picture(), purpose="private")
         url = await media.service.url(private.id, "thumb", ANNA)
+        large = await media.service.url(private.id, "large", ANNA)
+        assert await fetched(media, f"{large.split('?')[0]}?{url.split('?')[1]}") is None
         media.clock.step(899)
         assert await fetched(media, url) is not None
         media.clock.step(2)
