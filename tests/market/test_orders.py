@@ -19,9 +19,10 @@ from market.catalog import api as catalog
 from market.catalog.api import ListingChanges, NewShop
 from market.faults import Conflict, Invalid, NotFound, Stale
 from market.money import Money
-from market.orders import rules
+from market.orders import reasons, rules
 from market.orders.api import MAX_LINES, MAX_QUANTITY, NewOrder, Order, WantedLine
-from market.orders.saga import Done
+from market.orders.saga import Done, Move, turn
+from market.orders.steps import STEPS
 from springtide.clock import SystemClock
 from springtide.context import RequestContext, activate
 from springtide.errors import IdempotencyInFlight, Unavailable
@@ -397,6 +398,49 @@ async def test_a_step_that_is_late_meets_its_compensation(there: Shop) -> None:
         assert not isinstance(await step.do(never), Done), step.name
     assert await there.left(lamp) == (5, 0)
     assert (await there.provider.journal())["charges"] == []
+
+
+async def test_a_version_that_was_given_twice_turns_nobody_forward(there: Shop) -> None:
+    """A crash of the database loses a move that only passed; its version is that of a cancellation now."""
+    lamp, ada = await there.listing(), buyer()
+    await there.provider.behave(down=True)
+    order = await there.place(ada, lamp)
+    async with there.db.write(order.id) as tx:
+        await tx.execute(
+            "update orders.placed set version = version - 1, state = 'placing', step = 0"
+            " where bucket = $1 and id = $2",
+            order.id & 1023,
+            order.id,
+        )
+    store = there.service._store
+    before = await there.service._must_find(order.id)
+    runner = structs.replace(before, step=1, version=order.version)  # has seen the move that was lost
+    async with there.db.write(order.id) as tx:
+        await store.move_in(tx, before, turn(reasons.BUYER, len(STEPS)))
+    assert (await store.move(runner, Move("placing", 2, passing=True))).state == "cancelling"
+    await there.provider.behave()
+    await there.work()
+    assert (await there.orders.order(order.id, ada)).state == "cancelled"
+    assert await there.left(lamp) == (5, 0)
+    assert await there.check()
+
+
+async def test_what_the_record_has_forgotten_is_undone(there: Shop) -> None:
+    """A crash of the database has an order at its first step that is paid and sold: it is given back."""
+    lamp, ada = await there.listing(), buyer()
+    order = await there.place(ada, lamp)
+    async with there.db.write(order.id) as tx:
+        await tx.execute(
+            "update orders.placed set version = 1, state = 'placing', step = 0, confirmed_at = null"
+            " where bucket = $1 and id = $2",
+            order.id & 1023,
+            order.id,
+        )
+    await there.work()
+    assert (await there.orders.order(order.id, ada)).state == "failed"
+    assert await there.left(lamp) == (5, 0)
+    assert len((await there.provider.journal())["refunds"]) == 1
+    assert await there.check()
 
 
 async def test_lists_are_of_ones_own(there: Shop) -> None:

@@ -47,7 +47,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "of a cart": (store.OF_CART, (BUYER, BUYER, 1700)),
     "move": (
         store.MOVE,
-        (BUYER, ORDER, 1, "confirmed", 3, None, None, None, NOW, NOW, False),
+        (BUYER, ORDER, 1, "confirmed", 3, None, None, None, NOW, NOW, False, "placing", 2),
     ),
     "told": (store.TOLD, (BUYER, ORDER, 1)),
     "history": page(store.HISTORY, store.NEWEST, BUYER, BUYER),

@@ -5,13 +5,15 @@ Forward, `step` counts the steps that are done; backward (`cancelling`) those st
     Done      on to the next step; after the last one the order is confirmed
     Waiting   nobody knows yet: the order awaits its payment, whoever looks again asks again
     Refused   the step has no effect and never will: the ones before it are undone
-    GaveUp    the step may have an effect, or have one later: it is undone with the ones before it
+    GaveUp    nobody knows how far it got: every step is undone, also those that the record does not know
 
 Each step is done or undone first and recorded then, so a crash repeats it: `do` bears that, and `undo` also
 bears that `do` never was, and keeps it from ever being afterwards. The record moves by compare and set: of
-two who run the same step one records it, the other goes on from there. It turns from forward to backward
-once, and never back; the turn is recorded before anything is undone. Steps write nothing into the record, and
-the runner knows nothing of what steps do, so that another runner (a workflow engine) can take the same list.
+two who run the same step one records it, the other goes on from there. A crash of the database may lose the
+last moves forward, those that are `passing`, and so more steps may be done than the record says; it loses no
+other. The record turns from forward to backward once, and never back; the turn is recorded before anything is
+undone. Steps write nothing into the record, and the runner knows nothing of what steps do, so that another
+runner (a workflow engine) can take the same list.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class Step:
 
 
 class Move(NamedTuple):
-    """What the record becomes. `passing`: losing it in a crash costs a repetition and nothing else."""
+    """What the record becomes. `passing`: losing it in a crash costs repetitions and nothing else."""
 
     state: OrderState
     step: int
@@ -70,7 +72,11 @@ class Move(NamedTuple):
 
 class Records(Protocol):
     async def move(self, order: Placed, move: Move) -> Placed:
-        """The record after the move, or as somebody else has moved it before."""
+        """The record after the move, or as somebody else has moved it before.
+
+        It moves only if version, state and step are those of `order`: a version alone may have been given
+        twice, when a passing move was lost.
+        """
 
 
 async def run(steps: Sequence[Step], order: Placed, records: Records, more: Callable[[], bool]) -> Placed:
@@ -91,9 +97,9 @@ async def run(steps: Sequence[Step], order: Placed, records: Records, more: Call
     return order
 
 
-def turn(order: Placed, reason: Reason, steps: int) -> Move:
-    """Backward from wherever it is: the step that may be under way is undone as well."""
-    return _back(min(order.step + 1, steps), reason)
+def turn(reason: Reason, steps: int) -> Move:
+    """Backward from wherever it is: over all steps, for more may be done than is recorded."""
+    return Move("cancelling", steps, reason)
 
 
 def _after(order: Placed, outcome: Outcome, steps: int) -> Move:
@@ -108,7 +114,7 @@ def _after(order: Placed, outcome: Outcome, steps: int) -> Move:
         case Refused(reason):
             return _back(order.step, reason)
         case GaveUp(reason):
-            return turn(order, reason, steps)
+            return turn(reason, steps)
 
 
 def _back(step: int, reason: Reason | None) -> Move:

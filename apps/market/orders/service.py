@@ -152,7 +152,7 @@ class OrderService:
             if any(line.shipped_at is not None for line in order.lines):
                 raise Conflict("order", "is on its way: a part of it has been shipped")
             if order.state not in ("cancelling", "cancelled"):
-                await self._store.move_in(tx, order, saga.turn(order, reasons.BUYER, len(STEPS)))
+                await self._store.move_in(tx, order, saga.turn(reasons.BUYER, len(STEPS)))
             return id
 
         await self._once(once, id, effect)

@@ -62,13 +62,14 @@ LOCK = f"{ORDER} for no key update"
 
 OF_CART = "select id from orders.placed where bucket = $1 and buyer_id = $2 and cart_version = $3"
 
-# A move that only passes waits for no disk: a crash of the server that loses it has a step repeated.
+# A move that only passes waits for no disk: a crash of the server that loses it has steps repeated, and its
+# version given to another move. So the version alone does not tell that the order is as it was.
 MOVE = f"""
 update orders.placed
 set state = $4, step = $5, reason = coalesce($6, reason), lines = coalesce($7, lines), tries = 0,
     due_at = coalesce($8, due_at), confirmed_at = coalesce(confirmed_at, $9), version = version + 1,
     updated_at = greatest($10::timestamptz, updated_at)
-where bucket = $1 and id = $2 and version = $3
+where bucket = $1 and id = $2 and version = $3 and state = $12 and step = $13
     and (not $11::boolean or pg_catalog.set_config('synchronous_commit', 'off', true) = 'off')
 returning {_ORDER}
 """
@@ -212,6 +213,7 @@ class OrderStore:
             None if move.reason is None else msgspec.to_builtins(move.reason),
             None if move.lines is None else msgspec.to_builtins(move.lines),
             None if move.passing else due_at, at if move.state == "confirmed" else None, at, move.passing,
+            order.state, order.step,
         )  # fmt: skip
         if row is None:
             return None
