@@ -443,6 +443,27 @@ async def test_what_the_record_has_forgotten_is_undone(there: Shop) -> None:
     assert await there.check()
 
 
+async def test_who_cancels_reads_what_is_given_back(there: Shop) -> None:
+    """The sum that was paid; nothing for an order that was never charged."""
+    lamp, ada, eve = await there.listing(), buyer(), buyer()
+    paid = await there.place(ada, lamp, quantity=2)
+    await there.provider.behave(down=True)
+    open_ = await there.place(eve, lamp)
+    await there.orders.cancel(open_.id, eve)
+    await there.provider.behave()
+    await there.orders.cancel(paid.id, ada)
+    await there.work()
+
+    async def read(person: int) -> str:
+        told = (await there.notifications.inbox(person)).items
+        return next(notice.text for notice in told if notice.kind == "order_cancelled")
+
+    assert f"You get back: {paid.total}" in await read(ada)
+    assert "You pay nothing" in await read(eve)
+    assert str(open_.total) not in await read(eve)
+    assert await there.check()
+
+
 async def test_lists_are_of_ones_own(there: Shop) -> None:
     """History and sales in pages; an order shows a seller the own lines, and is nobody else's."""
     lamp, book, ada = await there.listing(stock=50), await there.listing(BERT, stock=50), buyer()

@@ -9,7 +9,7 @@ from its kind and data:
     comment          actor: id of who wrote it; article: its title; excerpt: how the comment begins
     order_confirmed  order: its id; total: as people read it, such as 12.50 EUR; titles: one per line
     order_failed     order; reason: a sentence for the buyer; titles
-    order_cancelled  order; total: what is given back; titles
+    order_cancelled  order; money: a sentence for the buyer, about what was paid; titles
     order_shipped    order; titles
     sale             order; actor: the buyer's id; total: the seller's part; titles: the seller's
     sale_cancelled   order; actor; total; titles
@@ -110,7 +110,7 @@ DATA: Mapping[Kind, tuple[str, ...]] = {
     "comment": ("actor", "article", "excerpt"),
     "order_confirmed": ("order", "total", "titles"),
     "order_failed": ("order", "reason", "titles"),
-    "order_cancelled": ("order", "total", "titles"),
+    "order_cancelled": ("order", "money", "titles"),
     "order_shipped": ("order", "titles"),
     "sale": ("order", "actor", "total", "titles"),
     "sale_cancelled": ("order", "actor", "total", "titles"),

@@ -37,6 +37,7 @@ MAX_LIMIT = 100
 LENGTHS: Mapping[str, int] = {
     "article": api.TITLE_LENGTH,
     "excerpt": api.EXCERPT_LENGTH,
+    "money": api.REASON_LENGTH,
     "reason": api.REASON_LENGTH,
     "titles": api.TITLES_LENGTH,
     "total": api.TOTAL_LENGTH,

@@ -62,7 +62,7 @@ def words(kind: Kind, data: Mapping[str, str], names: Mapping[int, str]) -> Word
     if kind == "order_failed":
         return Words(f"Your order {order} failed", [one_line(data["reason"]), *bought], "See the order")
     if kind == "order_cancelled":
-        return Words(f"Your order {order} is cancelled", [*bought, f"You get back: {total}"], "See the order")
+        return Words(f"Your order {order} is cancelled", [*bought, one_line(data["money"])], "See the order")
     if kind == "order_shipped":
         return Words(f"Your order {order} is on its way", bought, "See the order")
     if kind == "sale":

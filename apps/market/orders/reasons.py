@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from market.catalog.api import Ended, NotForSale, OutOfStock, PriceChanged
+from market.money import Money
 from market.orders.api import LineFault, Reason, ReasonCode
 
-__all__ = ["BUYER", "EXPIRED", "PAYMENT_CANCELLED", "declined", "not_reserved"]
+__all__ = ["BUYER", "EXPIRED", "PAYMENT_CANCELLED", "declined", "given_back", "not_reserved"]
 
 BUYER = Reason(code="buyer", says="You cancelled it.")
 
-EXPIRED = Reason(code="expired", says="It could not be paid in time. You pay nothing.")
+EXPIRED = Reason(
+    code="expired",
+    says="It could not be paid and sold in time. You pay nothing: what was charged is given back.",
+)
 
 PAYMENT_CANCELLED = Reason(code="payment_cancelled", says="The payment was called off. Nothing is charged.")
 
@@ -27,6 +31,13 @@ _SAYS: dict[ReasonCode, str] = {
 
 def declined(code: str | None) -> Reason:
     return Reason(code="declined", says=DECLINED, decline_code=code)
+
+
+def given_back(amount: Money) -> str:
+    """What a buyer who cancelled has of the money; nothing may be known of a charge that is still open."""
+    if amount.amount == 0:
+        return "You pay nothing: what is charged nevertheless is given back."
+    return f"You get back: {amount}"
 
 
 def not_reserved(faults: Sequence[OutOfStock | PriceChanged | NotForSale | Ended]) -> Reason | None:

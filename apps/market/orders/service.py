@@ -61,6 +61,7 @@ def build(context: ModuleContext) -> OrderService:
         payments=context.service(Payments),
         teller=Teller(
             catalog=context.service(Catalog),
+            payments=context.service(Payments),
             notifications=context.service(Notifications),
             recommendations=context.service(Recommendations),
             dashboard=context.service(Dashboard),

@@ -4,6 +4,7 @@
 confirmed             it is confirmed    it was sold       who bought what    each seller's sale
 a part is shipped     what is coming     -                 -                  -
 cancelled, was sold   what is given back it is cancelled   counts no more     was sold, is given back
+cancelled, never sold what is given back -                 -                  -
 failed, never sold    why                -                 -                  -
 
 A sale that was given back before anybody was told of it is told whole: what a seller's days count must not
@@ -19,9 +20,12 @@ from functools import partial
 from market.catalog.api import Catalog
 from market.dashboard import api as dashboard
 from market.faults import Refused
+from market.money import Money
 from market.notifications.api import TITLES_LENGTH, Kind, Notice, Notifications
+from market.orders import reasons
 from market.orders.api import OrderLine
 from market.orders.record import Placed
+from market.payments.api import Payments
 from market.recommendations.api import Recommendations
 from springtide.errors import SpringtideError
 
@@ -37,11 +41,13 @@ class Teller:
         self,
         *,
         catalog: Catalog,
+        payments: Payments,
         notifications: Notifications,
         recommendations: Recommendations,
         dashboard: dashboard.Dashboard,
     ) -> None:
         self._catalog = catalog
+        self._payments = payments
         self._notifications = notifications
         self._recommendations = recommendations
         self._dashboard = dashboard
@@ -82,7 +88,10 @@ class Teller:
         await self._notify(order, order.buyer_id, "order_failed", data)
 
     async def _tell_cancelled(self, order: Placed) -> None:
-        data = {"total": str(order.money), "titles": await self._titles(order.lines)}
+        back = Money(0, order.currency)
+        for charge in await self._payments.charges([order.id]):
+            back = charge.refunded
+        data = {"money": reasons.given_back(back), "titles": await self._titles(order.lines)}
         await self._notify(order, order.buyer_id, "order_cancelled", data)
 
     async def _tell_shipped(self, order: Placed, seller: int) -> None:
