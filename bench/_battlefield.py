@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import secrets
@@ -30,6 +31,11 @@ __all__ = ["ROOT", "Battlefield", "battlefield"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0
+
+HEALTHY = 18.0
+"""Seconds between two kills of one process. Whoever lives for 15 s is started again at once; the supervisor
+makes others wait longer each time, and a market that is down for most of the time places few orders."""
+
 TARGETS = ("app", "worker", "postgres", "provider")
 
 TOPOLOGY = """
@@ -64,6 +70,7 @@ class Battlefield:
         self.file = folder / "springtide.toml"
         self.home = folder / ".springtide"
         self.kills: Counter[str] = Counter()
+        self._killed_at = dict.fromkeys(TARGETS, -math.inf)
         self.http = httpx.AsyncClient(timeout=30, trust_env=False)
         app, provider = free_port(), free_port()
         self.url, self.provider_url = f"http://127.0.0.1:{app}", f"http://127.0.0.1:{provider}"
@@ -120,15 +127,26 @@ class Battlefield:
         return found
 
     async def kill(self, chance: random.Random) -> None:
-        """SIGKILL to one of the processes, each kind about as often; nothing if it is down already."""
-        least = min(self.kills[target] for target in TARGETS)
-        target = chance.choice([target for target in TARGETS if self.kills[target] <= least + 1])
+        """SIGKILL to one of the processes, each about as often, once it is healthy; none if it is down."""
+        while not (targets := self._ripe()):
+            await asyncio.sleep(0.05)
+        target = chance.choice(targets)
         pid = self._provider.pid if target == "provider" and self._provider is not None else self._pid(target)
         if pid is None:
             return
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             self.kills[target] += 1
+            self._killed_at[target] = time.monotonic()
+
+    def _ripe(self) -> list[str]:
+        """Those that were not killed lately, and not more often than others."""
+        least, now = min(self.kills[target] for target in TARGETS), time.monotonic()
+        return [
+            target
+            for target in TARGETS
+            if now - self._killed_at[target] >= HEALTHY and self.kills[target] <= least + 1
+        ]
 
     def _pid(self, kind: str) -> int | None:
         """The process of that kind that the supervisor started."""

@@ -43,8 +43,8 @@ BUYERS = 24
 PLENTY, FEW = 12, 12
 """Listings with more stock than anybody orders, and listings that run out."""
 
-KILLS = 80
-"""About so many in a run of many orders."""
+KILLS = 40
+"""About so many in a run of 10,000 orders; `--quick` has a few."""
 
 PATIENCE = 180.0
 LAST = ("confirmed", "failed", "cancelled")
@@ -113,8 +113,8 @@ async def open_shops(world: World) -> None:
         token: str = answer.json()["user"]["token"]
         return token
 
-    sellers = [await register(f"seller{number}") for number in range(SELLERS)]
-    world.tokens = [await register(f"buyer{number}") for number in range(BUYERS)]
+    sellers = await asyncio.gather(*(register(f"seller{number}") for number in range(SELLERS)))
+    world.tokens = await asyncio.gather(*(register(f"buyer{number}") for number in range(BUYERS)))
     for number, token in enumerate(sellers):
         await call(world, "POST", "/market/shops", {"name": f"Shop {number}", "currency": "EUR"}, token=token)
     few = max(world.orders // 100, 3)
@@ -177,7 +177,7 @@ async def place_all(world: World) -> None:
 
 async def kill(world: World) -> None:
     """By what was answered, not by the clock: on a slow machine as many orders lie between two kills."""
-    mean = max(world.orders // KILLS, 20)
+    mean = max(world.orders // KILLS, 40)
     while True:
         due = world.answered + world.chance.randint(1, 2 * mean)
         while world.answered < due:
@@ -220,8 +220,10 @@ async def rest(databases: dict[str, Any], payments: Any) -> None:
             return
         if time.monotonic() > limit:
             raise RuntimeError(f"it does not come to rest: {left}")
-        # What the worker asks again only after a long pause is asked now.
+        # What workers look at again only after a long pause is due now.
         await payments.reconcile(datetime.now(UTC) + timedelta(hours=3))
+        for pool in databases["orders"].pools.values():
+            await pool.execute("update orders.placed set due_at = now() where due_at > now()")
         await asyncio.sleep(1)
 
 
