@@ -22,6 +22,7 @@ from market.search.api import Search
 from springtide.db.idempotency import Idempotency
 from springtide.platform import Platform
 from springtide.testing import ManualClock
+from springtide.topology import PoolSpec
 
 ANNA, BERT = (7 << 10) | 5, (7 << 10) | 1000
 """Two sellers in the first and the last buckets: on two shards where there are two."""
@@ -114,8 +115,8 @@ def lines(*listings: Listing, quantity: int = 1) -> list[Line]:
 
 
 @asynccontextmanager
-async def opened(urls: Sequence[str], home: Path) -> AsyncIterator[Market]:
-    platform = Platform(topology(urls), modules=modules(), home=home)
+async def opened(urls: Sequence[str], home: Path, pool: PoolSpec | None = None) -> AsyncIterator[Market]:
+    platform = Platform(topology(urls, pool=pool), modules=modules(), home=home)
     async with platform:
         market = Market(platform)
         await market.shops()

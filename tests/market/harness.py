@@ -24,7 +24,7 @@ from market.settings import Settings
 from market.storefront.rim import Store
 from springtide.platform import Platform
 from springtide.signals import Signal, StatementFinished
-from springtide.topology import Cluster, DatabaseSpec, Node, ServerSpec, TelemetrySpec, Topology
+from springtide.topology import Cluster, DatabaseSpec, Node, PoolSpec, ServerSpec, TelemetrySpec, Topology
 
 PASSWORD = "correct horse battery"
 
@@ -35,13 +35,16 @@ one_shard = pytest.mark.parametrize("shards", [1], ids=["one-shard"], indirect=T
 """For tests of what is decided before any shard is asked."""
 
 
-def topology(urls: Sequence[str], *, servers: ServerSpec | None = None) -> Topology:
+def topology(
+    urls: Sequence[str], *, servers: ServerSpec | None = None, pool: PoolSpec | None = None
+) -> Topology:
     """One shard per URL, even ranges of buckets."""
     names = ["main", "second", "third"][: len(urls)]
     return Topology(
         name="market",
         app="market.asgi:app",
         servers=servers or ServerSpec(body_bytes=1_048_576),
+        pool=pool or PoolSpec(),
         telemetry=TelemetrySpec(log_format="text"),
         nodes={f"db-{name}": Node(name=f"db-{name}", url=url) for name, url in zip(names, urls, strict=True)},
         clusters={name: Cluster(name=name, primary=f"db-{name}") for name in names},

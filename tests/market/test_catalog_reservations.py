@@ -25,6 +25,7 @@ from market.catalog.api import (
 )
 from market.faults import Conflict, Invalid
 from market.money import Money
+from springtide.topology import PoolSpec
 
 two_shards = pytest.mark.parametrize("shards", [2], ids=["two-shards"], indirect=True)
 """For what cannot happen where all is one transaction."""
@@ -36,8 +37,16 @@ async def market(urls: list[str], home: Path) -> AsyncIterator[Market]:
         yield market
 
 
-async def test_a_stock_of_one_goes_to_one_of_a_hundred(market: Market) -> None:
+@pytest.fixture
+async def patient(urls: list[str], home: Path) -> AsyncIterator[Market]:
+    """For a crowd on a slow machine: who waits for a connection gets one in the end."""
+    async with opened(urls, home, PoolSpec(acquire_timeout=25.0)) as market:
+        yield market
+
+
+async def test_a_stock_of_one_goes_to_one_of_a_hundred(patient: Market) -> None:
     """Exactly one reservation, ninety-nine that are told that nothing is left."""
+    market = patient
     lamp = await market.listing(stock=1)
     answers = await asyncio.gather(
         *(market.service.reserve(market.order(bucket * 10), lines(lamp)) for bucket in range(100))
