@@ -1,7 +1,7 @@
 """Processes of market's that place or cancel an order and are killed (SIGKILL), each at a point of its own.
 
 Run as `python -m tests.market.ordering_child HOME PROVIDER LISTING PRICE URL...`; one process is forked for
-each point. Prints, as JSON, the points at which none died.
+each point, some at a time. Prints, as JSON, the points at which none died.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from market.payments.settings import PaymentSettings
 from market.payments.store import PaymentStore
 from market.platform import modules
 from springtide.platform import Platform
+
+AT_ONCE = 4
+"""Most of a child's time is waiting, for the database and the provider."""
 
 Point = tuple[type, str, int]
 """The function after whose n-th call, and before anything else, the process dies."""
@@ -119,15 +122,19 @@ async def main(point: str, home: str, provider: str, listing: int, price: int, u
 
 if __name__ == "__main__":
     home, provider, listing, price, *urls = sys.argv[1:]
-    survived = []
-    for point in POINTS:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                asyncio.run(main(point, home, provider, int(listing), int(price), urls))
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(pid, 0)
+    survived, points, running = [], list(POINTS), dict[int, str]()
+    while points or running:
+        while points and len(running) < AT_ONCE:
+            point = points.pop(0)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    asyncio.run(main(point, home, provider, int(listing), int(price), urls))
+                finally:
+                    os._exit(1)
+            running[pid] = point
+        pid, status = os.wait()
+        point = running.pop(pid)
         if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
             survived.append(point)
     print(json.dumps(survived))
