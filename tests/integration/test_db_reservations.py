@@ -89,6 +89,39 @@ async def test_a_value_is_held_by_who_claimed_it(db: Database) -> None:
     assert all(row["state"] == "confirmed" for row in await rows(db))
 
 
+NOTE = "select id, text || $3 as text from notes.note where bucket = $1 and id = $2 and text <> '$2'"
+
+
+async def test_the_row_of_an_owner_is_fetched_by_a_value(db: Database) -> None:
+    """On whichever shard either is; nothing for a value that nobody holds, or whose owner has no such row."""
+    await register(db, OWNER, username=NEAR, email=FAR)
+    async with db.reserving(DISTANT, claim={"username": FAR}):
+        pass
+    for kind, value in (("username", NEAR), ("email", FAR)):
+        row = await db.fetch_held(kind, value, NOTE, "!")
+        assert row is not None
+        assert row["id"] == OWNER
+        assert row["text"].endswith("}!")
+    assert await db.fetch_held("email", NEAR, NOTE, "!") is None
+    assert await db.fetch_held("username", FAR, NOTE, "!") is None
+
+
+async def test_a_row_of_an_owner_who_may_not_hold_the_value_is_not_fetched(two: Database) -> None:
+    """While a claim from another shard is undecided its outcome decides, as it does for `lookup`."""
+    await register(two, OWNER, username=NEAR, email=FAR)
+    state = "update notes._reservation set state = $1 where kind = 'email'"
+    for pool in two.pools.values():
+        await pool.execute(state, "pending")
+    assert await two.fetch_held("email", FAR, NOTE, "!") is not None, "its claim is committed"
+    for pool in two.pools.values():
+        await pool.execute("update notes._reservation_outcome set committed = false")
+    assert await two.lookup("email", FAR) is None
+    assert await two.fetch_held("email", FAR, NOTE, "!") is None
+    for pool in two.pools.values():
+        await pool.execute(state, "releasing")
+    assert await two.fetch_held("email", FAR, NOTE, "!") is not None, "it was not released"
+
+
 @pytest.mark.parametrize("taken", [{"username": NEAR}, {"email": FAR}, {"username": NEAR, "email": FAR}])
 async def test_a_value_has_one_owner(db: Database, taken: dict[str, str]) -> None:
     """Who claims a value of somebody else is told which, and leaves nothing: no entity, no other value."""

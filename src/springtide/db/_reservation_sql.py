@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Sql"]
+from functools import lru_cache
+
+from springtide.db import _sql
+
+__all__ = ["Sql", "joined"]
 
 
 class Sql:
@@ -21,6 +25,12 @@ class Sql:
         self.see = (
             f"SELECT {columns}, claimed_at < now() - $4::interval AS abandoned FROM {table} WHERE {place}"  # noqa: S608
             " FOR UPDATE"
+        )
+        self.held = (
+            "SELECT held.owner_id AS _owner_id, held.claim_id AS _claim_id, held.state AS _state, owned.*"  # noqa: S608
+            f" FROM {table} AS held LEFT JOIN LATERAL"
+            " (SELECT true AS _there, found.* FROM (\n{statement}\n) AS found LIMIT 1) AS owned ON true"
+            " WHERE held.bucket = $1 AND held.kind = $2 AND held.value = $3"
         )
         self.look = f"SELECT owner_id, claim_id, state FROM {table} WHERE {place}"  # noqa: S608
         self.keeping = (
@@ -61,3 +71,19 @@ class Sql:
             f"SELECT DISTINCT claim_id FROM {table} WHERE claim_id = ANY($1) AND state <> 'confirmed'"  # noqa: S608
         )
         self.forget = f"DELETE FROM {outcomes} WHERE claim_id = ANY($1)"  # noqa: S608
+
+
+@lru_cache(maxsize=256)
+def joined(held: str, sql: str) -> str:
+    """`sql`, about the entity with bucket $1 and id $2, for the owner of a value: `held` is `Sql.held`.
+
+    The value's bucket, kind and value come first, so `sql`'s own $3 is the fourth argument.
+    """
+    owner = {1: "(held.owner_id & 1023)::smallint", 2: "held.owner_id"}
+    parts, at = [], 0
+    for token in _sql.tokens(sql):
+        if token.kind is _sql.Kind.PARAMETER:
+            number = int(token.text[1:])
+            parts += [sql[at : token.start], owner.get(number, f"${number + 1}")]
+            at = token.end
+    return held.replace("{statement}", "".join([*parts, sql[at:]]))

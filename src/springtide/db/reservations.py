@@ -36,7 +36,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -46,7 +46,7 @@ import asyncpg
 
 from springtide.context import RequestContext, activate
 from springtide.db import _writing
-from springtide.db._reservation_sql import Sql
+from springtide.db._reservation_sql import Sql, joined
 from springtide.db._writing import WriteTransaction
 from springtide.db.shards import Bucket, bucket_of
 from springtide.errors import AlreadyReserved, SpringtideError, Unavailable
@@ -71,6 +71,9 @@ CANCELLED_TIDY_TIMEOUT = 0.2
 
 OUTCOME_WAIT = 0.1
 """Seconds that one who would abort a claim waits for its writer's transaction to end."""
+
+SETTLED = ("confirmed", "keeping")
+"""States in which the owner on record holds the value, whatever becomes of the claim."""
 
 BATCH = 200
 
@@ -201,15 +204,34 @@ class Reservations:
         """See `Database.lookup`."""
         bucket = bucket_of(value)
         row = await self._db.read(Bucket(bucket)).fetch_one(self._sql.look, bucket, kind, value)
-        if row is None:
+        if row is None or not await self._holds(row["owner_id"], row["claim_id"], row["state"]):
             return None
         owner_id: int = row["owner_id"]
-        if row["state"] in ("confirmed", "keeping"):
-            return owner_id
+        return owner_id
+
+    async def fetch_held(self, kind: str, value: str, sql: str, args: Sequence[Any]) -> Any | None:
+        """See `Database.fetch_held`."""
+        bucket = Bucket(bucket_of(value))
+        both = joined(self._sql.held, sql)
+        row = await self._db.read(bucket).fetch_one(both, bucket.number, kind, value, *args)
+        if row is None:
+            return None
+        owner_id, state = row["_owner_id"], row["_state"]
+        shard_of = self._db.shards.shard_of
+        if state in SETTLED and shard_of(owner_id) == shard_of(bucket):
+            return row if row["_there"] else None
+        if not await self._holds(owner_id, row["_claim_id"], state):
+            return None
+        return await self._db.read(owner_id).fetch_one(sql, bucket_of(owner_id), owner_id, *args)
+
+    async def _holds(self, owner_id: int, claim_id: uuid.UUID, state: str) -> bool:
+        """Whether the owner on record holds the value now; asks for the outcome while that is open."""
+        if state in SETTLED:
+            return True
         committed = await self._db.read(owner_id).fetch_value(
-            self._sql.outcome, bucket_of(owner_id), row["claim_id"]
+            self._sql.outcome, bucket_of(owner_id), claim_id
         )
-        return owner_id if bool(committed) == (row["state"] == "pending") else None
+        return bool(committed) == (state == "pending")
 
     async def reconcile(self) -> Reconciled:
         """See `Database.reconcile`."""

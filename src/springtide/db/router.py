@@ -194,6 +194,15 @@ class Database:
         """The id of the owner of a value, None when nobody holds it."""
         return await self.reservations.lookup(kind, value)
 
+    async def fetch_held(self, kind: str, value: str, sql: str, *args: Any) -> Any | None:
+        """The row of `sql` for the owner of a value; None when nobody holds it, or `sql` finds nothing.
+
+        `sql` reads what has the owner's bucket, $1, and id, $2; `args` are its $3 and so on. Where value and
+        owner are on one shard this is one statement, else `lookup` and a read of the owner's shard.
+        The row may have columns more than `sql` selects, with names that begin with an underscore.
+        """
+        return await self.reservations.fetch_held(kind, value, sql, args)
+
     async def reconcile(self) -> Reconciled:
         """Finish the claims of writers that crashed; a worker calls it periodically, several may at once."""
         return await self.reservations.reconcile()
