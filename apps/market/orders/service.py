@@ -113,11 +113,15 @@ class OrderService:
         new = rules.check_new(new)
         fresh = await self._store.new_id(buyer)
 
+        made: list[Placed] = []
+
         async def effect(tx: Any) -> int:
-            return await self._insert(tx, fresh, buyer, new)
+            made.append(await self._insert(tx, fresh, buyer, new))
+            return made[0].id
 
         id = await self._once(once, buyer, effect)
-        return (await self._go_on(await self._must_find(id))).shown()
+        order = made[0] if made else await self._must_find(id)
+        return (await self._go_on(order)).shown()
 
     async def order(self, id: int, viewer: int) -> Order:
         order = await self._must_find(id)
@@ -231,7 +235,7 @@ class OrderService:
         left = None if context is None else context.remaining(self._clock.monotonic())
         return left is None or left > MARGIN
 
-    async def _insert(self, tx: Any, id: int, buyer: int, new: NewOrder) -> int:
+    async def _insert(self, tx: Any, id: int, buyer: int, new: NewOrder) -> Placed:
         """In one transaction: the order, and the cart that it empties; or the order that there was."""
         lines = new.lines
         if new.cart_version is not None:
@@ -246,8 +250,7 @@ class OrderService:
             lines = cart.lines
             await self._store.empty_cart(tx, buyer)
         assert lines is not None
-        await self._store.insert(tx, id, buyer, new, lines, self._pay_within)
-        return id
+        return await self._store.insert(tx, id, buyer, new, lines, self._pay_within)
 
     async def _once(self, once: Once | None, home: int, effect: Callable[[Any], Awaitable[int]]) -> int:
         """The id that `effect` answers, or answered when this request came before."""

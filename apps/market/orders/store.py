@@ -49,18 +49,19 @@ update orders.cart set version = version + 1, lines = $4, updated_at = $5
 where bucket = $1 and buyer_id = $2 and version = $3 + 1
 """
 
-INSERT = """
+INSERT = f"""
 insert into orders.placed
     (bucket, id, buyer_id, state, lines, amount, currency, source, address, cart_version, pay_by, due_at,
      created_at, updated_at)
 values ($1, $2, $3, 'placing', $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)
+returning {_ORDER}
 """
 
 ORDER = f"select {_ORDER} from orders.placed where bucket = $1 and id = $2"
 
 LOCK = f"{ORDER} for no key update"
 
-OF_CART = "select id from orders.placed where bucket = $1 and buyer_id = $2 and cart_version = $3"
+OF_CART = f"select {_ORDER} from orders.placed where bucket = $1 and buyer_id = $2 and cart_version = $3"
 
 # A move that only passes waits for no disk: a crash of the server that loses it has steps repeated, and its
 # version given to another move. So the version alone does not tell that the order is as it was.
@@ -167,14 +168,14 @@ class OrderStore:
     async def empty_cart(self, tx: Any, buyer: int) -> None:
         await tx.fetch_one(CHANGE_CART, bucket_of(buyer), buyer, [], moment(self._clock))
 
-    async def of_cart(self, tx: Any, buyer: int, version: int) -> int | None:
+    async def of_cart(self, tx: Any, buyer: int, version: int) -> Placed | None:
         """The order that this version of the cart has made."""
-        id: int | None = await tx.fetch_value(OF_CART, bucket_of(buyer), buyer, version)
-        return id
+        row = await tx.fetch_one(OF_CART, bucket_of(buyer), buyer, version)
+        return None if row is None else _placed(row)
 
     async def insert(
         self, tx: Any, id: int, buyer: int, new: NewOrder, lines: list[WantedLine], pay_within: timedelta
-    ) -> None:
+    ) -> Placed:
         """The order, and the job that goes on with it if we do not."""
         at = moment(self._clock)
         money = total((line.price * line.quantity for line in lines), lines[0].price.currency)
@@ -182,12 +183,13 @@ class OrderStore:
             OrderLine(listing_id=line.listing_id, quantity=line.quantity, price=line.price)
             for line in sorted(lines, key=lambda line: line.listing_id)
         ]
-        await tx.execute(
+        row = await tx.fetch_one(
             INSERT, bucket_of(id), id, buyer, msgspec.to_builtins(kept), money.amount, money.currency,
             new.source, msgspec.to_builtins(new.address), new.cart_version, at + pay_within, at + PATIENCE,
             at,
         )  # fmt: skip
         await self._enqueue(tx, id, delay=RESUME_AFTER)
+        return _placed(row)
 
     async def find(self, id: int) -> Placed | None:
         row = await self._db.read(id).fetch_one(ORDER, bucket_of(id), id)

@@ -22,11 +22,12 @@ _CHARGE = """order_id, attempt, amount, currency, source, state, provider_id, de
     refunded, refunds, created_at, updated_at"""
 _REFUND = "order_id, number, key, amount, currency, reason, state, provider_id, created_at, updated_at"
 
-INSERT_CHARGE = """
+INSERT_CHARGE = f"""
 insert into payments.charge
     (bucket, order_id, amount, currency, source, state, ask_at, created_at, updated_at)
 values ($1, $2, $3, $4, $5, 'pending', $6, $7, $7)
 on conflict (bucket, order_id) do nothing
+returning {_CHARGE}
 """
 
 FORBID_CHARGE = """
@@ -101,9 +102,10 @@ on conflict (bucket, order_id, event_id) do nothing
 returning event_id
 """
 
-INSERT_ENTRY = """
+INSERT_ENTRIES = """
 insert into payments.entry (bucket, order_id, number, account, amount, currency, created_at)
-values ($1, $2, $3, $4, $5, $6, $7)
+select $1, $2, $3, entry.account, entry.amount, entry.currency, $7
+from unnest($4::text[], $5::bigint[], $6::text[]) as entry (account, amount, currency)
 """
 
 DUE_CHARGES = """
@@ -216,12 +218,14 @@ class PaymentStore:
     ) -> ChargeRow:
         """The order's charge: a new pending one, or the one that there is."""
         async with self._db.write(order) as tx:
-            await tx.execute(
+            row = await tx.fetch_one(
                 INSERT_CHARGE, bucket_of(order), order, amount.amount, amount.currency, source, ask_at, at
             )
-        row = await self.charge(order)
-        assert row is not None
-        return row
+        if row is not None:
+            return ChargeRow(*row)
+        known = await self.charge(order)
+        assert known is not None
+        return known
 
     async def retry_charge(self, known: ChargeRow, source: str, *, ask_at: datetime, at: datetime) -> None:
         order = known.order_id
@@ -363,8 +367,7 @@ class PaymentStore:
 
 
 async def _book(tx: Any, order: int, number: int, entries: list[ledger.Entry], at: datetime) -> None:
-    for entry in entries:
-        await tx.execute(
-            INSERT_ENTRY, bucket_of(order), order, number, entry.account, entry.amount.amount,
-            entry.amount.currency, at,
-        )  # fmt: skip
+    await tx.execute(
+        INSERT_ENTRIES, bucket_of(order), order, number, [entry.account for entry in entries],
+        [entry.amount.amount for entry in entries], [entry.amount.currency for entry in entries], at,
+    )  # fmt: skip
