@@ -69,7 +69,8 @@ __all__ = ["BODY_LIMITS", "application", "layered", "render_error", "served"]
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
-MARKET_OPERATIONS = (
+MARKET_OPERATIONS = (  # tried in this order, so what is asked for most comes first
+    *search.OPERATIONS,
     *catalog.OPERATIONS,
     *orders.OPERATIONS,
     *payments.OPERATIONS,
@@ -77,7 +78,6 @@ MARKET_OPERATIONS = (
     *recommendations.OPERATIONS,
     *dashboard.OPERATIONS,
     *media.OPERATIONS,
-    *search.OPERATIONS,
 )
 
 BODY_LIMITS = dict.fromkeys((media.UPLOADS, *uploads.PATHS), UPLOAD_BYTES)

@@ -16,4 +16,6 @@ def moment(clock: Clock) -> datetime:
 
 def iso(at: datetime) -> str:
     """`2026-11-20T22:21:12.345Z`."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    if at.tzinfo is not UTC:  # what the database answers is UTC already
+        at = at.astimezone(UTC)
+    return f"{at.isoformat(timespec='milliseconds')[:-6]}Z"

@@ -15,6 +15,7 @@ from market.content import lists
 from market.content import store as content
 from market.content.api import ArticleQuery
 from market.users import store as users
+from springtide.db._reservation_sql import Sql, joined
 from springtide.db.scatter import compose
 
 pytestmark = one_platform
@@ -58,13 +59,14 @@ async def test_statements_do_not_grow_with_comments(api: Api) -> None:
     assert many <= one + len(api.platform.database("users").shards.shards) - 1
 
 
-async def test_one_article_takes_four_statements(api: Api) -> None:
-    """Its slug, itself, its author, whether the viewer follows them."""
+async def test_one_article_takes_three_statements(api: Api) -> None:
+    """Its slug with itself, its author, whether the viewer follows them."""
     jake, anna = await api.person(), await api.person()
     slug = (await api.article(jake))["slug"]
     await api.statements("GET", f"/articles/{slug}", by=anna)
-    assert await api.statements("GET", f"/articles/{slug}", by=anna) <= 4
-    assert await api.statements("GET", f"/articles/{slug}") <= 3
+    apart = len(api.platform.database("content").shards.shards) > 1  # the slug may be elsewhere
+    assert await api.statements("GET", f"/articles/{slug}", by=anna) <= 3 + apart
+    assert await api.statements("GET", f"/articles/{slug}") <= 2 + apart
 
 
 async def test_past_the_end_only_the_count_is_asked_for(api: Api) -> None:
@@ -84,6 +86,9 @@ insert into content.article
     select n % 3000 & 1023, (n << 10) + (n % 3000 & 1023), n % 3000, 's' || n, 't' || n, 'd', 'b',
         array['tag' || n % 50], now() - n * interval '1 s', now()
     from generate_series(0, 29999) n;
+insert into content._reservation (bucket, kind, value, owner_id, claim_id, state, claimed_at)
+    select n & 1023, 'slug', 's' || n, (n << 10) + (n % 3000 & 1023), gen_random_uuid(), 'confirmed', now()
+    from generate_series(0, 29999) n;
 insert into content.article_tag (bucket, article_id, tag, created_at)
     select bucket, id, tags[1], created_at from content.article;
 insert into content.favorite (bucket, article_id, user_id, article_created_at)
@@ -95,8 +100,8 @@ insert into content.author_count (bucket, author_id, articles)
     select bucket, author_id, count(*) from content.article group by 1, 2;
 insert into content.tag_use (bucket, tag, articles)
     select bucket, tag, count(*) from content.article_tag group by 1, 2;
-analyze users.account, users.follow, content.article, content.article_tag, content.favorite,
-    content.comment, content.author_count, content.tag_use;
+analyze users.account, users.follow, content._reservation, content.article, content.article_tag,
+    content.favorite, content.comment, content.author_count, content.tag_use;
 """
 
 
@@ -151,6 +156,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "followed": (users.FOLLOWED, (5, AUTHOR, [1, 2, 3])),
     "following": (users.FOLLOWING, (5, AUTHOR, 5000)),
     "article": (content.ARTICLE, (7, ARTICLE, FAN)),
+    "article of a slug": (joined(Sql("content").held, content.ARTICLE), (7, "slug", "s7", FAN)),
     "summaries": (content.SUMMARIES, ([(n << 10) + n for n in range(40)], FAN)),
     "comments": (content.COMMENTS, (7, ARTICLE, 1000)),
     "newest": listing(),

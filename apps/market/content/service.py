@@ -102,8 +102,7 @@ class ContentService:
         raise Taken("slug") from reserved
 
     async def article(self, slug: str, viewer: int | None) -> Article:
-        id = await self._find(slug)
-        article = await self._store.article(id, viewer)
+        article = await self._store.named(slug, viewer) if rules.is_slug(slug) else None
         if article is None:
             raise NotFound("article")
         return article

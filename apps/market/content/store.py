@@ -232,8 +232,9 @@ class ContentStore:
         """Whose `slug` it is, or was."""
         return await self._db.lookup("slug", slug)
 
-    async def article(self, id: int, viewer: int | None) -> Article | None:
-        row = await self._db.read(id).fetch_one(ARTICLE, bucket_of(id), id, viewer)
+    async def named(self, slug: str, viewer: int | None) -> Article | None:
+        """The article whose `slug` it is, or was."""
+        row = await self._db.fetch_held("slug", slug, ARTICLE, viewer)
         return None if row is None else _article(row)
 
     async def insert(
