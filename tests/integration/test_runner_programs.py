@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from tests.integration._platforms import Project, kill, project, until
 
+from springtide.ops.runner.home import Home
+
 TOML = """
 secrets = ["key"]
 [servers]
@@ -187,7 +189,8 @@ def test_a_taken_port_of_the_file_is_reported(made: Project) -> None:
 
 
 def test_demo_names_it(made: Project) -> None:
-    """Its address is in the list, and it ends with the demo."""
+    """Its address is in the list, with what the seed said last; it ends with the demo."""
+    Home(made.home).write_notes(["log in as somebody"])
     out = made.run("demo", "--seconds", "0")
-    assert "  helper           http://127.0.0.1:" in out
+    assert "  helper           http://127.0.0.1:" in out and "\n  log in as somebody\n" in out
     assert made.leftovers() == []
