@@ -93,6 +93,17 @@ async def test_what_modules_tell_each_other_is_told(api: Api) -> None:
     )
 
 
+async def test_workers_that_ran_before_do_not_stand_in_the_way(api: Api) -> None:
+    """Their periodic work on an empty platform leaves nothing that stops a seed or hides what it made."""
+    for module in api.platform.modules:
+        made = api.platform._registry.implementation(module.name)
+        for task in module.background:
+            await task.method(made)
+    await seed(api.platform, users=20, seed=1, progress=Silent())
+    chart = await api.platform.database("recommendations").scatter("select people from recommendations.chart")
+    assert len(chart) == 1 and len(chart[0]["people"]) > 3
+
+
 async def test_a_seller_of_the_notes_can_log_in_and_go_on_selling(api: Api) -> None:
     """The notes name somebody with a shop and sales; what they do next collides with nothing."""
     report = await seed(api.platform, users=50, seed=1, progress=Silent())

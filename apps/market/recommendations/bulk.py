@@ -78,6 +78,13 @@ POPULAR = """
 select person_id, followers from recommendations.popularity where bucket = $1 order by followers desc limit $2
 """
 
+# A worker may have made one already, of nobody.
+PUT_CHART = """
+insert into recommendations.chart (bucket, name, people, made_at) values ($1, $2, $3, $4)
+on conflict (bucket, name) do update set people = excluded.people, made_at = excluded.made_at
+returning name
+"""
+
 
 class BulkOrder(NamedTuple):
     id: int
@@ -138,7 +145,7 @@ async def copy_lists(load: BulkLoad, db: Database, at: datetime) -> None:
         await load.copy(db, "also_bought", columns, _lists(bucket, rows, weights, at))
     most = nlargest(KEPT, people, key=lambda row: (row["followers"], row["person_id"]))
     chart = (CHART_HOME.number, MOST_FOLLOWED, [row["person_id"] for row in most], at)
-    await load.copy(db, "chart", ["bucket", "name", "people", "made_at"], [chart])
+    await load.fetch(db, CHART_HOME, PUT_CHART, *chart)
 
 
 def _purchases(orders: Iterable[BulkOrder]) -> Iterator[tuple[Any, ...]]:
