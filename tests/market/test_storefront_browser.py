@@ -329,6 +329,47 @@ async def test_a_photo_is_uploaded_prepared_and_shown(street: Street) -> None:
     assert await photo.evaluate("image => image.complete && image.naturalWidth > 0")
 
 
+async def test_what_is_pushed_is_shown(street: Street) -> None:
+    """The worker registers under the policy and shows what comes, once.
+
+    A browser without a push service, as this one is, says so.
+    """
+    visitor, page, _ = await street.buyer()
+    await visitor.context.grant_permissions(["notifications"], origin=street.window.url)
+    session = await visitor.context.new_cdp_session(page)
+    known: asyncio.Queue[str] = asyncio.Queue()
+
+    def changed(event: dict[str, Any]) -> None:
+        for one in event["versions"]:
+            if one["status"] == "activated":
+                known.put_nowait(one["registrationId"])
+
+    session.on("ServiceWorker.workerVersionUpdated", changed)
+    await session.send("ServiceWorker.enable")
+    await visitor.go(page, "/account/notices")
+    await page.get_by_role("button", name="Notify me on this device").click()
+    await expect(page.get_by_text("Your browser could not turn notices on.")).to_be_visible()
+    scope = await page.evaluate("navigator.serviceWorker.ready.then(found => found.scope)")
+    assert scope == f"{street.window.url}/"
+    async with asyncio.timeout(30):
+        id = await known.get()
+    told = '{"id": 7, "kind": "sale", "title": "Sold", "body": "A <b>lamp</b>", "link": "/selling/sales"}'
+    for _ in range(2):
+        await session.send(
+            "ServiceWorker.deliverPushMessage",
+            {"origin": street.window.url, "registrationId": id, "data": told},
+        )
+    await page.wait_for_function(
+        "async () => (await (await navigator.serviceWorker.ready).getNotifications()).length > 0"
+    )
+    shown = await page.evaluate(
+        "async () => (await (await navigator.serviceWorker.ready).getNotifications())"
+        ".map(one => [one.title, one.body, one.data.link])"
+    )
+    assert shown == [["Sold", "A <b>lamp</b>", "/selling/sales"]]
+    visitor.complaints[:] = [said for said in visitor.complaints if "Push API in incognito mode" not in said]
+
+
 def picture() -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (640, 480), "teal").save(out, "PNG")

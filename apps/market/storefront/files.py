@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-__all__ = ["ADDRESSES", "serve"]
+__all__ = ["ADDRESSES", "content_of", "serve"]
 
 FOLDER = Path(__file__).parent / "static"
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -36,6 +36,11 @@ _BY_ADDRESS = {file.name: file for file in _FILES.values()}
 
 ADDRESSES: Mapping[str, str] = {name: f"/static/{file.name}" for name, file in _FILES.items()}
 """The address of each file: `style.css` -> `/static/style.3f9c....css`."""
+
+
+def content_of(name: str) -> bytes:
+    """What is in a file, for one that is served elsewhere."""
+    return _FILES[name].plain
 
 
 async def serve(request: Request) -> Response:

@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute, Route
 from market.storefront import account, articles, browsing, buying, finding, notices, selling
 from market.storefront.events import stream
 from market.storefront.files import serve
+from market.storefront.notices.push import WORKER_PATH, worker
 from market.storefront.rendering import environment
 from market.storefront.rim import Store
 from springtide.web.sessions import SessionLayer
@@ -43,6 +44,7 @@ def routes(store: Store) -> list[BaseRoute]:
     return [
         Route("/static/{name}", serve, methods=["GET"]),
         Route("/robots.txt", _robots, methods=["GET"]),
+        Route(WORKER_PATH, worker, methods=["GET"]),
         *(Route(page.path, page.endpoint, methods=[page.method], middleware=[layer]) for page in PAGES),
     ]
 

@@ -35,6 +35,8 @@ SAID: Mapping[str, str] = {
     "placing": "Your order is being placed. It appears here in a moment.",
     "read": "Everything is read.",
     "preferences": "Your choice is saved.",
+    "push-on": "This device tells you from now on.",
+    "push-off": "This device tells you nothing any more.",
     "shipped": "The buyer is told that it is on its way.",
     "report": "Your report is being made. It appears below when it is ready.",
     "photo": "Your file is here. It is being prepared and appears in a moment.",

@@ -14,8 +14,8 @@ __all__ = ["POLICY", "SafePages"]
 POLICY = "; ".join(
     (
         "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:",
-        "media-src 'self'", "connect-src 'self'", "form-action 'self'", "frame-ancestors 'none'",
-        "base-uri 'none'",
+        "media-src 'self'", "connect-src 'self'", "worker-src 'self'", "form-action 'self'",
+        "frame-ancestors 'none'", "base-uri 'none'",
     )
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from market.faults import Invalid, Taken
 from market.storefront.forms import Form, local, submitted
+from market.storefront.pushes import forget, passes_to
 from market.storefront.rendering import page, redirect
 from market.storefront.rim import store_of
 from market.storefront.table import Page
@@ -34,6 +35,7 @@ def too_short(password: str) -> dict[str, list[str]]:
 
 async def begin(request: Request, subject: int) -> None:
     """The visitor's session becomes that of `subject`, under a new cookie."""
+    await passes_to(request, subject)
     found = visit_of(request).presented
     opened = await store_of(request).sessions.login(None if found is None else found.cookie, subject, [SCOPE])
     handed(request, opened, max_age=LIFETIME)
@@ -87,10 +89,12 @@ async def signed_up(request: Request) -> Response:
 
 
 async def sign_out(request: Request) -> Response:
+    """The session ends last: when anything fails, it can be sent again."""
     await submitted(request)
     found = visit_of(request).presented
     assert found is not None  # a form without a session is refused
     store = store_of(request)
+    await forget(request)
     await store.sessions.revoke(found.cookie)
     store.hub.forget(found.session.handle)
     visit_of(request).cookies.append(store.cookie.clear())
