@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import io
 import tracemalloc
+from array import array
+from datetime import date
 
 import asyncpg
 import pytest
@@ -13,6 +15,7 @@ from tests.market.harness import Api, Person
 
 import market.seed
 from market.catalog import bulk as catalog_bulk
+from market.catalog.rules import is_slug
 from market.content import bulk as content_bulk
 from market.dashboard import bulk as dashboard_bulk
 from market.orders import bulk as orders_bulk
@@ -21,7 +24,9 @@ from market.recommendations import bulk as recommendations_bulk
 from market.search import bulk as search_bulk
 from market.seed import seed
 from market.seeding import buying, people, selling, writing
-from market.seeding.people import HASHED, PASSWORD, username
+from market.seeding.chance import Plan
+from market.seeding.people import HASHED, PASSWORD, People, username
+from market.seeding.selling import Selling
 from market.seeding.writing import TAGS
 from market.users import bulk as users_bulk
 from springtide.errors import LoadError
@@ -296,4 +301,8 @@ async def test_memory_does_not_grow_with_the_rows(
 
 
 def test_names_are_different_for_different_people() -> None:
+    """And so are the slugs of their shops, which keep to the rules at any number of people."""
     assert len({username(number, 9) for number in range(30_000)}) == 30_000
+    plan = Plan(users=300_000, seed=9, today=date(2025, 1, 1))
+    shops = [shop.slug for shop in Selling(People(plan, array("q", range(plan.users)))).opened()]
+    assert len(set(shops)) == len(shops) == 30_000 and all(map(is_slug, shops))

@@ -12,7 +12,6 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from market.catalog import rules
 from market.catalog.api import ReservedLine
 from market.catalog.categories import department_of
 from market.catalog.indexing import document
@@ -46,9 +45,10 @@ select bucket, category, count(*) from catalog.listing where status = 'active' g
 
 
 class BulkShop(NamedTuple):
-    """Its slug is the first that its name gives: names of one load must differ in more than punctuation."""
+    """Its slug keeps to `market.catalog.rules`, and no other shop has it."""
 
     owner: int
+    slug: str
     name: str
     description: str
     currency: str
@@ -105,13 +105,8 @@ async def copy_shops(load: BulkLoad, db: Database, shops: Iterable[BulkShop]) ->
     columns = ["bucket", "seller_id", "slug", "name", "description", "currency", "created_at", "updated_at"]
     waiting = iter(shops)
     while batch := list(islice(waiting, BATCH)):
-        slugs = [rules.slugs(row.name, row.owner)[0] for row in batch]
-        rows = (
-            (bucket_of(row.owner), row.owner, slug, *row[1:], row.at)
-            for row, slug in zip(batch, slugs, strict=True)
-        )
-        await load.copy(db, "shop", columns, rows)
-        await load.reserve(db, "slug", ((slug, row.owner) for row, slug in zip(batch, slugs, strict=True)))
+        await load.copy(db, "shop", columns, ((bucket_of(row.owner), *row, row.at) for row in batch))
+        await load.reserve(db, "slug", ((row.slug, row.owner) for row in batch))
 
 
 async def copy_listings(load: BulkLoad, db: Database, listings: Iterable[BulkListing]) -> None:

@@ -123,10 +123,12 @@ class Selling:
         rng = self.plan.random("shops")
         for shop in range(self.shops):
             owner = shop * PEOPLE_PER_SHOP
-            name = f"{rng.choice(SHOPS)} {self.people.name(owner).replace('.', ' ').title()}"
+            person = self.people.name(owner)
+            name = f"{rng.choice(SHOPS)} {person.replace('.', ' ').title()}"
             about = f"{rng.choice(PRAISE)} Things {rng.choice(PLACES)}."
             at = self.people.joined(owner) + DAY
-            yield bulk.BulkShop(self.people.ids[owner], name, about, _currency(shop), at)
+            slug = person.replace(".", "-")
+            yield bulk.BulkShop(self.people.ids[owner], slug, name, about, _currency(shop), at)
 
     def listings(self) -> Iterator[bulk.BulkListing]:
         rng = self.plan.random("descriptions")
