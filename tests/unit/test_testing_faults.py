@@ -104,6 +104,40 @@ async def test_stall_holds_and_slow_delays(proxy: FaultProxy) -> None:
     await hang_up(client)
 
 
+async def test_half_open_is_known_to_the_server_alone() -> None:
+    """The server hears that its client is gone; the client sends on into nothing until it is hung up on."""
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(100):
+                writer.write(b"!")
+        except ConnectionError:
+            pass
+        gone.set()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, FaultProxy(target=server.sockets[0].getsockname()[1]) as proxy:
+        client = await connect(proxy)
+        client[1].write(b"a")
+        assert await client[0].readexactly(1) == b"!"
+        proxy.half_open()
+        async with asyncio.timeout(10):
+            await gone.wait()
+        client[1].write(b"b")
+        answer = asyncio.create_task(client[0].readexactly(1))
+        await asyncio.wait([answer], timeout=0.05)
+        assert not answer.done()
+        proxy.resume()
+        with pytest.raises(GONE):
+            await answer
+        second = await connect(proxy)
+        second[1].write(b"c")
+        assert await second[0].readexactly(1) == b"!"
+        await hang_up(client, second)
+
+
 @pytest.mark.parametrize(("action", "passed_on"), [("cut", True), ("drop", False)])
 async def test_a_pattern_triggers_its_fault_once(proxy: FaultProxy, action: str, passed_on: bool) -> None:
     """ "cut" hands the bytes on before it breaks off, "drop" does not: seen at the server's answer."""

@@ -24,7 +24,8 @@ class FaultProxy:
     """Forwards 127.0.0.1:`port` (chosen when the proxy starts) to `host`:`target`.
 
     `cut` breaks connections off. `stall` stops passing bytes on, with the connections open. `slow` delays
-    each piece. `refuse` closes new connections at once. `resume` ends stall, slow and refuse.
+    each piece. `half_open` takes the server away without telling the client. `refuse` closes new connections
+    at once. `resume` ends them all.
     """
 
     def __init__(self, *, target: int, host: str = "127.0.0.1") -> None:
@@ -38,6 +39,7 @@ class FaultProxy:
         self._flowing.set()
         self._delay = 0.0
         self._refusing = False
+        self._orphans: set[asyncio.StreamWriter] = set()
         self._watches: list[tuple[bytes, str, str, asyncio.Future[None]]] = []
         self.accepted = 0
 
@@ -80,6 +82,16 @@ class FaultProxy:
         """Delay each piece of bytes by `seconds`, in both directions."""
         self._delay = seconds
 
+    def half_open(self) -> None:
+        """The server loses every open connection, and their clients hear nothing of it.
+
+        What they send is taken and lost, as if the server's machine had restarted and its network were not
+        back yet. `resume` hangs up on them. New connections pass as before.
+        """
+        for near, far in self._pairs:
+            self._orphans.add(near)
+            far.transport.abort()
+
     def refuse(self) -> None:
         """Close new connections as soon as they are made."""
         self._refusing = True
@@ -88,6 +100,8 @@ class FaultProxy:
         self._delay = 0.0
         self._refusing = False
         self._flowing.set()
+        for near in self._orphans:
+            near.transport.abort()
 
     def on(self, pattern: bytes, action: str, *, side: str = "client") -> asyncio.Future[None]:
         """Once, when a piece of bytes from `side` ("client" or "server") contains `pattern`:
@@ -120,8 +134,8 @@ class FaultProxy:
         pair = (writer, far_writer)
         self._pairs.append(pair)
         both = [
-            asyncio.create_task(self._pump(reader, far_writer, "client")),
-            asyncio.create_task(self._pump(far_reader, writer, "server")),
+            asyncio.create_task(self._pump(reader, far_writer, "client", near=writer)),
+            asyncio.create_task(self._pump(far_reader, writer, "server", near=writer)),
         ]
         self._tasks.update(both)
         try:
@@ -129,10 +143,20 @@ class FaultProxy:
         finally:
             self._tasks.difference_update(both)
             self._pairs.remove(pair)
+            self._orphans.discard(writer)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, side: str) -> None:
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        side: str,
+        *,
+        near: asyncio.StreamWriter,
+    ) -> None:
         try:
             while piece := await reader.read(_CHUNK):
+                if near in self._orphans:
+                    continue
                 if self._delay:
                     await asyncio.sleep(self._delay)
                 action = self._watched(piece, side)
@@ -145,9 +169,11 @@ class FaultProxy:
                 if action == "cut":
                     self.cut()
                     return
-            writer.close()
+            if near not in self._orphans:
+                writer.close()
         except (ConnectionError, TimeoutError):
-            writer.transport.abort()
+            if near not in self._orphans:
+                writer.transport.abort()
 
     def _watched(self, piece: bytes, side: str) -> str | None:
         for watch in self._watches:
