@@ -16,6 +16,7 @@ import pytest
 import tests
 from tests.market.paying import APPS, CARD, Inbox, World, euros, order, world
 from tests.market.paying_child import STEPS
+from tests.market.working import together
 
 ROOT = Path(tests.__path__[0]).parent
 
@@ -34,6 +35,7 @@ async def charged_once(there: World, id: int) -> None:
     assert len(made) == 1
 
 
+@pytest.mark.timeout(400)  # each process imports all of market first, and a machine may be busy
 async def test_our_process_is_killed_at_every_step(
     both: tuple[World, Inbox], urls: list[str], tmp_path: Path
 ) -> None:
@@ -42,10 +44,13 @@ async def test_our_process_is_killed_at_every_step(
     await there.provider.behave(webhooks_held=True)
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{APPS}"}
     orders = {step: order() for step in STEPS}
-    for step, id in orders.items():
+
+    async def killed(step: str, id: int) -> None:
         command = ["-m", "tests.market.paying_child", step, str(id), str(tmp_path), there.provider.url, *urls]
         child = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, cwd=ROOT)
         assert await child.wait() == -signal.SIGKILL, step
+
+    await together(killed(step, id) for step, id in orders.items())
     await there.reconcile()
     cancelled = orders.pop("cancel recorded")
     found = await there.payments.status(cancelled)
