@@ -22,8 +22,9 @@ from springtide.db.idempotency import Once
 
 HOME = Address(name="Ada Adler", street="1 Harbour Lane", city="Hamburg", postal_code="20457", country="DE")
 
-DUE = "update orders.placed set due_at = now() where due_at is not null or $1"
-EXPIRED = "update orders.placed set pay_by = now()"
+DUE = "update orders.placed set due_at = now() - interval '1 s' where due_at is not null or $1"
+EXPIRED = "update orders.placed set pay_by = now() - interval '1 s'"
+"""A second ago: the store looks at whole milliseconds, which now() is ahead of."""
 
 _people = itertools.count(1)
 

@@ -20,9 +20,7 @@ async def known(api: Api, title: str) -> tuple[ContentStore, Article]:
     author = await api.person()
     slug = (await api.article(author, title, tagList=["t"]))["slug"]
     store = ContentStore(api.platform.database("content"))
-    id = await store.find(slug)
-    assert id is not None
-    article = await store.article(id, None)
+    article = await store.named(slug, None)
     assert article is not None
     return store, article
 
@@ -59,14 +57,14 @@ async def test_a_title_goes_to_the_article_that_it_was_meant_for(
             await store.update(article, **change(article, **stale))
     assert await store.find("three") is None
     await store.update(article, **change(article, body="Other"))
-    look = ContentStore.article
+    look = ContentStore.named
 
-    async def overtaken(self: ContentStore, id: int, viewer: int | None) -> Article | None:
+    async def overtaken(self: ContentStore, slug: str, viewer: int | None) -> Article | None:
         """What was true before somebody else renamed it; the truth from then on."""
-        monkeypatch.setattr(ContentStore, "article", look)
+        monkeypatch.setattr(ContentStore, "named", look)
         return article
 
-    monkeypatch.setattr(ContentStore, "article", overtaken)
+    monkeypatch.setattr(ContentStore, "named", overtaken)
     changed = await api.platform.service(Content).update(
         "two", article.author_id, ArticleChanges(title="One")
     )

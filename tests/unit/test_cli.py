@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,25 @@ def test_the_supervisor_stays_small() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "[]\n", done.stderr
+
+
+SWALLOWED = """
+import os, signal, weakref
+
+class Thing: pass
+
+thing = Thing()
+seen = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+del thing
+print("ran on")
+"""
+"""A module during whose import Ctrl-C comes in a callback: what is raised there, Python forgets."""
+
+
+def test_ctrl_c_ends_a_command_also_while_it_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SWALLOWED)
+    code = "from springtide.ops import cli; cli.AREAS = {'slow': ('up',)}; cli.main(['up'])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=30
+    )
+    assert (out.returncode, out.stdout) == (-signal.SIGINT, ""), out.stderr
