@@ -43,7 +43,7 @@ BUYERS = 24
 PLENTY, FEW = 12, 12
 """Listings with more stock than anybody orders, and listings that run out."""
 
-KILLS = 40
+KILLS = 24
 """About so many in a run of 10,000 orders; `--quick` has a few."""
 
 PATIENCE = 180.0

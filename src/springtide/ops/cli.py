@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import springtide
 from springtide.errors import ConfigurationError, SpringtideError
@@ -33,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` None means those of this process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        args = _parser(given).parse_args(given)
+        with _interruptible():
+            args = _parser(given).parse_args(given)
         code: int = args.run(args)
         sys.stdout.flush()
     except SpringtideError as error:
@@ -45,6 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return code
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process at once while nothing has begun yet.
+
+    As an exception it may surface in a callback of the import system or of the garbage collector, where
+    Python prints and forgets it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
