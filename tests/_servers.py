@@ -13,6 +13,10 @@ import pytest
 
 PROGRAMS = {
     "postgresql-15": "/usr/lib/postgresql/15/bin/postgres",
+    "postgresql-15-hypopg": "/usr/share/postgresql/15/extension/hypopg.control",
+    "pgbouncer": "/usr/sbin/pgbouncer",
+    "patroni": "/usr/bin/patroni",
+    "etcd-server": "/usr/bin/etcd",
     "wrk": "wrk",
     "chromium": "chromium",
     "ffmpeg": "ffmpeg",
@@ -20,8 +24,9 @@ PROGRAMS = {
 
 
 def program(package: str) -> str | None:
-    """The path of the server that `package` brings; None when it is not installed."""
-    return shutil.which(PROGRAMS[package])
+    """The path of what `package` brings, its server for most; None when it is not installed."""
+    path = PROGRAMS[package]
+    return shutil.which(path) or (path if os.path.isfile(path) else None)
 
 
 def _missing(item: pytest.Item) -> Iterator[str]:
