@@ -11,13 +11,12 @@ import asyncpg
 import pytest
 from tests.market.catalog import ANNA, BERT, lines, opened
 from tests.market.harness import Recorder, topology
-from tests.market.test_market_statements import explain, nodes
+from tests.market.plans import explain, nodes, paged, plan_faults, scaled
 
 from market.catalog import stock, store
 from market.catalog.api import Catalog, Line, ListingQuery, NewListing, NewShop
 from market.money import Money
 from market.platform import modules
-from springtide.db import Keyset
 from springtide.platform import Platform
 
 SELLER = 5
@@ -55,17 +54,6 @@ insert into catalog.category_count (bucket, category, listings)
 analyze catalog.shop, catalog.listing, catalog.stock, catalog.movement, catalog.reservation, catalog.held,
     catalog.category_count;
 """
-
-
-def paged(sql: str, keyset: Keyset, *args: object, after: tuple[object, ...] = (), **filters: str) -> Any:
-    """The statement of one page, as the store makes it: the first page, or one behind `after`."""
-    condition = " and ".join(filters.values())
-    if after:
-        marks = ", ".join(f"${len(args) + 1 + index}" for index in range(len(after)))
-        columns = ", ".join(column.expression for column in keyset.columns)
-        condition = " and ".join([*filters.values(), f"({columns}) < ({marks})"])
-    text = sql.format(condition=condition or "true") + f" order by {keyset.order_by} limit 21"
-    return text, (*args, *after)
 
 
 OF_SELLER = "listing.bucket = $1::smallint and listing.seller_id = $2"
@@ -109,27 +97,13 @@ def shards() -> int:
 @pytest.fixture
 async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
     """30,000 listings with what belongs to them, as the planner sees them after ANALYZE."""
-    connection = await asyncpg.connect(urls[0])
-    try:
-        async with connection.transaction():
-            await connection.execute(SCALE)
+    async with scaled(urls[0], SCALE) as connection:
         yield connection
-    finally:
-        await connection.close()
 
 
 async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
     """None scans a table, and none looks at many times more rows than it answers."""
-    faults = []
-    for name, (sql, args) in HOT.items():
-        plan = await explain(large, sql, args)
-        scans = {node["Node Type"] for node in nodes(plan)}
-        if "Seq Scan" in scans:
-            faults.append(f"{name}: scans a table: {sorted(scans)}")
-        looked = max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan))
-        if looked > 200:
-            faults.append(f"{name}: looked at {looked} rows")
-    assert not faults, "\n".join(faults)
+    assert not await plan_faults(large, HOT, rows=400)
 
 
 async def test_listings_are_locked_in_one_order(large: asyncpg.Connection) -> None:

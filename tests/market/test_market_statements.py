@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
 from tests.market.harness import Api, one_platform
+from tests.market.plans import plan_faults, scaled
 
 from market.content import lists
 from market.content import store as content
@@ -113,13 +113,8 @@ def shards() -> int:
 @pytest_asyncio.fixture(loop_scope="module")
 async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
     """30,000 accounts and articles, with what belongs to them, as the planner sees them after ANALYZE."""
-    connection = await asyncpg.connect(urls[0])
-    try:
-        async with connection.transaction():
-            await connection.execute(SCALE)
+    async with scaled(urls[0], SCALE) as connection:
         yield connection
-    finally:
-        await connection.close()
 
 
 def newest(sql: str, *args: Any) -> tuple[str, tuple[Any, ...]]:
@@ -180,32 +175,4 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
     """No hot statement scans a table, and none looks at many times more rows than it answers."""
-    faults = []
-    for name, (sql, args) in HOT.items():
-        plan = await explain(large, sql, args)
-        scans = {node["Node Type"] for node in nodes(plan)}
-        if "Seq Scan" in scans:
-            faults.append(f"{name}: scans a table: {sorted(scans)}")
-        looked = max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan))
-        if looked > 1100:
-            faults.append(f"{name}: looked at {looked} rows")
-    assert not faults, "\n".join(faults)
-
-
-async def explain(connection: asyncpg.Connection, sql: str, args: tuple[Any, ...]) -> dict[str, Any]:
-    """The plan that really ran, undone afterwards; without parallel workers, which tests do not need."""
-    transaction = connection.transaction()
-    await transaction.start()
-    try:
-        await connection.execute("set local max_parallel_workers_per_gather = 0")
-        rows = await connection.fetchval(f"explain (analyze, format json) {sql}", *args)
-    finally:
-        await transaction.rollback()
-    plan: dict[str, Any] = json.loads(rows)[0]["Plan"]
-    return plan
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from nodes(child)
+    assert not await plan_faults(large, HOT, rows=1100)

@@ -8,8 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.market.test_catalog_statements import paged
-from tests.market.test_market_statements import explain, nodes
+from tests.market.plans import explain, nodes, paged, plan_faults, scaled
 
 from market.notifications import store
 
@@ -80,27 +79,13 @@ def shards() -> int:
 @pytest.fixture
 async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
     """5,000 people, and somebody who was told 3,000 things."""
-    connection = await asyncpg.connect(urls[0])
-    try:
-        async with connection.transaction():
-            await connection.execute(SCALE)
+    async with scaled(urls[0], SCALE) as connection:
         yield connection
-    finally:
-        await connection.close()
 
 
 async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
     """None scans a table, and none looks at many times more rows than it answers."""
-    faults = []
-    for name, (sql, args) in HOT.items():
-        plan = await explain(large, sql, args)
-        scans = {node["Node Type"] for node in nodes(plan)}
-        if "Seq Scan" in scans:
-            faults.append(f"{name}: scans a table: {sorted(scans)}")
-        looked = max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan))
-        if looked > 200:
-            faults.append(f"{name}: looked at {looked} rows")
-    assert not faults, "\n".join(faults)
+    assert not await plan_faults(large, HOT, rows=200)
 
 
 async def test_many_unread_are_looked_up_and_not_searched_for(large: asyncpg.Connection) -> None:

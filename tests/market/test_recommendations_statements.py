@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 from tests.market.harness import Api
-from tests.market.test_market_statements import explain, nodes
+from tests.market.plans import plan_faults, scaled
 
 from market.dashboard import lists
 from market.dashboard import store as dashboard
@@ -120,30 +120,13 @@ def shards() -> int:
 @pytest.fixture
 async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
     """110,000 pairs, 40,000 purchases and follows, 20,000 sales, as the planner sees them after ANALYZE."""
-    connection = await asyncpg.connect(urls[0])
-    try:
-        async with connection.transaction():
-            await connection.execute(SCALE)
+    async with scaled(urls[0], SCALE) as connection:
         yield connection
-    finally:
-        await connection.close()
 
 
 async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
     """None scans a table, and none looks at many times more rows than it answers."""
-    faults = []
-    for name, (sql, args) in HOT.items():
-        plan = await explain(large, sql, args)
-        scans = {node["Node Type"] for node in nodes(plan)}
-        if "Seq Scan" in scans:
-            faults.append(f"{name}: scans a table: {sorted(scans)}")
-        looked = max(
-            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
-            for node in nodes(plan)
-        )
-        if looked > 250:
-            faults.append(f"{name}: looked at {looked} rows")
-    assert not faults, "\n".join(faults)
+    assert not await plan_faults(large, HOT, rows=250)
 
 
 async def test_questions_take_few_statements_however_much_they_ask(api: Api) -> None:
