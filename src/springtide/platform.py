@@ -20,8 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import msgspec
-
 from springtide import _lifespan
 from springtide.clock import Clock, SystemClock
 from springtide.db import Database, ShardMap, idempotency
@@ -39,7 +37,7 @@ from springtide.telemetry.logs import LogSink
 from springtide.telemetry.loop import LoopMonitor
 from springtide.telemetry.metrics import MetricsSink
 from springtide.telemetry.prometheus import MetricsEndpoint
-from springtide.topology import Topology, check_built, load
+from springtide.topology import Topology, check_built, load, read_addresses
 from springtide.web.asgi import ROUTE_KEY, Layers, RenderError
 from springtide.web.health import Health
 
@@ -139,7 +137,7 @@ class Platform:
         home = chosen.resolve().parent / ".springtide"
         if path is None and (named := os.environ.get("SPRINGTIDE_HOME")):
             home = Path(named)
-        topology = topology.with_addresses(_addresses(home / "run" / "addresses.json", topology))
+        topology = topology.as_found(read_addresses(home / "run" / "addresses.json"))
         if "SPRINGTIDE_NODE" in os.environ:
             form = cast(logs.Format, topology.telemetry.log_format)  # the topology allows no other
             logs.configure(form, topology.telemetry.log_level)
@@ -445,19 +443,6 @@ def load_modules(topology: Topology) -> list[Module]:
     if not (isinstance(made, Sequence) and all(isinstance(module, Module) for module in made)):
         raise ConfigurationError(f"modules = {topology.modules!r} must give a list of Module, got {made!r}")
     return list(made)
-
-
-def _addresses(path: Path, topology: Topology) -> dict[str, str]:
-    """Where the runner's nodes answer; addresses of nodes that the topology gives itself do not count."""
-    try:
-        known = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigurationError(f"{path}: the runner's addresses cannot be read: {error}") from error
-    return {
-        name: url for name, url in known.items() if name in topology.nodes and topology.nodes[name].supervised
-    }
 
 
 def _is_service(made: Any) -> bool:

@@ -24,7 +24,7 @@ from springtide.lifecycle import Group
 from springtide.platform import Platform, load_modules
 from springtide.services import Background, Module, ModuleContext
 from springtide.testing import stress
-from springtide.topology import Topology, loads
+from springtide.topology import Addresses, Topology, loads
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -310,7 +310,7 @@ def project(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "demo_modules.py").write_text("def modules():\n    return []\n")
     run = tmp_path / ".springtide" / "run"
     run.mkdir(parents=True)
-    (run / "addresses.json").write_text(json.dumps({"db": database_url, "gone": "postgresql://x/y"}))
+    (run / "addresses.json").write_text(Addresses(nodes={"db": database_url, "gone": "postgresql://x/y"}).to_json())
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     yield file
 

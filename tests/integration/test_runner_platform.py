@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from tests.integration._platforms import PLAIN, Project, kill, project, until
 
+from springtide.topology import read_addresses
+
 
 @pytest.fixture
 def fresh() -> Iterator[Project]:
@@ -322,7 +324,7 @@ def test_given_server_that_is_not_there() -> None:
 def test_given_server_is_used(plain: Project) -> None:
     """A reachable server given by url runs the application and is left alone by `down`."""
     plain.run("up", "-d")
-    url = (plain.home / "run" / "addresses.json").read_text().split('"')[3].replace("/postgres", "/main")
+    url = read_addresses(plain.home / "run" / "addresses.json").nodes["db"].replace("/postgres", "/main")
     with project() as made:
         made.write(
             f'[nodes.far]\nkind = "postgres"\nurl = "{url}"\n'

@@ -1,5 +1,6 @@
 """springtide.toml: what the platform is made of, read into typed, validated structures."""
 
+from springtide.topology.addresses import Addresses, Roles, read_addresses
 from springtide.topology.built import check_built, missing_parts
 from springtide.topology.diff import Change, diff
 from springtide.topology.keys import redacted
@@ -30,10 +31,13 @@ __all__ = [
     "TelemetrySpec",
     "Topology",
     "WorkerSpec",
+    "Addresses",
+    "Roles",
     "load",
     "loads",
     "check_built",
     "missing_parts",
+    "read_addresses",
     "stage_topology",
     "to_toml",
     "to_json",

@@ -22,6 +22,7 @@ from typing import Annotated
 from urllib.parse import urlsplit, urlunsplit
 
 from springtide.errors import ConfigurationError, TopologyError
+from springtide.topology.addresses import Addresses, Roles
 from springtide.topology.keys import Key, above, at_least, between, check, each, matching, network, one_of
 from springtide.topology.kinds import KINDS
 from springtide.topology.layers import (
@@ -315,6 +316,27 @@ class Topology:
         if unknown:
             raise ConfigurationError(f"addresses of nodes that the topology lacks: {', '.join(unknown)}")
         return replace(self, addresses={**self.addresses, **addresses})
+
+    def with_roles(self, clusters: Mapping[str, Roles]) -> Topology:
+        """The same topology with the primaries and replicas that the runner has now.
+
+        Roles of a cluster, or with a node, that the topology lacks are left out: the file changed meanwhile.
+        """
+        changed = {
+            name: replace(self.clusters[name], primary=roles.primary, replicas=roles.replicas)
+            for name, roles in clusters.items()
+            if name in self.clusters and self.nodes.keys() >= {roles.primary, *roles.replicas}
+        }
+        return replace(self, clusters={**self.clusters, **changed})
+
+    def as_found(self, found: Addresses) -> Topology:
+        """The same topology as it runs now; addresses of nodes that it gives by url itself do not count."""
+        own = {
+            name: url
+            for name, url in found.nodes.items()
+            if name in self.nodes and self.nodes[name].supervised
+        }
+        return self.with_roles(found.clusters).with_addresses(own)
 
     def cluster_url(self, cluster: str) -> str:
         """Where the primary of `cluster` answers, its PostgreSQL database included.

@@ -24,6 +24,7 @@ from typing import Any
 from springtide.errors import RunnerError
 from springtide.ops.runner.pgdata import explain
 from springtide.ops.runner.processes import Identity, identify
+from springtide.topology import Addresses
 
 __all__ = ["Home", "NodeState", "State"]
 
@@ -147,8 +148,9 @@ class Home:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def write_addresses(self, urls: Mapping[str, str]) -> None:
-        self._replace(self.run / "addresses.json", json.dumps(dict(urls), indent=1))
+    def write_addresses(self, addresses: Addresses) -> None:
+        """Where the nodes answer and who is primary; app processes read it while they run."""
+        self._replace(self.run / "addresses.json", addresses.to_json())
 
     def write_environment(self, variables: Mapping[str, str]) -> None:
         """What the topology gives app servers and workers, for the commands that build the same platform."""

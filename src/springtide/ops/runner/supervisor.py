@@ -34,7 +34,7 @@ from springtide.ops.runner.home import Home, State
 from springtide.ops.runner.leftovers import end_leftovers
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.programs import PythonProgram
-from springtide.topology import Node, Topology, check_built
+from springtide.topology import Addresses, Node, Roles, Topology, check_built
 
 __all__ = ["Supervisor"]
 
@@ -125,7 +125,7 @@ class Supervisor:
 
     async def _prepare_databases(self) -> None:
         await self._start_databases()
-        self.home.write_addresses(self._urls)
+        self.home.write_addresses(self._addresses(self._urls))
         self.home.write_environment(self._variables)
         await self._migrate()
 
@@ -237,13 +237,21 @@ class Supervisor:
         urls = {name: server.url() for name, server in self._databases.items()}
         if urls != self._urls:
             try:
-                self.home.write_addresses(urls)
+                self.home.write_addresses(self._addresses(urls))
             except RunnerError as error:
                 _log.error("PostgreSQL has a new port that nobody can be told: %s", error)
                 return
             self._urls = urls
             for child in (*self._servers, *self._workers):
                 child.restart()
+
+    def _addresses(self, urls: Mapping[str, str]) -> Addresses:
+        clusters = {
+            cluster.name: Roles(primary=cluster.primary, replicas=cluster.replicas)
+            for cluster in self.topology.clusters.values()
+            if cluster.primary in self._databases
+        }
+        return Addresses(nodes=urls, clusters=clusters)
 
     async def _limits(self, node: str, limits: Limits) -> Cgroup | None:
         if not limits:
