@@ -310,7 +310,9 @@ def project(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "demo_modules.py").write_text("def modules():\n    return []\n")
     run = tmp_path / ".springtide" / "run"
     run.mkdir(parents=True)
-    (run / "addresses.json").write_text(Addresses(nodes={"db": database_url, "gone": "postgresql://x/y"}).to_json())
+    (run / "addresses.json").write_text(
+        Addresses(nodes={"db": database_url, "gone": "postgresql://x/y"}).to_json()
+    )
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     yield file
 
