@@ -4,6 +4,7 @@
 `database_url`   a fresh, empty database on it for one test
 `database_urls`  two of them: the two logical shards of a test
 `own_postgres`   a factory: `own_postgres(max_connections=20)` is a server of the test's own, to be broken
+`own_cluster`    a factory: `own_cluster(replicas=2)` is a primary with replicas (tests/_cluster.py)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from tests._cluster import Cluster
 from tests._servers import (  # hooks: pytest finds them by name here
     pytest_collection_modifyitems,
     pytest_runtest_setup,
@@ -83,3 +85,17 @@ def own_postgres(_server_loop: LoopThread) -> Iterator[Callable[..., PostgresSer
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def own_cluster(_server_loop: LoopThread) -> Iterator[Callable[..., Cluster]]:
+    clusters: list[Cluster] = []
+
+    def start(*, replicas: int = 1, **options: object) -> Cluster:
+        made = Cluster(_server_loop, replicas=replicas, **options)
+        clusters.append(made)
+        return made
+
+    yield start
+    for made in clusters:
+        made.close()
