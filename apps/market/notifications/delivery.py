@@ -38,8 +38,9 @@ AT_ONCE = 3
 PATIENCE = 0.25
 """How many mails, and how many pushes, a worker has on their way; seconds that one more waits for a place."""
 
-MAX_ASIDE = 60.0
-"""The longest pause, in seconds, before a job that stepped aside looks again."""
+MAX_ASIDE, MAX_WAITS = 60.0, 1_440
+"""The longest pause, in seconds, before a job that stepped aside looks again; and how often it does so, about
+a day long. From then on finding no place is a failed try, and those are counted."""
 
 PUSHABLE = timedelta(days=1)
 
@@ -96,6 +97,7 @@ class Deliveries:
             async with self._mails.place():
                 await self._mailer.send(post)
         except Busy:
+            _still_patient(job.waits)
             async with self._store.write(job.recipient) as tx:
                 later = SendMail(job.recipient, job.number, job.waits + 1)
                 await tx.enqueue(later, delay=_aside(job.waits), unique_key=f"{job.recipient}.{job.number}")
@@ -123,6 +125,7 @@ class Deliveries:
                     parcel.subscription, content, vapid, topic=topic, now=self._clock.now()
                 )
         except Busy:
+            _still_patient(job.waits)
             async with self._store.write(job.recipient) as tx:
                 later = SendPush(job.recipient, job.number, job.subscription, job.waits + 1)
                 key = f"{job.recipient}.{job.number}.{job.subscription}"
@@ -154,12 +157,17 @@ class Deliveries:
         )
 
     async def _refuse(self, job: SendMail, email: str, why: str, *, address: bool) -> None:
-        _log.info("mail to recipient %d is refused: %s", job.recipient, why)
+        """It ends here, written down as refused: a dead letter could only be refused again."""
+        _log.warning("mail to recipient %d is refused: %s", job.recipient, why)
         async with self._store.write(job.recipient):
             if address:
                 await self._store.refused(job.recipient, email, why)
             await self._store.settle_mail(job.recipient, job.number, "refused")
-        raise JobFailed(f"the mail is refused: {why}")
+
+
+def _still_patient(waits: int) -> None:
+    if waits >= MAX_WAITS:
+        raise Unavailable(f"no place was free {waits} times: too much is on its way for these workers")
 
 
 def _aside(waits: int) -> float:
