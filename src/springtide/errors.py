@@ -18,7 +18,8 @@
     │   ├── PoolTimeout               no connection within acquire_timeout
     │   ├── PoolSaturated             too many callers wait for a connection already
     │   ├── PoolClosed                the pool is stopping or was never started
-    │   └── DatabaseUnavailable       no connection to the server can be made or kept
+    │   ├── DatabaseUnavailable       no connection to the server can be made or kept
+    │   └── MembersUnknown            nobody says which servers a cluster has now
     ├── DatabaseError                 the database answered, and the answer is a problem
     │   ├── RoleChanged               the server stopped being a primary (SQLSTATE 25006)
     │   ├── CommitUnknown             COMMIT was sent, its outcome is not known
@@ -72,6 +73,7 @@ __all__ = [
     "JobFailed",
     "JobLost",
     "LoadError",
+    "MembersUnknown",
     "MigrationError",
     "ModuleError",
     "NotScatterable",
@@ -219,6 +221,10 @@ class PoolClosed(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """No connection to the server can be made or kept; nothing was committed by this call."""
+
+
+class MembersUnknown(Unavailable):
+    """The source of a cluster's members cannot tell now which servers it has."""
 
 
 class DatabaseError(SpringtideError):
