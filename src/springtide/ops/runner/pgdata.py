@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from springtide.errors import RunnerError
-from springtide.ops.runner import processes
+from springtide.ops.runner import processes, standby
 from springtide.ops.runner.accounts import Account
 from springtide.ops.runner.installs import make_shared
 
@@ -143,6 +143,13 @@ class Staging:
         ]
         return arguments if durable else [*arguments, "--no-sync"]
 
+    def finish_copy(self) -> None:
+        """Put a base backup into place, instead of what is there; it will follow, never lead."""
+        standby.make_standby(self.data, self._account)
+        if self._data.exists():
+            self._data.rename(self.folder / "replaced")
+        self.data.rename(self._data)
+
     def finish(self) -> None:
         with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write("\n# Written by Springtide at every start; ALTER SYSTEM overrides it.\n")
@@ -210,6 +217,29 @@ timezone = 'UTC'
 jit = off
 {_DURABLE if durable else _DISPOSABLE}
 """
+
+
+def secret(path: Path, data: Path, *, shared_with: Path | None = None) -> str:
+    """The password in `path`; made the first time. A standby has that of its upstream (`shared_with`)."""
+    known = path.read_text().strip() if path.exists() else ""
+    if shared_with is None and known:
+        return known
+    if shared_with is not None:
+        if not shared_with.exists() or not (password := shared_with.read_text().strip()):
+            raise RunnerError(f"{shared_with} is missing, and a replica needs it: restore that file")
+        if password == known:
+            return known
+    elif (data / "PG_VERSION").exists():
+        raise RunnerError(f"{path} is missing, and the database in {data} needs it: restore that file")
+    else:
+        password = secrets.token_urlsafe(24)
+    temporary = path.with_name(f".{path.name}")  # a full disk must not leave an empty password
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(password + "\n")
+    temporary.replace(path)
+    return password
 
 
 def write_settings(data: Path, text: str, account: Account) -> None:

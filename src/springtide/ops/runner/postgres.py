@@ -3,35 +3,34 @@
 new -> starting -> running -> stopping -> stopped, by the lifecycle contract. A start makes the data folder
 when there is none, adopts the server that a killed supervisor left running, or starts one and waits until
 it accepts connections. A start that fails or is cancelled leaves no process and no half-made folder.
+
+A server is a primary, or it `follows` one as a streaming replica: its folder is then a base backup, repaired
+first (rewound or copied again) when it was a primary itself. Only `promote` makes a primary of a replica; a
+replica's folder is never opened as a primary's.
 Never opens a folder with another major version, and never runs as root.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 from urllib.parse import quote
 
 from springtide.errors import RunnerError
 from springtide.lifecycle import StartStop
-from springtide.ops.runner import logs, pgdata, ports, processes
-from springtide.ops.runner.accounts import Account, server_account
+from springtide.ops.runner import making, pgdata, ports, processes, psql, standby
+from springtide.ops.runner.accounts import server_account
 from springtide.ops.runner.cgroups import Cgroup
-from springtide.ops.runner.installs import SHARED, Install, find_install, reachable_install
+from springtide.ops.runner.installs import SHARED, find_install, reachable_install
+from springtide.ops.runner.making import Place, uncut
 from springtide.ops.runner.processes import Process, Stage
+from springtide.ops.runner.standby import Upstream
 from springtide.signals import Sink
 
 __all__ = ["EmbeddedPostgres"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 POLL = 0.02
 """How often postmaster.pid is read while a server starts: PostgreSQL tells its state nowhere else."""
@@ -39,12 +38,12 @@ POLL = 0.02
 SHUTDOWN = (Stage(signal.SIGINT, 20.0), Stage(signal.SIGQUIT, 8.0), Stage(signal.SIGKILL, 8.0))
 """Fast shutdown (clients disconnected), then immediate, then by force (the next start recovers)."""
 
-LOG_LINES = 15
-
 
 class EmbeddedPostgres:
     """`home` holds data/, secrets/, logs/ and run/; `port` None means a free one, kept over restarts.
 
+    `follows`: the server of the same home that this one replicates; None = it is a primary.
+    `confirming`: replicas of which one must have a commit on its disk before it is acknowledged; () = none.
     `durable=False` switches fsync off: for tests, where a crash of the machine may lose the data.
     """
 
@@ -56,6 +55,8 @@ class EmbeddedPostgres:
         platform: str = "springtide",
         port: int | None = None,
         max_connections: int = 200,
+        follows: Upstream | None = None,
+        confirming: Sequence[str] = (),
         durable: bool = True,
         start_timeout: float = 60.0,
         shared: Path = SHARED,
@@ -70,6 +71,8 @@ class EmbeddedPostgres:
         self.home = home.absolute()
         self.log = self.home / "logs" / f"{name}.log"
         self.adopted = False
+        self.follows = follows
+        self.confirming = tuple(confirming)
         self._platform = platform
         self._wanted_port = port
         self._max_connections = max_connections
@@ -78,10 +81,7 @@ class EmbeddedPostgres:
         self._shared = shared
         self._cgroup = cgroup
         self._port: int | None = None
-        self._password = ""
-        self._data: Path | None = None
-        self._account: Account | None = None
-        self._install: Install | None = None
+        self._place: Place | None = None
         self._sockets: Path | None = None
         self._process: Process | None = None
         self._life = StartStop(f"postgres {name}", self._open, self._close, sink=sink)
@@ -112,8 +112,7 @@ class EmbeddedPostgres:
     @property
     def data(self) -> Path:
         """The real data folder."""
-        assert self._data is not None, "the server was not started"
-        return self._data
+        return self._known().data
 
     @property
     def socket_folder(self) -> Path:
@@ -121,7 +120,7 @@ class EmbeddedPostgres:
         return self._sockets
 
     def url(self, dbname: str = "postgres") -> str:
-        user = f"{pgdata.SUPERUSER}:{quote(self._password, safe='')}"
+        user = f"{pgdata.SUPERUSER}:{quote(self._known().password, safe='')}"
         return f"postgresql://{user}@127.0.0.1:{self.port}/{quote(dbname, safe='')}"
 
     async def start(self) -> None:
@@ -146,41 +145,55 @@ class EmbeddedPostgres:
         self, sql: str, *, dbname: str = "postgres", timeout: float = 30.0, **variables: str
     ) -> str:
         """Run `sql` by psql, which keeps the supervisor small; `:'name'` inserts a variable, quoted."""
-        assert self._install is not None, "the server was not started"
-        command = [str(self._install.program("psql")), "-XAtq", "-v", "ON_ERROR_STOP=1"]
-        for key, value in variables.items():
-            command += ["-v", f"{key}={value}"]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={
-                "PGHOST": "127.0.0.1",
-                "PGPORT": str(self.port),
-                "PGUSER": pgdata.SUPERUSER,
-                "PGPASSWORD": self._password,
-                "PGDATABASE": dbname,
-                "PGCONNECT_TIMEOUT": str(max(2, round(timeout))),
-                "PGAPPNAME": "springtide-runner",
-                "LC_ALL": "C",
-            },
-        )
+        place = self._known()
         try:
-            out, err = await asyncio.wait_for(process.communicate(sql.encode()), timeout)
-        except TimeoutError:
-            raise RunnerError(f"PostgreSQL {self.name} did not answer within {timeout:g} s") from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            said = err.decode(errors="replace").strip()
-            if "password authentication failed" in said:
-                said += f"\n{self._password_file} is not the password of the database in {self._data}"
-            raise RunnerError(f"PostgreSQL {self.name}: {said}")
-        return out.decode().strip()
+            return await psql.ask(
+                place.install.program("psql"),
+                sql,
+                who=f"PostgreSQL {self.name}",
+                port=self.port,
+                user=pgdata.SUPERUSER,
+                password=place.password,
+                dbname=dbname,
+                timeout=timeout,
+                **variables,
+            )
+        except RunnerError as error:
+            if "password authentication failed" in str(error):
+                hint = f"{self._password_file(self.name)} is not the password of the database in {place.data}"
+                raise RunnerError(f"{error}\n{hint}") from error
+            raise
+
+    async def reload(self) -> None:
+        """Let the running server read its settings: after a change of `follows` or `confirming`."""
+        process = self._running()
+        await asyncio.to_thread(self._write_settings)
+        process.send(signal.SIGHUP)
+
+    async def promote(self, *, timeout: float = 60.0) -> None:
+        """Make this replica a primary and wait until it takes writes; it follows nobody any more."""
+        self.follows = None
+        said = await self.query(
+            f"SELECT NOT pg_is_in_recovery() OR pg_promote(true, {max(1, round(timeout))});\n",
+            timeout=timeout + 5.0,
+        )
+        if said != "t":
+            raise RunnerError(f"PostgreSQL {self.name} was not promoted within {timeout:g} s")
+        await self.reload()
+
+    async def fence(self) -> None:
+        """Kill whatever runs on the data, at once, and keep the folder from being opened as a primary's."""
+        await uncut(self._fence)
+
+    def _fence(self) -> None:
+        place = self._known()
+        pgdata.clear_stale(place.data)
+        standby.want_repair(place.data, "rewind")
+        standby.make_standby(place.data, place.account)
+
+    def _known(self) -> Place:
+        assert self._place is not None, "the server was not started"
+        return self._place
 
     def _running(self) -> Process:
         if self._process is None:
@@ -190,11 +203,10 @@ class EmbeddedPostgres:
     async def _open(self) -> None:
         try:
             made = await asyncio.to_thread(self._prepare)
-            assert self._data is not None
-            if not made:
-                await self._initialise(self._data)
-            if not await self._adopt(self._data):
-                await self._launch(self._data)
+            place = self._known()
+            if not await self._adopt(place.data):
+                await self._make_ready(place, made=made)
+                await self._launch(place)
         except OSError as error:
             raise pgdata.explain(error, f"start PostgreSQL {self.name}:") from error
 
@@ -213,48 +225,42 @@ class EmbeddedPostgres:
             account = pgdata.owner(data, account)
         elif data.exists() and any(data.iterdir()):
             raise RunnerError(f"{data} exists and is no PostgreSQL data folder: move it away")
-        self._install = reachable_install(find_install(data), account, shared=self._shared)
-        self._password = self._read_password(data)
-        self._account, self._data = account, data
+        origin = data
+        if self.follows is not None and not (data / "PG_VERSION").exists():
+            origin = (self.home / "data" / self.follows.node).resolve()  # a copy has its upstream's version
+        upstream = self._password_file(self.follows.node) if self.follows is not None else None
+        self._place = Place(
+            node=self.name,
+            data=data,
+            account=account,
+            install=reachable_install(find_install(origin), account, shared=self._shared),
+            password=pgdata.secret(self._password_file(self.name), data, shared_with=upstream),
+            log=self.log,
+            durable=self._durable,
+        )
         pgdata.Staging.clear(data)
         return (data / "PG_VERSION").exists()
 
-    @property
-    def _password_file(self) -> Path:
-        return self.home / "secrets" / f"{self.name}.password"
+    def _password_file(self, node: str) -> Path:
+        return self.home / "secrets" / f"{node}.password"
 
-    def _read_password(self, data: Path) -> str:
-        path = self._password_file
-        if path.exists() and (password := path.read_text().strip()):
-            return password
-        if (data / "PG_VERSION").exists():
-            raise RunnerError(f"{path} is missing, and the database in {data} needs it: restore that file")
-        password = secrets.token_urlsafe(24)
-        temporary = path.with_name(f".{path.name}")  # a full disk must not leave an empty password
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(password + "\n")
-        temporary.replace(path)
-        return password
-
-    async def _initialise(self, data: Path) -> None:
-        assert self._install is not None and self._account is not None
-        try:
-            staging = await _uncut(pgdata.Staging, data, self._account)
-            initdb = self._install.program("initdb")
-            arguments = await asyncio.to_thread(
-                staging.arguments, initdb, self._password, durable=self._durable
-            )
-            begin = await asyncio.to_thread(self._log_size)
-            status = await processes.run(
-                arguments, log=self.log, env=self._environment(), account=self._account.switch
-            )
-            if status != 0:
-                raise RunnerError(await self._failure("make its data folder", begin, status))
-            await _uncut(staging.finish)
-        finally:
-            await asyncio.to_thread(pgdata.Staging.clear, data)
+    async def _make_ready(self, place: Place, *, made: bool) -> None:
+        """Make the data folder, or what a replica's lacks to follow; refuse a replica's as a primary's."""
+        repair = await asyncio.to_thread(standby.repair_wanted, place.data)
+        if self.follows is None:
+            if repair is not None or await asyncio.to_thread(standby.is_standby, place.data):
+                raise RunnerError(
+                    f"the data of node {self.name} in {place.data} is a replica's, or that of a primary that "
+                    "was replaced: it can only follow"
+                )
+            if not made:
+                await making.initialise(place)
+            return
+        await asyncio.to_thread(pgdata.clear_stale, place.data)
+        if not made or repair == "copy":
+            await making.copy(place, self.follows)
+        elif repair == "rewind" or not await asyncio.to_thread(standby.is_standby, place.data):
+            await making.rewind(place, self.follows)
 
     async def _adopt(self, data: Path) -> bool:
         """Take over a running server of this folder; one that does not answer is stopped instead."""
@@ -267,6 +273,10 @@ class EmbeddedPostgres:
             return False
         self._port, self._sockets = found.port, Path(found.socket_folder)
         usable = self._wanted_port in (None, found.port) and found.status == "ready"
+        # A replaced primary that still runs, or a replica that is to be repaired, is no server to adopt.
+        follows = await asyncio.to_thread(standby.is_standby, data)
+        usable = usable and follows == (self.follows is not None)
+        usable = usable and await asyncio.to_thread(standby.repair_wanted, data) is None
         if usable and not await asyncio.to_thread(processes.suspended, found.pid):
             try:
                 await self.query("SELECT 1", timeout=5.0)
@@ -275,31 +285,39 @@ class EmbeddedPostgres:
             else:
                 await self._limit(*await asyncio.to_thread(pgdata.servers, data))
                 self._process, self.adopted = process, True
+                await self.reload()
                 return True
         if not await processes.stop(process, SHUTDOWN):
             raise RunnerError(f"PostgreSQL {self.name} (pid {found.pid}) neither answers nor ends")
         return False
 
-    async def _launch(self, data: Path) -> None:
-        assert self._install is not None and self._account is not None
-        await asyncio.to_thread(pgdata.clear_stale, data)
+    async def _launch(self, place: Place) -> None:
+        await asyncio.to_thread(pgdata.clear_stale, place.data)
         try:
-            self._sockets = await _uncut(pgdata.socket_folder, data, self._account)
-            await self._launch_on_a_port(data)
+            self._sockets = await uncut(pgdata.socket_folder, place.data, place.account)
+            await self._launch_on_a_port(place)
         except BaseException:
-            await asyncio.to_thread(pgdata.remove_socket_folder, data, self._account)
+            await asyncio.to_thread(pgdata.remove_socket_folder, place.data, place.account)
             raise
 
-    async def _launch_on_a_port(self, data: Path) -> None:
-        assert self._account is not None
+    def _write_settings(self) -> None:
+        place = self._known()
         text = pgdata.settings_file(max_connections=self._max_connections, durable=self._durable)
-        await asyncio.to_thread(pgdata.write_settings, data, text, self._account)
-        begin = await asyncio.to_thread(self._log_size)
+        text += standby.settings(
+            self.name, place.data, self.follows, user=pgdata.SUPERUSER, confirming=self.confirming
+        )
+        if self.follows is not None:
+            standby.write_passfile(place.data / standby.PASSFILE, place.password, place.account)
+        pgdata.write_settings(place.data, text, place.account)
+
+    async def _launch_on_a_port(self, place: Place) -> None:
+        await asyncio.to_thread(self._write_settings)
+        begin = await asyncio.to_thread(place.log_size)
         for attempt in range(3):
             port = self._wanted_port or self._port if attempt == 0 else None
             self._port = port or _free_port()
             try:
-                await self._launch_once(data, begin)
+                await self._launch_once(place, begin)
                 return
             except _PortTaken:
                 if self._wanted_port is not None:
@@ -311,11 +329,11 @@ class EmbeddedPostgres:
             f"another with nodes.{self.name}.port, or leave it out for a free one"
         )
 
-    async def _launch_once(self, data: Path, begin: int) -> None:
-        assert self._install is not None and self._account is not None
+    async def _launch_once(self, place: Place, begin: int) -> None:
+        data = place.data
         process = await processes.spawn(
             [
-                str(self._install.program("postgres")),
+                str(place.install.program("postgres")),
                 "-D",
                 str(data),
                 "-c",
@@ -324,19 +342,19 @@ class EmbeddedPostgres:
                 f"unix_socket_directories={self._sockets}",
             ],
             log=self.log,
-            env=self._environment(),
-            account=self._account.switch,
+            env=making.ENVIRONMENT,
+            account=place.account.switch,
         )
         try:
             await self._limit(process.pid)
-            await asyncio.wait_for(self._ready(process, data, begin), self._start_timeout)
+            await asyncio.wait_for(self._ready(process, place, begin), self._start_timeout)
             await self._limit(*await asyncio.to_thread(pgdata.servers, data))  # those it started meanwhile
         except BaseException as error:
             await processes.stop(process, SHUTDOWN[1:])
             await asyncio.to_thread(pgdata.clear_stale, data)
             if isinstance(error, TimeoutError):
                 what = f"be ready within {self._start_timeout:g} s"
-                raise RunnerError(await self._failure(what, begin, None)) from None
+                raise RunnerError(await place.failure(what, begin, None)) from None
             raise
         self._process, self.adopted = process, False
 
@@ -345,17 +363,17 @@ class EmbeddedPostgres:
             for pid in pids:
                 await asyncio.to_thread(self._cgroup.add, pid)
 
-    async def _ready(self, process: Process, data: Path, begin: int) -> None:
+    async def _ready(self, process: Process, place: Place, begin: int) -> None:
         ending = asyncio.ensure_future(process.wait())
         try:
             while True:
                 done, _ = await asyncio.wait([ending], timeout=POLL)
                 if done:
-                    message = await self._failure("start", begin, ending.result())
+                    message = await place.failure("start", begin, ending.result())
                     if "could not bind" in message and "in use" in message:
                         raise _PortTaken(message)
                     raise RunnerError(message)
-                found = await asyncio.to_thread(pgdata.postmaster, data)
+                found = await asyncio.to_thread(pgdata.postmaster, place.data)
                 if found is not None and found.pid == process.pid and found.status == "ready":
                     return
         finally:
@@ -368,38 +386,9 @@ class EmbeddedPostgres:
             if process is not None and not await processes.stop(process, SHUTDOWN):
                 raise RunnerError(f"PostgreSQL {self.name} (pid {process.pid}) does not end")
         finally:
-            if self._data is not None:
-                await asyncio.to_thread(pgdata.clear_stale, self._data)
-                if self._account is not None:
-                    await asyncio.to_thread(pgdata.remove_socket_folder, self._data, self._account)
-
-    def _environment(self) -> dict[str, str]:
-        return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
-
-    def _log_size(self) -> int:
-        return self.log.stat().st_size if self.log.exists() else 0
-
-    async def _failure(self, what: str, begin: int, status: int | None) -> str:
-        """A sentence with the last lines that this start wrote to the log, and with what to do if known."""
-
-        text = await asyncio.to_thread(logs.tail, self.log, LOG_LINES, begin=begin)
-        ended = "" if status is None else f" (exit status {status})"
-        message = f"PostgreSQL {self.name} could not {what}{ended}"
-        if "No space left on device" in text:
-            message += f": the disk of {self._data} is full, free some space"
-        elif "Read-only file system" in text:
-            message += f": {self._data} is on a file system that is mounted read-only"
-        return f"{message}\n{text}"
-
-
-async def _uncut(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """`function` in a thread; a cancelled caller waits for it, so that what it made can be undone."""
-    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
+            if (place := self._place) is not None:
+                await asyncio.to_thread(pgdata.clear_stale, place.data)
+                await asyncio.to_thread(pgdata.remove_socket_folder, place.data, place.account)
 
 
 class _PortTaken(Exception):

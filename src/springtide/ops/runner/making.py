@@ -1,0 +1,156 @@
+"""Make the data folder of one node: by initdb, as a copy of a running server, or by rewinding a diverged one.
+
+Initdb and base backup work in a staging folder and are renamed when they are complete, so whatever cuts them
+off leaves nothing that could be taken for a database. A rewind changes the folder in place: beforehand it is
+noted that only a new copy helps if it does not come to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from springtide.errors import RunnerError
+from springtide.ops.runner import logs, pgdata, processes, psql, standby
+from springtide.ops.runner.accounts import Account
+from springtide.ops.runner.installs import Install
+from springtide.ops.runner.standby import Upstream
+
+__all__ = ["Place", "copy", "initialise", "rewind", "uncut"]
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOG_LINES = 15
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One node's data and what works on it."""
+
+    node: str
+    data: Path
+    account: Account
+    install: Install
+    password: str
+    log: Path
+    durable: bool
+
+    async def run(self, what: str, arguments: list[str], **variables: str) -> None:
+        """Run one of PostgreSQL's programs; RunnerError with the end of its output when it fails."""
+        begin = await asyncio.to_thread(self.log_size)
+        env = {**ENVIRONMENT, **variables}
+        status = await processes.run(arguments, log=self.log, env=env, account=self.account.switch)
+        if status != 0:
+            raise RunnerError(await self.failure(what, begin, status))
+
+    def log_size(self) -> int:
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    async def failure(self, what: str, begin: int, status: int | None) -> str:
+        """A sentence with the last lines that came to the log, and with what to do if known."""
+        text = await asyncio.to_thread(logs.tail, self.log, LOG_LINES, begin=begin)
+        ended = "" if status is None else f" (exit status {status})"
+        message = f"PostgreSQL {self.node} could not {what}{ended}"
+        if "No space left on device" in text:
+            message += f": the disk of {self.data} is full, free some space"
+        elif "Read-only file system" in text:
+            message += f": {self.data} is on a file system that is mounted read-only"
+        return f"{message}\n{text}"
+
+
+async def initialise(place: Place) -> None:
+    """A new, empty database."""
+    try:
+        staging = await uncut(pgdata.Staging, place.data, place.account)
+        initdb = place.install.program("initdb")
+        arguments = await asyncio.to_thread(staging.arguments, initdb, place.password, durable=place.durable)
+        await place.run("make its data folder", arguments)
+        await uncut(staging.finish)
+    finally:
+        await asyncio.to_thread(pgdata.Staging.clear, place.data)
+
+
+async def ensure_slot(place: Place, upstream: Upstream) -> None:
+    """The node's slot on its upstream, which keeps the WAL that the node has not got yet."""
+    await psql.ask(
+        place.install.program("psql"),
+        "SELECT pg_create_physical_replication_slot(:'slot', true)"
+        " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = :'slot');\n",
+        who=f"PostgreSQL {upstream.node}",
+        port=upstream.port,
+        user=pgdata.SUPERUSER,
+        password=place.password,
+        timeout=10.0,
+        slot=standby.slot_name(place.node),
+    )
+
+
+async def copy(place: Place, upstream: Upstream) -> None:
+    """A base backup of `upstream` that will follow it; it replaces what is in the folder."""
+    try:
+        staging = await uncut(pgdata.Staging, place.data, place.account)
+        await asyncio.to_thread(standby.write_passfile, staging.password_file, place.password, place.account)
+        await ensure_slot(place, upstream)
+        arguments = [
+            str(place.install.program("pg_basebackup")),
+            f"--pgdata={staging.data}",
+            "--checkpoint=fast",
+            "--wal-method=stream",
+            f"--slot={standby.slot_name(place.node)}",
+            "--no-password",
+            f"--dbname={_reach(place, upstream, staging.password_file)}",
+        ]
+        if not place.durable:
+            arguments.append("--no-sync")
+        await place.run(f"copy the database of {upstream.node}", arguments)
+        await uncut(staging.finish_copy)
+        await asyncio.to_thread(standby.want_repair, place.data, None)
+    finally:
+        await asyncio.to_thread(pgdata.Staging.clear, place.data)
+
+
+async def rewind(place: Place, upstream: Upstream) -> None:
+    """Undo in the folder what `upstream` does not have, then follow it; by a new copy where that fails."""
+    await asyncio.to_thread(standby.want_repair, place.data, "copy")
+    try:
+        passfile = place.data / standby.PASSFILE
+        await asyncio.to_thread(standby.write_passfile, passfile, place.password, place.account)
+        # A server that crashed is recovered first, by PostgreSQL in single-user mode, which no standby can.
+        await asyncio.to_thread((place.data / standby.SIGNAL).unlink, missing_ok=True)
+        arguments = [
+            str(place.install.program("pg_rewind")),
+            f"--target-pgdata={place.data}",
+            f"--source-server={_reach(place, upstream, passfile)}",
+        ]
+        if not place.durable:
+            arguments.append("--no-sync")
+        await place.run(f"be rewound to where {upstream.node} took over", arguments)
+    except RunnerError as error:
+        _log.warning("%s; it is copied anew", error)
+        await copy(place, upstream)
+        return
+    await uncut(standby.make_standby, place.data, place.account)
+    await asyncio.to_thread(standby.want_repair, place.data, None)
+
+
+def _reach(place: Place, upstream: Upstream, passfile: Path) -> str:
+    return standby.conninfo(upstream, user=pgdata.SUPERUSER, name=place.node, passfile=passfile)
+
+
+async def uncut(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """`function` in a thread; a cancelled caller waits for it, so that what it made can be undone."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

@@ -1,0 +1,60 @@
+"""Ask a server by psql: the supervisor needs no database driver in memory for that."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+from springtide.errors import RunnerError
+
+__all__ = ["ask"]
+
+
+async def ask(
+    psql: Path,
+    sql: str,
+    *,
+    who: str,
+    port: int,
+    user: str,
+    password: str,
+    dbname: str = "postgres",
+    timeout: float = 30.0,
+    **variables: str,
+) -> str:
+    """Run `sql` on 127.0.0.1 and return its unaligned rows; `:'name'` inserts a variable, quoted.
+
+    Raises RunnerError, beginning with `who`, when the server refuses, or does not answer within `timeout`.
+    """
+    command = [str(psql), "-XAtq", "-v", "ON_ERROR_STOP=1"]
+    for key, value in variables.items():
+        command += ["-v", f"{key}={value}"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(port),
+            "PGUSER": user,
+            "PGPASSWORD": password,
+            "PGDATABASE": dbname,
+            "PGCONNECT_TIMEOUT": str(max(2, round(timeout))),
+            "PGAPPNAME": "springtide-runner",
+            "LC_ALL": "C",
+        },
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(sql.encode()), timeout)
+    except TimeoutError:
+        raise RunnerError(f"{who} did not answer within {timeout:g} s") from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise RunnerError(f"{who}: {err.decode(errors='replace').strip()}")
+    return out.decode().strip()

@@ -1,0 +1,140 @@
+"""What makes a data folder a standby: whom it follows, its slot there, its signal file, its repairs.
+
+A folder with `standby.signal` never becomes a primary by being started. A folder that must be repaired before
+it may be opened again has a note beside it, `.repair-<node>`: "rewind" when it may hold what its upstream
+does not (it was primary, or was ahead when another became primary), "copy" when only a new base backup helps,
+because a rewind was cut off. The note lies outside, for a rewind removes what its source does not have.
+Synchronous and short, as in pgdata.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from springtide.ops.runner.accounts import Account
+
+__all__ = ["Upstream", "is_standby", "make_standby", "repair_wanted", "settings", "slot_name", "want_repair"]
+
+SLOT_PREFIX = "springtide_"
+SIGNAL = "standby.signal"
+PASSFILE = "springtide.pass"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The server that a standby follows: its node, whose password counts, and its port on 127.0.0.1."""
+
+    node: str
+    port: int
+
+
+def slot_name(node: str) -> str:
+    """The replication slot of `node` on whichever server it follows; different nodes, different slots."""
+    plain = re.sub(r"[^a-z0-9_]", "_", node.lower())
+    if plain.replace("_", "-") == node and len(plain) <= 40:
+        return SLOT_PREFIX + plain
+    return f"{SLOT_PREFIX}{plain[:40]}_{hashlib.sha256(node.encode()).hexdigest()[:8]}"
+
+
+def conninfo(upstream: Upstream, *, user: str, name: str, passfile: Path) -> str:
+    """How libpq reaches `upstream`; the password is in `passfile`, which only the server's account reads."""
+    values = {
+        "host": "127.0.0.1",
+        "port": str(upstream.port),
+        "user": user,
+        "dbname": "postgres",
+        "application_name": name,
+        "connect_timeout": "5",
+        "passfile": str(passfile),
+    }
+    escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in values.items()}
+    return " ".join(f"{key}='{value}'" for key, value in escaped.items())
+
+
+def settings(
+    node: str, data: Path, upstream: Upstream | None, *, user: str, confirming: Sequence[str] = ()
+) -> str:
+    """What springtide.conf says about replication; all of it changes with a reload.
+
+    `confirming`: nodes of which one must have a commit on its disk before it is acknowledged; () = nobody.
+    """
+    lines = ["", "# Replication. A standby that lost its upstream asks again after this time."]
+    lines.append("wal_retrieve_retry_interval = '500ms'")
+    names = ", ".join(f'"{name}"' for name in confirming)
+    lines.append(f"synchronous_standby_names = {_quoted(f'ANY 1 ({names})' if names else '')}")
+    if upstream is not None:
+        reach = conninfo(upstream, user=user, name=node, passfile=data / PASSFILE)
+        lines.append(f"primary_conninfo = {_quoted(reach)}")
+        lines.append(f"primary_slot_name = {_quoted(slot_name(node))}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    """As a string of postgresql.conf, which also knows escapes by backslash."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def write_passfile(path: Path, password: str, account: Account) -> None:
+    """Replace `path`, readable by `account` only."""
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"127.0.0.1:*:*:*:{escaped}\n")
+    account.own(temporary)
+    temporary.replace(path)
+
+
+def is_standby(data: Path) -> bool:
+    return (data / SIGNAL).exists()
+
+
+def make_standby(data: Path, account: Account) -> None:
+    """From now on `data` follows; also a running server's next start does."""
+    signal = data / SIGNAL
+    if not signal.exists():
+        signal.touch(mode=0o600)
+        account.own(signal)
+        _sync(data)
+
+
+def _note(data: Path) -> Path:
+    return data.parent / f".repair-{data.name}"
+
+
+def repair_wanted(data: Path) -> str | None:
+    """How `data` must be repaired before it may be opened: "rewind", "copy", or not at all."""
+    try:
+        text = _note(data).read_text().strip()
+    except FileNotFoundError:
+        return None
+    return text if text == "rewind" else "copy"
+
+
+def want_repair(data: Path, how: str | None) -> None:
+    """Note that `data` must be repaired ("rewind" or "copy"), or that it is (None); on the disk at return."""
+    note = _note(data)
+    if how is None:
+        note.unlink(missing_ok=True)
+    else:
+        temporary = note.with_name(f"{note.name}.{secrets.token_hex(4)}")
+        with temporary.open("w") as file:
+            file.write(how + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(note)
+    _sync(note.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

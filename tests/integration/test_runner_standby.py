@@ -1,0 +1,265 @@
+"""The embedded PostgreSQL as a streaming replica: copied, followed, adopted, promoted, rewound."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.servers import scratch
+
+from springtide.errors import RunnerError
+from springtide.ops.runner import pgdata, standby
+from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.ops.runner.standby import Upstream, slot_name
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    made = scratch("springtide-standby-")
+    yield made / "home"
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+async def primary(home: Path) -> AsyncIterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres("db", home=home, durable=False)
+    await server.start()
+    await server.query("create table kept (id int); insert into kept values (1)")
+    yield server
+    await server.stop()
+
+
+def following(primary: EmbeddedPostgres, name: str = "r1") -> EmbeddedPostgres:
+    follows = Upstream(primary.name, primary.port)
+    return EmbeddedPostgres(name, home=primary.home, follows=follows, durable=False)
+
+
+async def until(condition: Callable[[], Awaitable[object]], *, seconds: float = 30.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def has(server: EmbeddedPostgres, rows: str) -> bool:
+    return await server.query("select string_agg(id::text, ' ' order by id) from kept") == rows
+
+
+async def test_a_replica_follows(primary: EmbeddedPostgres) -> None:
+    """It has what was there and what comes; it takes no writes; its slot is active on the primary."""
+    replica = following(primary)
+    await replica.start()
+    try:
+        assert await has(replica, "1")
+        await primary.query("insert into kept values (2)")
+        await until(lambda: has(replica, "1 2"))
+        with pytest.raises(RunnerError, match="read-only transaction"):
+            await replica.query("insert into kept values (3)")
+        said = await primary.query(
+            "select slot_name, active, application_name from pg_replication_slots"
+            " join pg_stat_replication on pid = active_pid"
+        )
+        assert said == f"{slot_name('r1')}|t|r1"
+    finally:
+        await replica.stop()
+
+
+async def test_its_password_is_private(primary: EmbeddedPostgres) -> None:
+    """The cluster's password is in files of the owner only, and on no command line or setting."""
+    replica = following(primary)
+    await replica.start()
+    try:
+        secret = (primary.home / "secrets" / "db.password").read_text().strip()
+        assert (primary.home / "secrets" / "r1.password").read_text().strip() == secret
+        assert secret not in await replica.query("show primary_conninfo")
+        for file in (replica.data / standby.PASSFILE, primary.home / "secrets" / "r1.password"):
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    finally:
+        await replica.stop()
+
+
+async def test_a_replica_is_adopted(primary: EmbeddedPostgres) -> None:
+    """A second owner of the home takes the running replica over, and it goes on following."""
+    first, second = following(primary), following(primary)
+    await first.start()
+    await second.start()
+    try:
+        assert (second.adopted, second.pid) == (True, first.pid)
+        await primary.query("insert into kept values (2)")
+        await until(lambda: has(second, "1 2"))
+    finally:
+        await second.stop()
+        await first.stop()
+
+
+async def test_a_replica_is_never_opened_as_a_primary(primary: EmbeddedPostgres) -> None:
+    """Whoever takes its folder for a primary's is refused; also while it runs, which ends it."""
+    replica = following(primary)
+    await replica.start()
+    wrong = EmbeddedPostgres("r1", home=primary.home, durable=False)
+    with pytest.raises(RunnerError, match="it can only follow"):
+        await wrong.start()
+    assert await asyncio.to_thread(pgdata.servers, replica.data) == []
+    await replica.stop()
+
+
+async def test_it_finds_a_primary_that_moved(primary: EmbeddedPostgres) -> None:
+    """With a reload, without a restart, a replica follows its primary to another port."""
+    replica = following(primary)
+    await replica.start()
+    try:
+        pid = replica.pid
+        await primary.stop()
+        primary._port = None
+        await primary.start()
+        await primary.query("insert into kept values (2)")
+        replica.follows = Upstream("db", primary.port)
+        await replica.reload()
+        await until(lambda: has(replica, "1 2"))
+        assert replica.pid == pid
+    finally:
+        await replica.stop()
+
+
+async def test_promotion_and_return_of_the_old_primary(primary: EmbeddedPostgres) -> None:
+    """The promoted replica takes writes on a new timeline; the old primary, which has rows that nobody else
+    got, is fenced, rewound and follows without them."""
+    replica = following(primary)
+    await replica.start()
+    try:
+        await replica.stop()  # so that it misses what comes now
+        await primary.query("insert into kept values (2)")
+        await primary.fence()
+        await primary.stop()
+        await replica.start()
+        await replica.promote()
+        await replica.query("insert into kept values (3)")
+        assert await replica.query("select timeline_id from pg_control_checkpoint()") == "2"
+        with pytest.raises(RunnerError, match="it can only follow"):
+            await primary.start()
+        primary.follows = Upstream("r1", replica.port)
+        await primary.start()
+        await until(lambda: has(primary, "1 3"))
+        assert "pg_rewind: Done!" in (primary.home / "logs" / "db.log").read_text()  # and no copy
+        assert await asyncio.to_thread(standby.repair_wanted, primary.data) is None
+    finally:
+        await replica.stop()
+
+
+async def test_a_rewind_that_was_cut_off_is_followed_by_a_copy(primary: EmbeddedPostgres) -> None:
+    """A folder that a rewind may have half changed is not opened: it is copied anew."""
+    replica = following(primary)
+    await replica.start()
+    await replica.stop()
+    (replica.data / "base").rename(replica.data / "lost")  # what a cut-off rewind may leave: anything
+    await asyncio.to_thread(standby.want_repair, replica.data, "copy")
+    await replica.start()
+    try:
+        assert await has(replica, "1") and not (replica.data / "lost").exists()
+        assert await asyncio.to_thread(standby.repair_wanted, replica.data) is None
+    finally:
+        await replica.stop()
+
+
+async def test_a_rewind_that_cannot_work_becomes_a_copy(primary: EmbeddedPostgres) -> None:
+    """A folder of another database cannot be rewound: it is replaced by a base backup."""
+    stranger = EmbeddedPostgres("r1", home=primary.home, durable=False)
+    await stranger.start()
+    await stranger.stop()
+    replica = following(primary)
+    await replica.start()
+    try:
+        assert await has(replica, "1")
+    finally:
+        await replica.stop()
+
+
+COPY = """
+import asyncio, sys
+from pathlib import Path
+from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.ops.runner.standby import Upstream
+async def main():
+    follows = Upstream("db", int(sys.argv[2]))
+    await EmbeddedPostgres("r1", home=Path(sys.argv[1]), follows=follows, durable=False).start()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["begun", "copying"])
+async def test_a_killed_base_backup_leaves_nothing(primary: EmbeddedPostgres, moment: str) -> None:
+    """kill -9 of the supervisor while it copies: no half database; the next start makes a whole one."""
+    await primary.query("create table big as select g, repeat('x', 500) t from generate_series(1, 60000) g")
+    data = primary.home / "data"
+    child = await asyncio.to_thread(
+        subprocess.Popen, [sys.executable, "-c", COPY, str(primary.home), str(primary.port)]
+    )
+
+    async def copying() -> bool:
+        files = await asyncio.to_thread(lambda: list(data.glob(".new-r1-*/data/*")))
+        return bool(files) if moment == "copying" else bool(list(data.glob(".new-r1-*")))
+
+    try:
+        await until(copying)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        await asyncio.to_thread(child.wait)
+    assert not (data / "r1" / "PG_VERSION").exists()
+    replica = following(primary)
+    await replica.start()
+    try:
+        assert await replica.query("select count(*) from big") == "60000"
+        assert sorted(path.name for path in data.iterdir()) == ["db", "r1"]
+    finally:
+        await replica.stop()
+    assert await primary.query("select count(*) from pg_replication_slots") == "1"
+
+
+async def test_a_cancelled_base_backup_leaves_nothing(primary: EmbeddedPostgres) -> None:
+    """Stopped at several moments of its first start: no process, no staging folder; then it starts well."""
+    data = primary.home / "data"
+    for delay in (0.05, 0.15, 0.3, 0.6):
+        replica = following(primary)
+        starting = asyncio.ensure_future(replica.start())
+        await asyncio.wait([starting], timeout=delay)
+        await replica.stop()
+        await asyncio.wait([starting])
+        assert [path.name for path in data.iterdir() if path.name.startswith(".")] == []
+        assert await asyncio.to_thread(pgdata.servers, data / "r1") == []
+    await replica.start()
+    await replica.stop()
+
+
+async def test_a_primary_that_cannot_be_reached_is_named(primary: EmbeddedPostgres) -> None:
+    """Without its upstream a new replica cannot be made; nothing is left of the attempt."""
+    replica = EmbeddedPostgres("r1", home=primary.home, follows=Upstream("db", 1), durable=False)
+    with pytest.raises(RunnerError, match="PostgreSQL db"):
+        await replica.start()
+    assert sorted(path.name for path in (primary.home / "data").iterdir()) == ["db"]
+
+
+def test_slots_of_different_nodes_differ() -> None:
+    """Whatever nodes are called: a legal name of a slot, and never the same one twice."""
+    names = ["db", "DB", "Db", "a-b", "a--b", "replica-1", "x" * 80, "x" * 81, "a_b"]
+    slots = [slot_name(name) for name in names]
+    assert len(set(slots)) == len(names)
+    assert all(
+        len(slot) <= 63 and set(slot) <= set("abcdefghijklmnopqrstuvwxyz0123456789_") for slot in slots
+    )
+    assert slot_name("replica-1") == "springtide_replica_1"
+
+
+def test_settings_are_quoted(tmp_path: Path) -> None:
+    """A folder with quotes, backslashes and blanks, and a node in capitals, come through both levels."""
+    data = Path(r"/it's a \ folder")
+    text = standby.settings("r1", data, Upstream("db", 5), user="s", confirming=("R-1", "b"))
+    assert """synchronous_standby_names = 'ANY 1 ("R-1", "b")'""" in text
+    assert r"passfile=''/it\\''s a \\\\ folder/springtide.pass''" in text
+    assert "synchronous_standby_names = ''" in standby.settings("db", tmp_path, None, user="s")
