@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 __all__ = [
     "CausalityToken",
@@ -24,6 +24,7 @@ __all__ = [
     "Part",
     "Position",
     "Priority",
+    "Recall",
     "RequestContext",
     "Trace",
     "activate",
@@ -126,38 +127,82 @@ class Position(NamedTuple):
     lsn: int
 
 
+UNREACHABLE_EPOCH = 2**32 - 1
+"""The greatest timeline that PostgreSQL could count to; no server is on it."""
+
+PINNED = "*"
+
 _POSITION = re.compile(r"([^:,]{1,128}):([0-9]{1,10}):([0-9A-F]{1,16})")
 
 
 class CausalityToken:
-    """What a session has seen: cluster -> position. It only ever grows (merged by maximum)."""
+    """What a session has seen: cluster -> position. It only ever grows (merged by maximum).
 
-    __slots__ = ("_positions",)
+    written: this request itself committed something (`wrote`); a position that was only read does not say so.
+    pinned:  not all that the session has seen is known, so only the primaries are sure to have it.
+    """
+
+    __slots__ = ("_positions", "grown", "pinned", "written")
 
     def __init__(self, positions: Mapping[str, Position] | None = None) -> None:
         self._positions: dict[str, Position] = dict(positions or {})
+        self.pinned = False
+        self.written = False
+        self.grown = 0
+        """How often a position was added or raised: equal numbers mean that nothing changed in between."""
 
     def observe(self, cluster: str, position: Position) -> None:
+        """The session has seen what the cluster had at `position`."""
         known = self._positions.get(cluster)
         if known is None or position > known:
             self._positions[cluster] = position
+            self.grown += 1
+
+    def wrote(self, cluster: str, position: Position) -> None:
+        """The session has committed, and `position`, read after the commit, covers it."""
+        self.observe(cluster, position)
+        self.written = True
 
     def merge(self, other: CausalityToken) -> None:
         for cluster, position in other._positions.items():
             self.observe(cluster, position)
+        self.pinned = self.pinned or other.pinned
+        self.written = self.written or other.written
 
     def position(self, cluster: str) -> Position | None:
-        return self._positions.get(cluster)
+        """What a server has to have; of a pinned token a position that no replica ever reaches."""
+        known = self._positions.get(cluster)
+        if self.pinned:
+            return Position(UNREACHABLE_EPOCH, known.lsn if known is not None else 0)
+        return known
+
+    @property
+    def positions(self) -> Mapping[str, Position]:
+        return self._positions
+
+    def covers(self, other: CausalityToken) -> bool:
+        """Whether this one has every position of `other`, or a later one."""
+        return all(
+            (known := self._positions.get(cluster)) is not None and known >= position
+            for cluster, position in other._positions.items()
+        )
 
     def encode(self) -> str:
-        """`main:1:16B3748,other:1:0`: cluster, epoch and hexadecimal log position; sorted by cluster."""
-        return ",".join(f"{name}:{p.epoch}:{p.lsn:X}" for name, p in sorted(self._positions.items()))
+        """`main:1:16B3748,other:1:0`: cluster, epoch and hexadecimal log position; sorted by cluster.
+
+        A pinned token ends with the part `*`. Whether it was written is of one request and is left out.
+        """
+        parts = [f"{name}:{p.epoch}:{p.lsn:X}" for name, p in sorted(self._positions.items())]
+        return ",".join([*parts, PINNED] if self.pinned else parts)
 
     @classmethod
     def decode(cls, text: str) -> CausalityToken:
         """The inverse of `encode`. Raises ValueError naming the part that is malformed."""
         token = cls()
         for part in filter(None, text.split(",")):
+            if part == PINNED:
+                token.pinned = True
+                continue
             match = _POSITION.fullmatch(part)
             if match is None:
                 raise ValueError(f"a causality token is cluster:epoch:lsn, got {part!r}")
@@ -166,10 +211,14 @@ class CausalityToken:
         return token
 
     def __bool__(self) -> bool:
-        return bool(self._positions)
+        return self.pinned or bool(self._positions)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, CausalityToken) and self._positions == other._positions
+        return (
+            isinstance(other, CausalityToken)
+            and self._positions == other._positions
+            and self.pinned == other.pinned
+        )
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
@@ -208,9 +257,19 @@ class Trace:
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
+class Recall(Protocol):
+    """See `RequestContext.recall`. Callable at any time and by several tasks; never raises."""
+
+    async def __call__(self, context: RequestContext, /) -> None: ...
+
+
 @dataclass(slots=True)
 class RequestContext:
-    """One request, job or call. `deadline` is `Clock.monotonic()` seconds, None when unbounded."""
+    """One request, job or call. `deadline` is `Clock.monotonic()` seconds, None when unbounded.
+
+    recall: to be awaited with this context before the first session read that a replica could serve: it puts
+            into `causality` what is kept elsewhere of a client that brought no token. None: there is nothing.
+    """
 
     request_id: str = ""
     deadline: float | None = None
@@ -220,6 +279,7 @@ class RequestContext:
     attempt: int = 1
     causality: CausalityToken = field(default_factory=CausalityToken)
     ledger: Ledger = field(default_factory=Ledger)
+    recall: Recall | None = None
 
     def remaining(self, now: float) -> float | None:
         """Seconds until the deadline, never below 0; None when there is none. `now` is monotonic."""

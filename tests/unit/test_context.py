@@ -58,6 +58,40 @@ def test_a_position_of_a_later_epoch_is_later() -> None:
     assert token.position("main") == Position(2, 100)
 
 
+@given(tokens, tokens)
+def test_a_merged_token_covers_both(one: CausalityToken, other: CausalityToken) -> None:
+    """A token covers another when it has all of its positions or later ones."""
+    merged = CausalityToken.decode(one.encode())
+    merged.merge(other)
+    assert merged.covers(one) and merged.covers(other)
+    assert one.covers(other) == (merged == one)
+
+
+def test_a_token_tells_what_was_written_from_what_was_read() -> None:
+    """`grown` changes with every position that was new, `written` with the request's own commits alone."""
+    token = CausalityToken()
+    token.observe("main", Position(1, 10))
+    token.observe("main", Position(1, 9))
+    assert (token.grown, token.written) == (1, False)
+    token.wrote("main", Position(1, 9))
+    assert (token.grown, token.written) == (1, True)
+
+
+def test_a_pinned_token_asks_for_what_no_replica_has() -> None:
+    """Also of clusters that it has no position of; what is observed meanwhile is kept, and it travels."""
+    token = CausalityToken()
+    token.pinned = True
+    token.observe("main", Position(3, 10))
+    for cluster in ("main", "other"):
+        asked = token.position(cluster)
+        assert asked is not None and asked > Position(2**31, 2**64 - 1)
+    assert token.positions == {"main": Position(3, 10)}
+    assert token and CausalityToken.decode(token.encode()) == token
+    free = CausalityToken()
+    free.merge(token)
+    assert free.pinned and free.position("other") is not None
+
+
 @pytest.mark.parametrize(
     "text",
     ["main", "main:1", ":1:A", "main:1:A:2", "main:x:A", "main:1:G", "main:-1:A", "main:1:-A", "main:1_0:A",
