@@ -44,7 +44,7 @@ class Replica(PostgresServer):
     """A streaming replica of `of`; its folder is filled by the first `start`."""
 
     def __init__(self, loop: LoopThread, of: PostgresServer, **options: Any) -> None:
-        super().__init__(loop, **options)
+        super().__init__(loop, as_found=True, **options)
         self._of = of
         self._filled = False
 

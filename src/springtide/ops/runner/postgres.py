@@ -44,6 +44,7 @@ class EmbeddedPostgres:
 
     `follows`: the server of the same home that this one replicates; None = it is a primary.
     `confirming`: replicas of which one must have a commit on its disk before it is acknowledged; () = none.
+    `as_found`: open the data as it is, primary's or replica's, for those who configure replication by hand.
     `durable=False` switches fsync off: for tests, where a crash of the machine may lose the data.
     """
 
@@ -57,6 +58,7 @@ class EmbeddedPostgres:
         max_connections: int = 200,
         follows: Upstream | None = None,
         confirming: Sequence[str] = (),
+        as_found: bool = False,
         durable: bool = True,
         start_timeout: float = 60.0,
         shared: Path = SHARED,
@@ -65,6 +67,8 @@ class EmbeddedPostgres:
     ) -> None:
         if not name or "/" in name or name.startswith("."):
             raise ValueError(f"name must be a plain file name, got {name!r}")
+        if as_found and follows is not None:
+            raise ValueError(f"as_found must be False for a server that follows, got {follows}")
         if start_timeout <= 0:
             raise ValueError(f"start_timeout must be > 0 seconds, got {start_timeout}")
         self.name = name
@@ -76,6 +80,7 @@ class EmbeddedPostgres:
         self._platform = platform
         self._wanted_port = port
         self._max_connections = max_connections
+        self._as_found = as_found
         self._durable = durable
         self._start_timeout = start_timeout
         self._shared = shared
@@ -248,7 +253,8 @@ class EmbeddedPostgres:
         """Make the data folder, or what a replica's lacks to follow; refuse a replica's as a primary's."""
         repair = await asyncio.to_thread(standby.repair_wanted, place.data)
         if self.follows is None:
-            if repair is not None or await asyncio.to_thread(standby.is_standby, place.data):
+            follows = not self._as_found and await asyncio.to_thread(standby.is_standby, place.data)
+            if follows or repair is not None:
                 raise RunnerError(
                     f"the data of node {self.name} in {place.data} is a replica's, or that of a primary that "
                     "was replaced: it can only follow"
@@ -275,7 +281,7 @@ class EmbeddedPostgres:
         usable = self._wanted_port in (None, found.port) and found.status == "ready"
         # A replaced primary that still runs, or a replica that is to be repaired, is no server to adopt.
         follows = await asyncio.to_thread(standby.is_standby, data)
-        usable = usable and follows == (self.follows is not None)
+        usable = usable and (self._as_found or follows == (self.follows is not None))
         usable = usable and await asyncio.to_thread(standby.repair_wanted, data) is None
         if usable and not await asyncio.to_thread(processes.suspended, found.pid):
             try:
