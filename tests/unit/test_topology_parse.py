@@ -93,6 +93,7 @@ shards = ["missing"]
         ("[clusters.second]", "line 4: clusters.second.primary: is required"),
         ("[clusters.main]\nreplicas = ['db']", "must not list the cluster's primary"),
         ("[clusters.b]\nprimary = 'db'\ndbname = 'main'", "uses database 'main' on node db already"),
+        ("[databases.d]\nshards = ['main']\ndurability = 'quorum'", "needs a replica that confirms commits"),
         ("[databases.default]\nshards = []", "must name 1 to 1024 clusters"),
         ("[databases.default]\nshards = ['main', 'main']", "must not be listed twice"),
         ("[databases.default]\nshards = 'main'", 'must be a list of strings, got "main"'),

@@ -188,6 +188,9 @@ def _databases(topology: Topology) -> Iterator[TopologyFault]:
         for shard in database.shards:
             if shard not in topology.clusters:
                 yield _fault(key, shard, _missing("cluster", shard, topology.clusters))
+            elif database.durability == "quorum" and not topology.clusters[shard].replicas:
+                rule = f"needs a replica that confirms commits: give clusters.{shard}.replicas one"
+                yield _fault(f"databases.{name}.durability", database.durability, rule)
 
 
 def _pool(topology: Topology) -> Iterator[TopologyFault]:

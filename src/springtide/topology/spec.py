@@ -214,6 +214,16 @@ class Cluster(Checked):
             rule=matching(r"[A-Za-z_][A-Za-z0-9_-]{0,62}", "must be letters, digits, _ and -, at most 63"),
         ),
     ] = None
+    failover: Annotated[
+        str,
+        Key(
+            says="who replaces a dead primary that the runner started: the runner, or `replicas promote`",
+            rule=one_of(("auto", "manual")),
+        ),
+    ] = "auto"
+    failover_after: Annotated[
+        float, Key(says="a primary counts as dead when it was silent for", unit="s", rule=above(0))
+    ] = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +234,13 @@ class DatabaseSpec(Checked):
     shards: Annotated[
         tuple[str, ...], Key(says="clusters, in the order of even bucket ranges", rule=each(NAME))
     ]
+    durability: Annotated[
+        str,
+        Key(
+            says="a commit is acknowledged when the primary has it, or when one replica has it too",
+            rule=one_of(("async", "quorum")),
+        ),
+    ] = "async"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
