@@ -61,14 +61,15 @@ class Part(enum.StrEnum):
 
 
 class Entry:
-    """Seconds, calls and rows added up under one label."""
+    """Seconds, calls and rows added up under one label; `sites` is where repeated statements came from."""
 
-    __slots__ = ("calls", "rows", "seconds")
+    __slots__ = ("calls", "rows", "seconds", "sites")
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.calls = 0
         self.rows = 0
+        self.sites: dict[str, int] | None = None
 
     def __repr__(self) -> str:
         return f"Entry(seconds={self.seconds:.6f}, calls={self.calls}, rows={self.rows})"
@@ -87,7 +88,8 @@ class Ledger:
         self._parts: dict[Part, Entry] = {}
         self._labels: dict[Part, dict[str, Entry]] = {}
 
-    def add(self, part: Part, seconds: float, label: str | None = None, rows: int = 0) -> None:
+    def add(self, part: Part, seconds: float, label: str | None = None, rows: int = 0) -> Entry:
+        """Add to the part and, where there is a label, to its entry, which is returned (else the part's)."""
         entry = self._parts.get(part)
         if entry is None:
             entry = self._parts[part] = Entry()
@@ -95,7 +97,7 @@ class Ledger:
         entry.calls += 1
         entry.rows += rows
         if label is None:
-            return
+            return entry
         labels = self._labels.get(part)
         if labels is None:
             labels = self._labels[part] = {}
@@ -107,6 +109,7 @@ class Ledger:
         entry.seconds += seconds
         entry.calls += 1
         entry.rows += rows
+        return entry
 
     @property
     def parts(self) -> Mapping[Part, Entry]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from springtide import _lifespan
 from springtide.clock import Clock, SystemClock
 from springtide.db import Database, ShardMap, idempotency
+from springtide.db.insight import Insight
 from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
 from springtide.errors import ConfigurationError, MigrationError
@@ -94,6 +95,13 @@ class Platform:
         self._tokens: AccessTokens | None = None
         self._identity: list[Service] = []
         self._group: Group | None = None
+        self.insight = Insight(
+            folder=self._home / "run" / "statements",
+            node=os.environ.get("SPRINGTIDE_NODE"),
+            slow_statement=topology.telemetry.slow_statement,
+            clock=self.clock,
+            sink=self.sink,
+        )
         self.pools: Mapping[str, Pool] = {name: self._pool(name) for name in topology.clusters}
         for cluster, pool in self.pools.items():
             metrics.watch_pool(cluster, pool.stats, max_size=topology.pool.size)
@@ -211,7 +219,7 @@ class Platform:
             implementations = (self._registry.implementation(module.name) for module in self.modules)
             lively = [made for made in implementations if _is_service(made)]
             pools = self.pools.values()
-            parts = [self._monitor, *pools, migrations, self._bell, *self._identity, *lively]
+            parts = [self._monitor, self.insight, *pools, migrations, self._bell, *self._identity, *lively]
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
 
@@ -337,6 +345,7 @@ class Platform:
             max_age=spec.max_age,
             clock=self.clock,
             sink=self.sink,
+            insight=self.insight,
         )
 
     def _database(self, module: Module) -> Database:

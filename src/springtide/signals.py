@@ -29,6 +29,8 @@ __all__ = [
     "Signal",
     "Sink",
     "StatementFinished",
+    "StatementRepeated",
+    "StatementSlow",
     "TaskFailed",
 ]
 
@@ -87,6 +89,27 @@ class StatementFinished:
     seconds: float
     rows: int
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatementRepeated:
+    """One request has run `statement` `calls` times until now, most of them from `site` (N+1)."""
+
+    cluster: str
+    statement: str
+    calls: int
+    site: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatementSlow:
+    """A statement took as long as is told; `plan` is that of the same one asked again, None without one."""
+
+    cluster: str
+    statement: str
+    seconds: float
+    plan: str | None
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +210,8 @@ Signal = (
     | ConnectionOpened
     | ConnectionClosed
     | StatementFinished
+    | StatementRepeated
+    | StatementSlow
     | RequestFinished
     | JobFinished
     | JobsMeasured

@@ -27,6 +27,8 @@ from springtide.signals import (
     ServiceChanged,
     SessionChanged,
     StatementFinished,
+    StatementRepeated,
+    StatementSlow,
     TaskFailed,
 )
 from springtide.telemetry.loop import LoopMonitor
@@ -58,6 +60,8 @@ def request(
 def everything(sink: MetricsSink) -> None:
     sink.emit(request())
     sink.emit(StatementFinished("main", "select 1", 0.002, 5, "57014"))
+    sink.emit(StatementSlow("main", "select 1", 1.5, None, "r"))
+    sink.emit(StatementRepeated("main", "select 1", 9, "store.py:3 find"))
     sink.emit(PoolWaited("main", "normal", 0.01, "acquired"))
     sink.emit(ConnectionOpened("main", 0.005))
     sink.emit(ConnectionClosed("main", "aged", 100.0))

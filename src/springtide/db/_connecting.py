@@ -60,6 +60,10 @@ class Connector:
         self.hopeless = False
         self.pause = 0.0
 
+    def address(self) -> str:
+        """Where it connects to now."""
+        return self._dsn
+
     async def attempt(self, generation: int) -> Link | None:
         """Connect, within CONNECT_TIMEOUT; None when it failed."""
         try:

@@ -27,11 +27,22 @@ from springtide.errors import DatabaseUnavailable, DeadlineExceeded, RoleChanged
 from springtide.signals import Sink, StatementFinished
 
 if TYPE_CHECKING:
+    from springtide.db.insight import StatementTable
+
     RawConnection = asyncpg.Connection[asyncpg.Record]
 else:
     RawConnection = asyncpg.Connection
 
-__all__ = ["ASYNCPG_ERRORS", "CONNECTION_ERRORS", "Link", "Operation", "RawConnection", "bucket", "open_link"]
+__all__ = [
+    "ASYNCPG_ERRORS",
+    "CONNECTION_ERRORS",
+    "Link",
+    "Operation",
+    "RawConnection",
+    "bucket",
+    "is_local",
+    "open_link",
+]
 
 Operation = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -86,7 +97,7 @@ def _decode_jsonb(data: bytes) -> Any:
     return _decode_json(memoryview(data)[1:])
 
 
-def _is_local(dsn: str) -> bool:
+def is_local(dsn: str) -> bool:
     """True when the server is on this machine and the URL does not speak of TLS.
 
     asyncpg would try TLS first, and read the user's certificates from disk in the event loop for it.
@@ -114,7 +125,7 @@ async def open_link(
         connection_class=_Wire,
         server_settings=dict(server_settings),
         statement_cache_size=STATEMENTS,
-        ssl=False if _is_local(dsn) else None,
+        ssl=False if is_local(dsn) else None,
     )
     try:
         # both types are known to asyncpg, so this asks the server nothing
@@ -150,6 +161,7 @@ class Link:
         "sent",
         "sink",
         "standby_wait_ended",
+        "statements",
         "unsettled",
     )
 
@@ -182,6 +194,7 @@ class Link:
         self.committing = False
         self.sent = False
         self.standby_wait_ended = False
+        self.statements: StatementTable | None = None
         raw.add_log_listener(self._on_notice)
 
     def _on_notice(self, _: Any, message: Any) -> None:
@@ -252,8 +265,11 @@ class Link:
             raise translated from failure
         finally:
             seconds = self.monotonic() - begun
+            entry = None
             if context is not None:
-                context.ledger.add(Part.SQL, seconds, statement.label, rows)
+                entry = context.ledger.add(Part.SQL, seconds, statement.label, rows)
+            if self.statements is not None:
+                self.statements.note(statement, sql, args, seconds, rows, error, entry)
             if self.sink is not None:
                 self.sink.emit(StatementFinished(self.cluster, statement.label, seconds, rows, error))
 

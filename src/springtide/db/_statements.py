@@ -39,7 +39,7 @@ class Statement(NamedTuple):
     dirt: Dirt
 
 
-_TOKENS = re.compile(
+TOKENS = re.compile(
     r"""
       (?P<comment>--[^\n]*|/\*.*?\*/)
     | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$ | [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*')
@@ -80,7 +80,7 @@ def _mask(match: re.Match[str]) -> str:
 def describe(sql: str) -> Statement:
     """Look at `sql` once. Literals, arguments and comments never reach the label."""
     cut = len(sql) > MAX_LOOKED_AT
-    masked = _SPACE.sub(" ", _TOKENS.sub(_mask, sql[:MAX_LOOKED_AT])).strip().rstrip("; ")
+    masked = _SPACE.sub(" ", TOKENS.sub(_mask, sql[:MAX_LOOKED_AT])).strip().rstrip("; ")
     label = _ROWS.sub(r"\1", _LISTS.sub(r"\1(...)", masked))
     if len(label) > MAX_LABEL:
         mark = hashlib.blake2b(label.encode(), digest_size=4).hexdigest()

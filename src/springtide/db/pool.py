@@ -37,6 +37,7 @@ from springtide.db._recovery import RECOVERY, hang_up, recover
 from springtide.db._statements import Statements
 from springtide.db._waiting import Line, Waiter
 from springtide.db.connection import Connection
+from springtide.db.insight import Insight
 from springtide.db.transaction import Beginning
 from springtide.errors import (
     DatabaseUnavailable,
@@ -111,7 +112,8 @@ class Pool:
     `size` connections at most, `reserved` of them for critical work; `max_waiting` callers may queue, each
     for `acquire_timeout` seconds or until its deadline. A connection unused for `idle` seconds is closed
     (the last one stays); none lives longer than `max_age` seconds (jittered by 20 %).
-    `server_settings` are sent when connecting. Raises ValueError for options that cannot work.
+    `server_settings` are sent when connecting; `insight` counts the statements. Raises ValueError for options
+    that cannot work.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Pool:
         clock: Clock | None = None,
         sink: Sink | None = None,
         server_settings: Mapping[str, str] | None = None,
+        insight: Insight | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"size must be >= 1, got {size}")
@@ -158,6 +161,7 @@ class Pool:
             server_settings=server_settings or {},
         )
         self._statements = Statements()
+        self._table = insight.table(cluster, self._connector.address) if insight is not None else None
         self._open = False
         self._links: set[Link] = set()
         self._idle: deque[Link] = deque()
@@ -618,6 +622,7 @@ class Pool:
                 await self._clock.sleep(connector.pause)
             return None
         link.incident = self._incident
+        link.statements = self._table
         self._opened += 1
         self._sink.emit(ConnectionOpened(self.cluster, self._monotonic() - begun))
         return link

@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from springtide.context import Ledger, current
-from springtide.signals import RequestFinished, ServiceChanged, Signal
+from springtide.signals import RequestFinished, ServiceChanged, Signal, StatementRepeated, StatementSlow
 from springtide.telemetry._redact import MAX_TEXT, printed, redact_text, redact_value
 
 __all__ = ["Format", "JsonFormatter", "LogSink", "TextFormatter", "configure"]
@@ -104,6 +104,7 @@ class LogSink:
 
     `slow_request` seconds and more, a status of 500 and above, or an answer that was cut off is a warning
     with the ledger; `access` also writes the others, at info. Paths are logged without their query.
+    Slow statements are warnings with their plan; statements run in a loop are told at info.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class LogSink:
         self._access = access
         self._log = logger or logging.getLogger("springtide.request")
         self._services = logger or logging.getLogger("springtide.service")
+        self._database = logger or logging.getLogger("springtide.statement")
 
     def emit(self, signal: Signal) -> None:
         if isinstance(signal, RequestFinished):
@@ -123,6 +125,19 @@ class LogSink:
             level = logging.ERROR if signal.state == "failed" else logging.INFO
             extra = {"service": signal.service, "state": signal.state, "error": signal.error}
             self._services.log(level, "%s is %s", signal.service, signal.state, extra=extra)
+        elif isinstance(signal, StatementSlow):
+            self._database.warning(
+                "slow statement: %s", signal.statement,
+                extra={
+                    "cluster": signal.cluster, "seconds": round(signal.seconds, 6), "plan": signal.plan,
+                    "request": signal.request_id,
+                },
+            )  # fmt: skip
+        elif isinstance(signal, StatementRepeated):
+            self._database.info(
+                "%d times in one request: %s", signal.calls, signal.statement,
+                extra={"cluster": signal.cluster, "site": signal.site},
+            )  # fmt: skip
 
     def _request(self, signal: RequestFinished) -> None:
         slow = signal.seconds >= self._slow_request

@@ -30,6 +30,8 @@ from springtide.signals import (
     SessionChanged,
     Signal,
     StatementFinished,
+    StatementRepeated,
+    StatementSlow,
     TaskFailed,
 )
 from springtide.telemetry._series import Series
@@ -148,6 +150,20 @@ class MetricsSink:
         self._rows = Series(
             Counter(
                 "springtide_db_statement_rows_total", "Rows returned or changed, by fingerprint.",
+                ["cluster", "statement"], registry=registry,
+            ),
+            max_series=max_statements, open_ended=(1,),
+        )  # fmt: skip
+        self._slow = Series(
+            Counter(
+                "springtide_db_slow_statements_total", "Statements that took as long as is told.",
+                ["cluster", "statement"], registry=registry,
+            ),
+            max_series=max_statements, open_ended=(1,),
+        )  # fmt: skip
+        self._repeated = Series(
+            Counter(
+                "springtide_db_repeated_statements_total", "Requests that ran one statement in a loop.",
                 ["cluster", "statement"], registry=registry,
             ),
             max_series=max_statements, open_ended=(1,),
@@ -305,6 +321,10 @@ class MetricsSink:
             self._idempotency.child(signal.module, signal.outcome).inc()
         elif isinstance(signal, SessionChanged):
             self._sessions.child(signal.event).inc(signal.count)
+        elif isinstance(signal, StatementSlow):
+            self._slow.child(signal.cluster, signal.statement[:MAX_LABEL_CHARS]).inc()
+        elif isinstance(signal, StatementRepeated):
+            self._repeated.child(signal.cluster, signal.statement[:MAX_LABEL_CHARS]).inc()
         elif isinstance(signal, PartOmitted):
             self._omitted.child(signal.part, signal.reason).inc()
 

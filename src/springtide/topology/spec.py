@@ -152,6 +152,9 @@ class TelemetrySpec(Checked):
     slow_request: Annotated[
         float, Key(says="a request slower than this is logged", unit="s", rule=above(0))
     ] = 1.0
+    slow_statement: Annotated[
+        float, Key(says="a statement slower than this is logged with its plan", unit="s", rule=above(0))
+    ] = 0.5
     log_level: Annotated[
         str, Key(says="least important level logged", rule=one_of(("debug", "info", "warning", "error")))
     ] = "info"
