@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextvars
 import enum
+import math
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 __all__ = [
+    "DOUBT",
     "CausalityToken",
+    "Consistency",
     "Entry",
     "Identity",
     "Ledger",
@@ -30,6 +33,8 @@ __all__ = [
     "activate",
     "current",
     "detached",
+    "reading",
+    "wanted_consistency",
 ]
 
 MAX_STATEMENTS = 64
@@ -123,6 +128,32 @@ class Ledger:
         return entry.seconds if entry is not None else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """How fresh a read has to be; see `springtide.db.consistency`. Use the constants or `bounded`.
+
+    `staleness` is in seconds and belongs to `bounded` alone.
+    """
+
+    level: str
+    staleness: float | None = None
+
+    STRONG: ClassVar[Consistency]
+    SESSION: ClassVar[Consistency]
+    EVENTUAL: ClassVar[Consistency]
+
+    @classmethod
+    def bounded(cls, staleness: float) -> Consistency:
+        if not (staleness > 0 and math.isfinite(staleness)):
+            raise ValueError(f"staleness must be a finite number of seconds > 0, got {staleness}")
+        return cls("bounded", staleness)
+
+
+Consistency.STRONG = Consistency("strong")
+Consistency.SESSION = Consistency("session")
+Consistency.EVENTUAL = Consistency("eventual")
+
+
 class Position(NamedTuple):
     """A place in one cluster's write-ahead log; positions of different epochs are ordered by epoch."""
 
@@ -135,7 +166,12 @@ UNREACHABLE_EPOCH = 2**32 - 1
 
 PINNED = "*"
 
-_POSITION = re.compile(r"([^:,]{1,128}):([0-9]{1,10}):([0-9A-F]{1,16})")
+DOUBT = "?"
+"""The witness that no server is: what the session has seen goes beyond its position, nobody knows how far."""
+
+NOWHERE = Position(0, 0)
+
+_POSITION = re.compile(r"([^:,]{1,128}):([0-9]{1,10}):([0-9A-F]{1,16})(?::([0-9a-f]{12}|\?))?")
 
 
 class CausalityToken:
@@ -143,16 +179,24 @@ class CausalityToken:
 
     written: this request itself committed something (`wrote`); a position that was only read does not say so.
     pinned:  not all that the session has seen is known, so only the primaries are sure to have it.
+
+    Where exactly a replica was when it answered a read, nobody knows without asking it again. So a token also
+    has a *witness* per cluster: the one run of a server whose answers the session has seen beyond its
+    position. That server may go on answering, because within one run its state only moves forward; any other
+    is asked again only when a position is known to cover all of it. Two witnesses at once are `DOUBT`.
     """
 
-    __slots__ = ("_positions", "grown", "pinned", "written")
+    __slots__ = ("_positions", "_witnesses", "grown", "pinned", "written")
 
-    def __init__(self, positions: Mapping[str, Position] | None = None) -> None:
+    def __init__(
+        self, positions: Mapping[str, Position] | None = None, witnesses: Mapping[str, str] | None = None
+    ) -> None:
         self._positions: dict[str, Position] = dict(positions or {})
+        self._witnesses: dict[str, str] = dict(witnesses or {})
         self.pinned = False
         self.written = False
         self.grown = 0
-        """How often a position was added or raised: equal numbers mean that nothing changed in between."""
+        """How often a position or a witness changed: equal numbers mean that nothing changed in between."""
 
     def observe(self, cluster: str, position: Position) -> None:
         """The session has seen what the cluster had at `position`."""
@@ -161,14 +205,33 @@ class CausalityToken:
             self._positions[cluster] = position
             self.grown += 1
 
-    def wrote(self, cluster: str, position: Position) -> None:
-        """The session has committed, and `position`, read after the commit, covers it."""
+    def saw(self, cluster: str, witness: str) -> None:
+        """The session has seen an answer of `witness` (12 hexadecimal digits: one run of one server)."""
+        known = self._witnesses.get(cluster)
+        if known != witness and known != DOUBT:
+            self._witnesses[cluster] = witness if known is None else DOUBT
+            self.grown += 1
+
+    def doubt(self, cluster: str) -> None:
+        """The session has seen more than can be said: its reads go to the primary until `cover`."""
+        self.saw(cluster, DOUBT)
+
+    def cover(self, cluster: str, position: Position) -> None:
+        """All that the session has seen of the cluster lies before `position`: no witness is needed."""
         self.observe(cluster, position)
+        if self._witnesses.pop(cluster, None) is not None:
+            self.grown += 1
+
+    def wrote(self, cluster: str, position: Position) -> None:
+        """The session has committed, and `position`, read on the primary after the commit, covers it."""
+        self.cover(cluster, position)
         self.written = True
 
     def merge(self, other: CausalityToken) -> None:
         for cluster, position in other._positions.items():
             self.observe(cluster, position)
+        for cluster, witness in other._witnesses.items():
+            self.saw(cluster, witness)
         self.pinned = self.pinned or other.pinned
         self.written = self.written or other.written
 
@@ -183,19 +246,30 @@ class CausalityToken:
     def positions(self) -> Mapping[str, Position]:
         return self._positions
 
+    @property
+    def witnesses(self) -> Mapping[str, str]:
+        return self._witnesses
+
     def covers(self, other: CausalityToken) -> bool:
-        """Whether this one has every position of `other`, or a later one."""
+        """Whether this one has every position and witness of `other`, or a later position."""
         return all(
             (known := self._positions.get(cluster)) is not None and known >= position
             for cluster, position in other._positions.items()
-        )
+        ) and all(self._witnesses.get(cluster) in (w, DOUBT) for cluster, w in other._witnesses.items())
 
     def encode(self) -> str:
         """`main:1:16B3748,other:1:0`: cluster, epoch and hexadecimal log position; sorted by cluster.
 
-        A pinned token ends with the part `*`. Whether it was written is of one request and is left out.
+        A witness is a fourth part. A pinned token ends with the part `*`. Whether it was written is of one
+        request and is left out.
         """
-        parts = [f"{name}:{p.epoch}:{p.lsn:X}" for name, p in sorted(self._positions.items())]
+        parts = []
+        for name in sorted({**self._positions, **self._witnesses}):
+            epoch, lsn = self._positions.get(name, NOWHERE)
+            witness = self._witnesses.get(name)
+            parts.append(
+                f"{name}:{epoch}:{lsn:X}" if witness is None else f"{name}:{epoch}:{lsn:X}:{witness}"
+            )
         return ",".join([*parts, PINNED] if self.pinned else parts)
 
     @classmethod
@@ -209,17 +283,22 @@ class CausalityToken:
             match = _POSITION.fullmatch(part)
             if match is None:
                 raise ValueError(f"a causality token is cluster:epoch:lsn, got {part!r}")
-            cluster, epoch, lsn = match.groups()
-            token.observe(cluster, Position(int(epoch), int(lsn, 16)))
+            cluster, epoch, lsn, witness = match.groups()
+            position = Position(int(epoch), int(lsn, 16))
+            if witness is None or position != NOWHERE:
+                token.observe(cluster, position)
+            if witness is not None:
+                token.saw(cluster, witness)
         return token
 
     def __bool__(self) -> bool:
-        return self.pinned or bool(self._positions)
+        return self.pinned or bool(self._positions) or bool(self._witnesses)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, CausalityToken)
             and self._positions == other._positions
+            and self._witnesses == other._witnesses
             and self.pinned == other.pinned
         )
 
@@ -270,6 +349,7 @@ class Recall(Protocol):
 class RequestContext:
     """One request, job or call. `deadline` is `Clock.monotonic()` seconds, None when unbounded.
 
+    consistency: how fresh its reads are unless they say otherwise themselves; None: as its databases say.
     recall: to be awaited with this context before the first session read that a replica could serve: it puts
             into `causality` what is kept elsewhere of a client that brought no token. None: there is nothing.
     """
@@ -283,6 +363,7 @@ class RequestContext:
     causality: CausalityToken = field(default_factory=CausalityToken)
     ledger: Ledger = field(default_factory=Ledger)
     recall: Recall | None = None
+    consistency: Consistency | None = None
 
     def remaining(self, now: float) -> float | None:
         """Seconds until the deadline, never below 0; None when there is none. `now` is monotonic."""
@@ -295,6 +376,30 @@ _current: contextvars.ContextVar[RequestContext | None] = contextvars.ContextVar
 
 current = _current.get
 """The context of the running request; None outside of one."""
+
+
+_consistency: contextvars.ContextVar[Consistency | None] = contextvars.ContextVar(
+    "springtide.consistency", default=None
+)
+
+
+@contextmanager
+def reading(consistency: Consistency) -> Iterator[None]:
+    """Inside the block, and in the tasks started there, reads are of this consistency unless they say
+    otherwise themselves."""
+    token = _consistency.set(consistency)
+    try:
+        yield
+    finally:
+        _consistency.reset(token)
+
+
+def wanted_consistency() -> Consistency | None:
+    """What the innermost `reading` block says, else the request; None when nobody has said anything."""
+    wanted = _consistency.get()
+    if wanted is None and (context := _current.get()) is not None:
+        return context.consistency
+    return wanted
 
 
 @contextmanager
@@ -311,4 +416,5 @@ def detached() -> contextvars.Context:
     """A copy of the caller's context without its request, for tasks that outlive it."""
     context = contextvars.copy_context()
     context.run(_current.set, None)
+    context.run(_consistency.set, None)
     return context

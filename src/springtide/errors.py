@@ -19,7 +19,9 @@
     │   ├── PoolSaturated             too many callers wait for a connection already
     │   ├── PoolClosed                the pool is stopping or was never started
     │   ├── DatabaseUnavailable       no connection to the server can be made or kept
-    │   └── MembersUnknown            nobody says which servers a cluster has now
+    │   ├── MembersUnknown            nobody says which servers a cluster has now
+    │   ├── ReplicaConflict           a replica ended a snapshot, because replay could not wait for it
+    │   └── StalenessUnknown          no server can prove that a read would be fresh enough
     ├── DatabaseError                 the database answered, and the answer is a problem
     │   ├── RoleChanged               the server stopped being a primary (SQLSTATE 25006)
     │   ├── CommitUnknown             COMMIT was sent, its outcome is not known
@@ -81,12 +83,14 @@ __all__ = [
     "PoolSaturated",
     "PoolTimeout",
     "ProcessCrashed",
+    "ReplicaConflict",
     "RoleChanged",
     "RunnerError",
     "SessionEnded",
     "SessionError",
     "SpringtideError",
     "StageNotBuilt",
+    "StalenessUnknown",
     "TopologyError",
     "TopologyFault",
     "Unavailable",
@@ -225,6 +229,14 @@ class DatabaseUnavailable(Unavailable):
 
 class MembersUnknown(Unavailable):
     """The source of a cluster's members cannot tell now which servers it has."""
+
+
+class ReplicaConflict(Unavailable):
+    """A replica ended a snapshot, because its replay could not wait for it any longer; begin it again."""
+
+
+class StalenessUnknown(Unavailable):
+    """No replica can prove that what it has is fresh enough, and the primary does not answer."""
 
 
 class DatabaseError(SpringtideError):

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from springtide.context import (
+    DOUBT,
     MAX_STATEMENTS,
     OTHER,
     CausalityToken,
+    Consistency,
     Ledger,
     Part,
     Position,
@@ -20,6 +22,8 @@ from springtide.context import (
     activate,
     current,
     detached,
+    reading,
+    wanted_consistency,
 )
 
 clusters = st.text(
@@ -28,7 +32,12 @@ clusters = st.text(
     max_size=20,
 )
 positions = st.builds(Position, st.integers(0, 10**9), st.integers(0, 2**64 - 1))
-tokens = st.dictionaries(clusters, positions, max_size=5).map(CausalityToken)
+witnesses = st.sampled_from(["0" * 12, "a1b2c3d4e5f6", DOUBT])
+tokens = st.builds(
+    CausalityToken,
+    st.dictionaries(clusters, positions.filter(lambda position: position > (0, 0)), max_size=4),
+    st.dictionaries(clusters, witnesses, max_size=2),
+)
 
 
 @given(tokens)
@@ -45,9 +54,10 @@ def test_merging_tokens_never_loses_a_position(one: CausalityToken, other: Causa
     backward.merge(one)
     assert forward == backward
     for token in (one, other):
-        for part in filter(None, token.encode().split(",")):
-            name = part.split(":")[0]
-            assert forward.position(name) >= token.position(name)  # type: ignore[operator]  # both are there
+        for name, position in token.positions.items():
+            assert forward.positions[name] >= position
+        for name, witness in token.witnesses.items():
+            assert forward.witnesses[name] in (witness, DOUBT)
 
 
 def test_a_position_of_a_later_epoch_is_later() -> None:
@@ -75,6 +85,44 @@ def test_a_token_tells_what_was_written_from_what_was_read() -> None:
     assert (token.grown, token.written) == (1, False)
     token.wrote("main", Position(1, 9))
     assert (token.grown, token.written) == (1, True)
+
+
+def test_two_witnesses_are_a_doubt_until_a_position_covers_both() -> None:
+    """Only one and the same run of a server may go on answering beyond the position."""
+    token = CausalityToken()
+    token.saw("main", "a" * 12)
+    token.saw("main", "a" * 12)
+    assert (token.witnesses, token.grown) == ({"main": "a" * 12}, 1)
+    assert token and token.position("main") is None and token.encode() == "main:0:0:aaaaaaaaaaaa"
+    token.saw("main", "b" * 12)
+    assert token.witnesses == {"main": DOUBT} and token.encode() == "main:0:0:?"
+    token.observe("main", Position(1, 5))
+    token.saw("main", "b" * 12)
+    assert token.witnesses == {"main": DOUBT}
+    token.cover("main", Position(1, 4))
+    assert (token.witnesses, token.position("main")) == ({}, Position(1, 5))
+
+
+def test_what_was_written_covers_what_was_read_before() -> None:
+    """A commit's position is the primary's, which every replica's answer came from."""
+    token = CausalityToken()
+    token.saw("main", "a" * 12)
+    token.wrote("main", Position(1, 9))
+    assert token.witnesses == {} and token.written
+
+
+def test_a_block_says_how_fresh_before_the_request_does() -> None:
+    """The innermost block counts, for the tasks in it too; what outlives the request hears of neither."""
+    assert wanted_consistency() is None
+    with activate(RequestContext(consistency=Consistency.EVENTUAL)):
+        assert wanted_consistency() is Consistency.EVENTUAL
+        with reading(Consistency.STRONG):
+            with reading(Consistency.SESSION):
+                assert wanted_consistency() is Consistency.SESSION
+            assert wanted_consistency() is Consistency.STRONG
+            assert detached().run(wanted_consistency) is None
+        assert wanted_consistency() is Consistency.EVENTUAL
+    assert wanted_consistency() is None
 
 
 def test_a_pinned_token_asks_for_what_no_replica_has() -> None:

@@ -5,36 +5,13 @@
     bounded(s)  at most `s` seconds behind
     EVENTUAL    some past state
 
-While a cluster has no replica, its primary serves all four, and each is as fresh as STRONG.
+A read is of the consistency that its call names; else of the innermost `reading` block's, the route's, the
+database's default, in this order. While a cluster has no replica, its primary serves all four, and each is
+as fresh as STRONG. Outside of a request there is no session to remember: SESSION is STRONG there.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar
+from springtide.context import Consistency, reading
 
-__all__ = ["Consistency"]
-
-
-@dataclass(frozen=True, slots=True)
-class Consistency:
-    """Use the constants or `bounded`. `staleness` is in seconds and belongs to `bounded` alone."""
-
-    level: str
-    staleness: float | None = None
-
-    STRONG: ClassVar[Consistency]
-    SESSION: ClassVar[Consistency]
-    EVENTUAL: ClassVar[Consistency]
-
-    @classmethod
-    def bounded(cls, staleness: float) -> Consistency:
-        if not (staleness > 0 and math.isfinite(staleness)):
-            raise ValueError(f"staleness must be a finite number of seconds > 0, got {staleness}")
-        return cls("bounded", staleness)
-
-
-Consistency.STRONG = Consistency("strong")
-Consistency.SESSION = Consistency("session")
-Consistency.EVENTUAL = Consistency("eventual")
+__all__ = ["Consistency", "reading"]

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from springtide.clock import Clock, SystemClock
-from springtide.context import Priority
+from springtide.context import Priority, wanted_consistency
 from springtide.db import _writing, scatter
 from springtide.db._names import identifier
 from springtide.db._writing import Enqueue, WriteTransaction
@@ -28,6 +28,7 @@ from springtide.errors import WrongShard
 
 if TYPE_CHECKING:
     from springtide.db.pool import Pool
+    from springtide.db.servers import Servers
     from springtide.db.transaction import Transaction
 
 __all__ = ["Database", "Queries", "Reader", "Snapshot"]
@@ -114,8 +115,10 @@ class Reader:
 class Database:
     """One module's tables: `name` for people, `schema` (default: the name) where they are.
 
-    `pools` maps every shard of `shards` to the pool of its cluster. `enqueue` puts jobs into this database's
-    writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused.
+    `pools` maps every shard of `shards` to the pool of its cluster's primary, `servers` those of clusters
+    that have or may get replicas to what is known of them; without it, every read is the primary's.
+    `default` is the consistency of reads for which nothing else says one. `enqueue` puts jobs into this
+    database's writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused.
     """
 
     def __init__(
@@ -125,6 +128,8 @@ class Database:
         pools: Mapping[str, Pool],
         *,
         schema: str | None = None,
+        servers: Mapping[str, Servers] | None = None,
+        default: Consistency = Consistency.SESSION,
         clock: Clock | None = None,
         enqueue: Enqueue | None = None,
     ) -> None:
@@ -135,14 +140,19 @@ class Database:
         self.schema = identifier(schema if schema is not None else name)
         self.shards = shards
         self.pools = {shard: pools[shard] for shard in shards.shards}
+        self.servers = {shard: one for shard, one in (servers or {}).items() if shard in self.pools}
+        self.default = default
         self.clock = clock or SystemClock()
         self.enqueue = enqueue
         self.ids = Ids(self.schema, shards, self.pools)
         self.reservations = Reservations(self)
 
-    def read(self, key: Key, *, consistency: Consistency = Consistency.SESSION) -> Reader:
-        """Reads on the shard of `key`. Every consistency is served by the primary while it has no replica."""
-        return Reader(self, self.shards.shard_of(key), consistency)
+    def read(self, key: Key, *, consistency: Consistency | None = None) -> Reader:
+        """Reads on the shard of `key`.
+
+        `consistency` None means what the block, the route or the database says (`springtide.db.consistency`).
+        """
+        return Reader(self, self.shards.shard_of(key), consistency or self._wanted())
 
     @asynccontextmanager
     async def write(
@@ -238,6 +248,9 @@ class Database:
     def group(self, keys: Iterable[K]) -> dict[str, list[K]]:
         """The keys by shard."""
         return self.shards.group(keys)
+
+    def _wanted(self) -> Consistency:
+        return wanted_consistency() or self.default
 
     def _everywhere(self) -> dict[str, Queries]:
         return {shard: self._queries(shard) for shard in self.shards.shards}
