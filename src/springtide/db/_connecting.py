@@ -3,6 +3,8 @@
 failures counts attempts in a row; error is the last failure, None after a success; hopeless says that
 waiting does not mend it; pause is how long to wait before the next attempt:
 min(BACKOFF * 2**(failures - 1), MAX_BACKOFF, max_pause), times a uniform factor in [0.5, 1].
+
+A standby says what it is when it is connected to (`in_hot_standby`), so leaving it costs no round trip.
 """
 
 from __future__ import annotations
@@ -47,28 +49,40 @@ class Connector:
         clock: Clock,
         sink: Sink,
         server_settings: Mapping[str, str],
+        primary_only: bool = False,
     ) -> None:
-        self._dsn = dsn
+        self.dsn: str | None = dsn
+        self._last = dsn
         self._cluster = cluster
         self._max_age = max_age
         self._max_pause = max_pause
         self._clock = clock
         self._sink = None if isinstance(sink, NullSink) else sink
         self._settings = {"application_name": "springtide", **server_settings}
+        self._primary_only = primary_only
         self.failures = 0
         self.error: BaseException | None = None
         self.hopeless = False
         self.pause = 0.0
 
     def address(self) -> str:
-        """Where it connects to now."""
-        return self._dsn
+        """Where it connects to now, or did last."""
+        return self._last
+
+    def aim(self, dsn: str | None, error: BaseException | None) -> None:
+        """Connect to `dsn` from now on; None: to nobody, because of `error`."""
+        self.dsn = dsn
+        self._last = dsn or self._last
+        self.failures = 0
+        self.error = error
+        self.hopeless = False
 
     async def attempt(self, generation: int) -> Link | None:
-        """Connect, within CONNECT_TIMEOUT; None when it failed."""
+        """Connect, within CONNECT_TIMEOUT; None when it failed. There must be a `dsn`."""
+        assert self.dsn is not None
         try:
             link = await open_link(
-                self._dsn,
+                self.dsn,
                 cluster=self._cluster,
                 timeout=CONNECT_TIMEOUT,
                 clock=self._clock,
@@ -77,6 +91,9 @@ class Connector:
                 generation=generation,
                 max_age=self._max_age * random.uniform(0.8, 1.0),  # noqa: S311 - spreads load
             )
+            if self._primary_only and link.standby:
+                link.close()
+                raise ConnectionRefusedError(f"the server of {self._cluster} is a standby")
         except (TimeoutError, *ASYNCPG_ERRORS, OSError, ValueError) as error:
             self.failures += 1
             self.error = error

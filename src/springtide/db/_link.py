@@ -207,6 +207,11 @@ class Link:
     def pid(self) -> int:
         return self.raw.get_server_pid()
 
+    @property
+    def standby(self) -> bool:
+        """True when the server has said that it is one; a pooler in between may not pass that on."""
+        return getattr(self.raw.get_settings(), "in_hot_standby", None) == "on"
+
     def looks_dead(self) -> bool:
         """True when the connection is known to be gone; asks the kernel, not the server."""
         if self.raw.is_closed():

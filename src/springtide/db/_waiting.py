@@ -19,9 +19,11 @@ __all__ = ["Line", "Waiter"]
 
 
 class Waiter:
-    """One caller that waits; whoever resolves `future` has handed a connection over."""
+    """One caller that waits, until `timer`; whoever resolves `future` has handed a connection over."""
 
-    __slots__ = ("future", "priority")
+    __slots__ = ("future", "priority", "timer")
+
+    timer: asyncio.TimerHandle
 
     def __init__(self, future: asyncio.Future[Link], priority: Priority) -> None:
         self.future = future

@@ -14,7 +14,8 @@ Nothing that may have been executed is executed twice, except reads. Connections
 queue, so a waiter takes whichever comes first, a returned or a new one.
 
 One long file, because the invariants hold over lending, returning, losing and opening together; what a
-single connection does is in `_link`, `_connecting` and `_recovery`.
+single connection does is in `_link`, `_connecting` and `_recovery`, what a change of the server means in
+`_moving`.
 """
 
 from __future__ import annotations
@@ -23,20 +24,19 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeVar
 
 import asyncpg
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import Part, Priority, current
+from springtide.db._acquiring import Acquiring, PoolStats
 from springtide.db._connecting import Connector
 from springtide.db._link import Link, Operation
+from springtide.db._moving import Moves, move
 from springtide.db._recovery import RECOVERY, hang_up, recover
 from springtide.db._statements import Statements
 from springtide.db._waiting import Line, Waiter
-from springtide.db.connection import Connection
 from springtide.db.insight import Insight
 from springtide.db.transaction import Beginning
 from springtide.errors import (
@@ -45,6 +45,7 @@ from springtide.errors import (
     PoolClosed,
     PoolSaturated,
     PoolTimeout,
+    RoleChanged,
 )
 from springtide.lifecycle import Periodic, StartStop
 from springtide.signals import ConnectionClosed, ConnectionOpened, NullSink, PoolWaited, Sink, TaskFailed
@@ -63,48 +64,6 @@ RETRIES = 5
 """Fresh connections that one statement may try, within its time, before its failure is reported."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolStats:
-    """`size` counts every open connection, `busy` those lent or recovering; opened and closed are totals."""
-
-    size: int
-    idle: int
-    busy: int
-    waiting: int
-    opened: int
-    closed: int
-    generation: int
-
-
-class Acquiring:
-    """`async with pool.acquire() as connection`."""
-
-    __slots__ = ("_connection", "_entered", "_pool", "_priority", "_timeout")
-
-    def __init__(self, pool: Pool, priority: Priority | None, timeout: float | None) -> None:
-        self._pool = pool
-        self._priority = priority
-        self._timeout = timeout
-        self._connection: Connection | None = None
-        self._entered = False
-
-    async def __aenter__(self) -> Connection:
-        if self._entered:
-            raise RuntimeError("an acquire() cannot be entered twice; call acquire() again")
-        self._entered = True
-        link = await self._pool._begin(self._priority, Link.greet, self._timeout)
-        self._connection = Connection(self._pool, link, self._pool._statements)
-        return self._connection
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._connection is not None
-        link, self._connection._lent = self._connection._lent, None
-        if link is not None:
-            self._pool._put(link)
-
-
 class Pool:
     """See the module. A lifecycle service: `start` connects once (raises `DatabaseUnavailable` if it cannot
     within `acquire_timeout`), `stop` waits a few seconds for connections still lent, then hangs up.
@@ -114,6 +73,9 @@ class Pool:
     (the last one stays); none lives longer than `max_age` seconds (jittered by 20 %).
     `server_settings` are sent when connecting; `insight` counts the statements. Raises ValueError for options
     that cannot work.
+
+    `primary_only`: a server that says it is a standby counts as one that cannot be reached. While no server
+    can be, callers wait for `outage_timeout` seconds (None: as always) or until their deadline.
     """
 
     def __init__(
@@ -131,6 +93,8 @@ class Pool:
         sink: Sink | None = None,
         server_settings: Mapping[str, str] | None = None,
         insight: Insight | None = None,
+        primary_only: bool = False,
+        outage_timeout: float | None = None,
     ) -> None:
         if size < 1:
             raise ValueError(f"size must be >= 1, got {size}")
@@ -141,12 +105,17 @@ class Pool:
         for option, seconds in (("acquire_timeout", acquire_timeout), ("idle", idle), ("max_age", max_age)):
             if not seconds > 0:
                 raise ValueError(f"{option} must be > 0 seconds, got {seconds}")
+        if outage_timeout is not None and outage_timeout < acquire_timeout:
+            raise ValueError(
+                f"outage_timeout must be >= acquire_timeout or None, got {outage_timeout} < {acquire_timeout}"
+            )
         self.name = f"pool {cluster}"
         self.cluster = cluster
         self._size = size
         self._common_size = size - reserved
         self._max_waiting = max_waiting
         self._acquire_timeout = acquire_timeout
+        self._outage_timeout = acquire_timeout if outage_timeout is None else outage_timeout
         self._idle_seconds = idle
         self._clock = clock or SystemClock()
         self._monotonic = self._clock.monotonic
@@ -159,7 +128,9 @@ class Pool:
             clock=self._clock,
             sink=self._sink,
             server_settings=server_settings or {},
+            primary_only=primary_only,
         )
+        self._moves = Moves()
         self._statements = Statements()
         self._table = insight.table(cluster, self._connector.address) if insight is not None else None
         self._open = False
@@ -290,6 +261,24 @@ class Pool:
             self._drop(self._idle.pop(), "generation")
         self._want()
 
+    def move(self, dsn: str | None) -> None:
+        """Leave the server at once and go on with the one at `dsn`; None: with none until the next move.
+
+        Every connection is broken off, also one whose statement is under way; nothing happens when `dsn` is
+        the server's already. Works in any state of the pool.
+        """
+        move(self, dsn)
+
+    @property
+    def dsn(self) -> str | None:
+        """Where the server is; None while there is none."""
+        return self._connector.dsn
+
+    def watched(self, doubt: Callable[[], None] | None) -> None:
+        """Somebody watches the server's role and will `move` this pool: `doubt` is called, in the event loop
+        and maybe often, when there is a reason to look at once. It must not raise. None: nobody does."""
+        self._moves.watcher = doubt
+
     def stats(self) -> PoolStats:
         return PoolStats(
             size=len(self._links),
@@ -313,6 +302,8 @@ class Pool:
             link = self._take(priority)
             if link is None:
                 link = await self._wait(priority, None if give_up is None else give_up - self._monotonic())
+            moves = self._moves.count
+            refused: RoleChanged | None = None
             try:
                 return await link.perform(operation, sql, args, statement)
             except DatabaseUnavailable:
@@ -320,10 +311,20 @@ class Pool:
                 attempt += 1
                 if (link.sent and not repeatable) or attempt > RETRIES:
                     raise
-                if give_up is None:
-                    give_up = self._monotonic() + self._acquire_timeout
+            except RoleChanged as error:
+                attempt += 1
+                if attempt > RETRIES or ";" in sql.rstrip("; \n"):  # of several, the first may have committed
+                    raise
+                refused = error
             finally:
                 self._put(link)
+            if give_up is None:
+                give_up = self._monotonic() + self._outage_timeout
+            if refused is not None:
+                now = self._monotonic()
+                left = context.remaining(now) if context is not None else None
+                if not await self._moves.after(moves, min(give_up - now, give_up if left is None else left)):
+                    raise refused
 
     async def _begin(
         self,
@@ -345,7 +346,7 @@ class Pool:
                 if attempt > RETRIES:
                     raise
                 if give_up is None:
-                    give_up = self._monotonic() + self._acquire_timeout
+                    give_up = self._monotonic() + self._outage_timeout
             except BaseException:
                 self._put(link)
                 raise
@@ -388,12 +389,12 @@ class Pool:
             raise PoolClosed(f"the pool of {self.cluster} is not running")
         begun = self._monotonic()
         context = current()
+        in_outage = self._outage_timeout if timeout is None else timeout
         if timeout is None:
             timeout = self._acquire_timeout
         remaining = context.remaining(begun) if context is not None else None
-        at_deadline = remaining is not None and remaining <= timeout
-        if remaining is not None and at_deadline:
-            timeout = remaining
+        if remaining is not None:
+            timeout, in_outage = min(timeout, remaining), min(in_outage, remaining)
         if len(self._line) >= self._max_waiting:
             self._sink.emit(PoolWaited(self.cluster, priority.name.lower(), 0.0, "saturated"))
             raise PoolSaturated(
@@ -402,7 +403,8 @@ class Pool:
             )
         loop = asyncio.get_running_loop()
         waiter = Waiter(loop.create_future(), priority)
-        timer = loop.call_later(max(timeout, 0.0), self._expire, waiter, timeout, at_deadline)
+        end = loop.time() + max(timeout, 0.0)
+        waiter.timer = loop.call_at(end, self._expire, waiter, timeout, in_outage - timeout, remaining)
         self._line.add(waiter)
         self._want()
         outcome = "acquired"
@@ -419,20 +421,26 @@ class Pool:
             outcome = "timeout"
             raise
         finally:
-            timer.cancel()
+            waiter.timer.cancel()
             seconds = self._monotonic() - begun
             if context is not None:
                 context.ledger.add(Part.POOL, seconds)
             self._sink.emit(PoolWaited(self.cluster, priority.name.lower(), seconds, outcome))
 
-    def _expire(self, waiter: Waiter, timeout: float, at_deadline: bool) -> None:
+    def _expire(self, waiter: Waiter, timeout: float, more: float, remaining: float | None) -> None:
+        """The end of a wait, unless there is no server: then `more` seconds are left to wait for one."""
+        cause = self._connector.error
+        if cause is not None and more > 0 and not waiter.future.done():
+            later = asyncio.get_running_loop().call_later
+            waiter.timer = later(more, self._expire, waiter, timeout + more, 0.0, remaining)
+            return
         self._line.remove(waiter)
         if waiter.future.done():
             return
         error: Exception
-        if self._connector.error is not None:
-            error = self._unavailable(self._connector.error)
-        elif at_deadline:
+        if cause is not None:
+            error = self._unavailable(cause)
+        elif remaining is not None and remaining <= timeout:
             error = DeadlineExceeded(f"waiting for a connection to {self.cluster}")
         else:
             error = PoolTimeout(
@@ -486,6 +494,7 @@ class Pool:
         elif link.demoted:
             self._drop(link, "generation")
             self.retire("the server no longer accepts writes")
+            self._moves.doubt()
         elif now >= link.expires:
             self._drop(link, "aged")
         else:
@@ -536,6 +545,7 @@ class Pool:
     def _lose(self, link: Link) -> None:
         """A connection is gone. Its siblings of the same server may be too: each is asked before use."""
         self._drop(link, "broken")
+        self._moves.doubt()
         if link.incident != self._incident or not self._open:
             return
         self._incident += 1
@@ -583,7 +593,7 @@ class Pool:
 
     def _want(self) -> None:
         """Open as many connections as there are waiters who may have one; one at a time while it fails."""
-        if not self._open or not self._line:
+        if not self._open or not self._line or self._connector.dsn is None:
             return
         critical = self._line.critical
         wanted = critical + min(len(self._line) - critical, max(self._common_size - self._common, 0))
@@ -615,6 +625,7 @@ class Pool:
         connector = self._connector
         link = await connector.attempt(self._generation)
         if link is None:
+            self._moves.doubt()
             if connector.hopeless and connector.error is not None:
                 while (waiter := self._line.pop()) is not None:
                     waiter.future.set_exception(self._unavailable(connector.error))
