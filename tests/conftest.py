@@ -5,16 +5,18 @@
 `database_urls`  two of them: the two logical shards of a test
 `own_postgres`   a factory: `own_postgres(max_connections=20)` is a server of the test's own, to be broken
 `own_cluster`    a factory: `own_cluster(replicas=2)` is a primary with replicas (tests/_cluster.py)
+`own_pooler`     a factory: `own_pooler({"main": url})` is a PgBouncer in front of them (tests/_pooler.py)
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 from tests._cluster import Cluster
+from tests._pooler import PoolerServer
 from tests._servers import (  # hooks: pytest finds them by name here
     pytest_collection_modifyitems,
     pytest_runtest_setup,
@@ -98,4 +100,19 @@ def own_cluster(_server_loop: LoopThread) -> Iterator[Callable[..., Cluster]]:
 
     yield start
     for made in clusters:
+        made.close()
+
+
+@pytest.fixture
+def own_pooler(_server_loop: LoopThread) -> Iterator[Callable[..., PoolerServer]]:
+    poolers: list[PoolerServer] = []
+
+    def start(urls: Mapping[str, str], **options: object) -> PoolerServer:
+        made = PoolerServer(_server_loop, urls, **options)
+        poolers.append(made)
+        made.start()
+        return made
+
+    yield start
+    for made in poolers:
         made.close()

@@ -6,6 +6,7 @@
     │   ├── StageNotBuilt             the topology asks for parts that do not exist yet
     │   ├── ModuleError               a module's declaration breaks its boundary
     │   ├── JobError                  a job is declared, handled or enqueued as it cannot run
+    │   ├── SessionStateRefused       a statement would leave something in a session that a pooler shares
     │   └── MigrationError            migrations on disk and in the database disagree
     ├── RunnerError                   a local process could not be started, adopted or stopped
     │   ├── ProcessCrashed            it ended before it was ready; another try may help
@@ -88,6 +89,7 @@ __all__ = [
     "RunnerError",
     "SessionEnded",
     "SessionError",
+    "SessionStateRefused",
     "SpringtideError",
     "StageNotBuilt",
     "StalenessUnknown",
@@ -161,6 +163,18 @@ class ModuleError(ConfigurationError):
 
 class JobError(ConfigurationError):
     """A job is declared, handled or enqueued in a way that it cannot run."""
+
+
+class SessionStateRefused(ConfigurationError):
+    """`what` keeps something in its session, which behind a transaction pooler somebody else has next."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        self.what = what
+        direct = "run it on a direct connection: Pool(url of the server itself)"
+        super().__init__(
+            f"{what} keeps state in its session, and behind a transaction pooler the session is somebody "
+            f"else's after each transaction: {f'{instead}, or {direct}' if instead else direct}"
+        )
 
 
 class MigrationError(ConfigurationError):

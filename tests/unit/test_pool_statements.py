@@ -126,3 +126,34 @@ def test_the_cache_of_texts_is_bounded() -> None:
     statements.get("SELECT '" + "x" * 100_000 + "'")
     assert len(statements) == MAX_CACHED
     assert statements.get("SELECT 1").label == "SELECT ?"
+
+
+@pytest.mark.parametrize(
+    ("sql", "session"),
+    [
+        ("SET LOCAL x = 1", ""),
+        ("SET TRANSACTION READ ONLY", ""),
+        ("set timezone to 'utc'", "SET"),
+        ("SELECT 1; RESET ALL", "RESET"),
+        ("SELECT set_config('a.b', $1, true)", ""),
+        ("SELECT set_config('a.b', $1, false)", "set_config"),
+        ("SELECT pg_advisory_xact_lock(1)", ""),
+        ("SELECT pg_try_advisory_lock_shared(1)", "pg_try_advisory_lock_shared"),
+        ("CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 1", ""),
+        ("CREATE LOCAL TEMPORARY TABLE t (n int) ON COMMIT DELETE ROWS", "TEMP"),
+        ("CREATE TABLE pg_temp.t (n int)", "TEMP"),
+        ("SELECT 1 INTO TEMPORARY t", "TEMP"),
+        ("DECLARE c CURSOR FOR SELECT 1", ""),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", "WITH HOLD"),
+        ("PREPARE TRANSACTION 'x'", ""),
+        ("PREPARE p AS SELECT 1", "PREPARE"),
+        ("UNLISTEN *", "UNLISTEN"),
+        ("NOTIFY news", ""),
+        ("SELECT 'SET x = 1'", ""),
+        ("UPDATE t SET x = 1", ""),
+        ("DO $$ BEGIN SET x = 1; END $$", ""),
+    ],
+)
+def test_what_a_statement_keeps_in_its_session_has_a_name(sql: str, session: str) -> None:
+    """What ends with the transaction has none, and neither has what only looks like it."""
+    assert describe(sql).session == session

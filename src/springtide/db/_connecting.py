@@ -4,6 +4,9 @@ failures counts attempts in a row; error is the last failure, None after a succe
 waiting does not mend it; pause is how long to wait before the next attempt:
 min(BACKOFF * 2**(failures - 1), MAX_BACKOFF, max_pause), times a uniform factor in [0.5, 1].
 
+Behind a pooler it connects to that one alone (`via`); `target` is then the server that the pooler leads to as
+far as is known, "" until somebody has said.
+
 A standby says what it is when it is connected to (`in_hot_standby`), so leaving it costs no round trip.
 """
 
@@ -16,7 +19,8 @@ import asyncpg
 from asyncpg import exceptions as pg
 
 from springtide.clock import Clock
-from springtide.db._link import ASYNCPG_ERRORS, Link, open_link
+from springtide.db._link import ASYNCPG_ERRORS, STATEMENTS, Link, open_link
+from springtide.db._pooled import PooledLink, never_lets_in
 from springtide.signals import NullSink, Sink
 
 __all__ = ["Connector"]
@@ -50,8 +54,12 @@ class Connector:
         sink: Sink,
         server_settings: Mapping[str, str],
         primary_only: bool = False,
+        pooled: bool = False,
+        prepared_statements: bool = True,
     ) -> None:
         self.dsn: str | None = dsn
+        self.via = dsn if pooled else None
+        self.target: str | None = "" if pooled else dsn
         self._last = dsn
         self._cluster = cluster
         self._max_age = max_age
@@ -60,6 +68,8 @@ class Connector:
         self._sink = None if isinstance(sink, NullSink) else sink
         self._settings = {"application_name": "springtide", **server_settings}
         self._primary_only = primary_only
+        self._kind = PooledLink if pooled else Link
+        self._statements = STATEMENTS if prepared_statements else 0
         self.failures = 0
         self.error: BaseException | None = None
         self.hopeless = False
@@ -90,6 +100,8 @@ class Connector:
                 server_settings=self._settings,
                 generation=generation,
                 max_age=self._max_age * random.uniform(0.8, 1.0),  # noqa: S311 - spreads load
+                kind=self._kind,
+                statements=self._statements,
             )
             if self._primary_only and link.standby:
                 link.close()
@@ -97,7 +109,7 @@ class Connector:
         except (TimeoutError, *ASYNCPG_ERRORS, OSError, ValueError) as error:
             self.failures += 1
             self.error = error
-            self.hopeless = isinstance(error, _HOPELESS)
+            self.hopeless = isinstance(error, _HOPELESS) or never_lets_in(error)
             ceiling = min(BACKOFF * 2 ** min(self.failures - 1, 10), MAX_BACKOFF, self._max_pause)
             self.pause = ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
             return None

@@ -84,6 +84,9 @@ class _Wire(RawConnection):
             self.poller = select.poll()
             self.poller.register(sock.fileno(), select.POLLIN | _GONE)
 
+    def never_switch_jit(self) -> None:
+        self._server_caps = self._server_caps._replace(jit=False)  # type: ignore[has-type]  # asyncpg's own
+
 
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
@@ -116,18 +119,24 @@ async def open_link(
     server_settings: Mapping[str, str],
     generation: int,
     max_age: float,
+    kind: type[Link],
+    statements: int = STATEMENTS,
 ) -> Link:
-    """Connect. Raises what asyncpg raises, and TimeoutError after `timeout` seconds."""
+    """Connect. `statements` are kept prepared on the server; 0: each is parsed anew, under no name.
+
+    Raises what asyncpg raises, and TimeoutError after `timeout` seconds."""
     begun = clock.monotonic()
     raw = await asyncpg.connect(
         dsn,
         timeout=timeout,
         connection_class=_Wire,
         server_settings=dict(server_settings),
-        statement_cache_size=STATEMENTS,
+        statement_cache_size=statements,
         ssl=False if is_local(dsn) else None,
     )
     try:
+        if kind.pooled:  # looking up a type, asyncpg would switch `jit` in a session that others have next
+            raw.never_switch_jit()
         # both types are known to asyncpg, so this asks the server nothing
         await raw.set_type_codec(
             "jsonb", schema="pg_catalog", format="binary", encoder=_encode_jsonb, decoder=_decode_jsonb
@@ -138,10 +147,13 @@ async def open_link(
     except BaseException:
         raw.terminate()
         raise
-    return Link(raw, cluster, clock, sink, generation, begun, begun + max_age)
+    return kind(raw, cluster, clock, sink, generation, begun, begun + max_age)
 
 
 class Link:
+    pooled = False
+    """True when the server's session is somebody else's after each transaction (see `_pooled`)."""
+
     __slots__ = (
         "broken",
         "closed",
@@ -162,6 +174,7 @@ class Link:
         "sink",
         "standby_wait_ended",
         "statements",
+        "unserved",
         "unsettled",
     )
 
@@ -193,6 +206,7 @@ class Link:
         self.demoted = False
         self.committing = False
         self.sent = False
+        self.unserved: BaseException | None = None
         self.standby_wait_ended = False
         self.statements: StatementTable | None = None
         raw.add_log_listener(self._on_notice)

@@ -13,6 +13,8 @@ belongs to a history that is over, so a COMMIT it confirms now must not count as
     a write under way, a transaction            DatabaseUnavailable: not repeated, it may have been executed
     COMMIT under way                            CommitUnknown
 
+Behind a pooler the connections go to it as before: whoever runs it tells it of the new primary.
+
 Without a server (`move(None)`, or none that can be reached) callers wait for `outage_timeout` or until their
 deadline, instead of `acquire_timeout`: they would only come back. `max_waiting` bounds how many.
 """
@@ -65,11 +67,15 @@ class Moves:
 
 def move(pool: Pool, dsn: str | None) -> None:
     """See `Pool.move`."""
-    if dsn == pool._connector.dsn:
+    connector = pool._connector
+    if dsn == connector.target:
         return
+    told, connector.target = connector.target != "", dsn
+    if dsn is not None and not told:
+        return  # behind a pooler: whom it leads to becomes known, and nothing has changed
     _log.warning("%s: %s", pool.name, "it has no primary now" if dsn is None else "it has another primary")
     nobody = None if dsn is not None else DatabaseUnavailable(f"{pool.cluster} has no primary now")
-    pool._connector.aim(dsn, nobody)
+    connector.aim(dsn and (connector.via or dsn), nobody)
     pool._generation += 1
     pool._incident += 1  # what is lost from now on says nothing about connections to the new server
     for opener in tuple(pool._openers):

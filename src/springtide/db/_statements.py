@@ -37,6 +37,8 @@ class Statement(NamedTuple):
     label: str
     read: bool
     dirt: Dirt
+    session: str = ""
+    """What it keeps in its session on purpose, as one word of SQL; "" when nothing is seen."""
 
 
 TOKENS = re.compile(
@@ -70,6 +72,15 @@ _SET_CONFIG = re.compile(r"\bSET_CONFIG\s*\(")
 _SET_CONFIG_LOCAL = re.compile(r"\bSET_CONFIG\s*\([^()]*,\s*TRUE\s*\)")
 _REPLACE = re.compile(r"^(PREPARE\s+(?!TRANSACTION\b)|DEALLOCATE\b|DISCARD\b)")
 
+_SESSION = re.compile(
+    r"^(?P<verb>SET(?=\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b))|RESET|LISTEN|UNLISTEN|LOAD|DEALLOCATE|DISCARD"
+    r"|PREPARE(?=\s+(?!TRANSACTION\b)))\b"
+    r"|^CREATE\s+(OR\s+REPLACE\s+)?(GLOBAL\s+|LOCAL\s+)?(?P<temp>TEMP|TEMPORARY)\b(?!.*\bON\s+COMMIT\s+DROP\b)"
+    r"|^CREATE\b.*\b(?P<pg_temp>PG_TEMP)\s*\.|\bINTO\s+(LOCAL\s+|GLOBAL\s+)?(?P<into>TEMP|TEMPORARY)\b"
+    r"|^DECLARE\b.*\bWITH\s+(?P<hold>HOLD)\b"
+    r"|\b(?P<function>PG_(TRY_)?ADVISORY_(LOCK|UNLOCK)(_SHARED|_ALL)?|SETSEED)\s*\("
+)
+
 
 def _mask(match: re.Match[str]) -> str:
     if match["comment"] is not None:
@@ -89,7 +100,20 @@ def describe(sql: str) -> Statement:
     parts = [part.strip() for part in upper.split(";")]
     read = len(parts) == 1 and _READ.match(upper) is not None and _EFFECT.search(upper) is None
     dirt = max(map(_dirt, parts))
-    return Statement(label or "(empty)", read and not cut, max(dirt, Dirt.RESET) if cut else dirt)
+    session = next(filter(None, map(_session, parts)), "")
+    return Statement(label or "(empty)", read and not cut, max(dirt, Dirt.RESET) if cut else dirt, session)
+
+
+def _session(upper: str) -> str:
+    if found := _SESSION.search(upper):
+        if found["verb"] or found["function"]:
+            return found["verb"] or found["function"].lower()
+        return "WITH HOLD" if found["hold"] else "TEMP"
+    return "set_config" if _sets_for_the_session(upper) else ""
+
+
+def _sets_for_the_session(upper: str) -> bool:
+    return len(_SET_CONFIG.findall(upper)) > len(_SET_CONFIG_LOCAL.findall(upper))
 
 
 def _dirt(upper: str) -> Dirt:
@@ -97,7 +121,7 @@ def _dirt(upper: str) -> Dirt:
         return Dirt.REPLACE
     if _RESET.search(upper):
         return Dirt.RESET
-    if len(_SET_CONFIG.findall(upper)) > len(_SET_CONFIG_LOCAL.findall(upper)):
+    if _sets_for_the_session(upper):
         return Dirt.RESET
     return Dirt.NONE
 

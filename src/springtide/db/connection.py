@@ -15,7 +15,7 @@ import asyncpg
 
 from springtide.db._link import Link, RawConnection
 from springtide.db._statements import Dirt, Statements
-from springtide.errors import PoolClosed
+from springtide.errors import PoolClosed, SessionStateRefused
 
 if TYPE_CHECKING:
     from springtide.db.pool import Pool
@@ -152,6 +152,8 @@ class Queries:
         """Say that the session must be reset before its next user: a function called here left something
         behind (a setting, an advisory lock, a temporary table) that the statement's text does not show."""
         link = self._link()
+        if link.pooled:
+            raise SessionStateRefused("mark_dirty", "")
         link.dirt = max(link.dirt, Dirt.RESET)
 
     @property
@@ -159,9 +161,11 @@ class Queries:
         """asyncpg's connection, for what this class lacks (cursors, listeners, codecs).
 
         Nothing done with it is accounted for, so the pool replaces the connection after its return. For
-        the same reason it does not carry the deadline.
+        the same reason it does not carry the deadline. Raises SessionStateRefused behind a pooler.
         """
         link = self._link()
+        if link.pooled:
+            raise SessionStateRefused("raw", "")
         link.dirt = Dirt.REPLACE
         return link.raw
 

@@ -34,6 +34,7 @@ from springtide.db._acquiring import Acquiring, PoolStats
 from springtide.db._connecting import Connector
 from springtide.db._link import Link, Operation
 from springtide.db._moving import Moves, move
+from springtide.db._pooled import breather, check_settings
 from springtide.db._recovery import RECOVERY, hang_up, recover
 from springtide.db._statements import Statements
 from springtide.db._waiting import Line, Waiter
@@ -76,6 +77,10 @@ class Pool:
 
     `primary_only`: a server that says it is a standby counts as one that cannot be reached. While no server
     can be, callers wait for `outage_timeout` seconds (None: as always) or until their deadline.
+    `pooled`: a transaction pooler (PgBouncer) is in between, so nothing is kept in a session: deadlines of
+    single statements are kept by cancelling alone, those of transactions by SET LOCAL, and statements that
+    would keep something raise SessionStateRefused. `prepared_statements`: the pooler tracks them (PgBouncer
+    1.21 or newer with max_prepared_statements > 0); None means it does not, or that there is no pooler.
     """
 
     def __init__(
@@ -95,7 +100,15 @@ class Pool:
         insight: Insight | None = None,
         primary_only: bool = False,
         outage_timeout: float | None = None,
+        pooled: bool = False,
+        prepared_statements: bool | None = None,
     ) -> None:
+        if prepared_statements is not None and not pooled:
+            raise ValueError(
+                f"prepared_statements must be None without pooled=True, got {prepared_statements}"
+            )
+        if pooled:
+            check_settings(server_settings or {})
         if size < 1:
             raise ValueError(f"size must be >= 1, got {size}")
         if not 0 <= reserved < size:
@@ -129,6 +142,8 @@ class Pool:
             sink=self._sink,
             server_settings=server_settings or {},
             primary_only=primary_only,
+            pooled=pooled,
+            prepared_statements=not pooled or bool(prepared_statements),
         )
         self._moves = Moves()
         self._statements = Statements()
@@ -309,7 +324,7 @@ class Pool:
             except DatabaseUnavailable:
                 repeatable = statement.read and operation is not asyncpg.Connection.execute
                 attempt += 1
-                if (link.sent and not repeatable) or attempt > RETRIES:
+                if (link.sent and not repeatable) or (attempt > RETRIES and not link.unserved):
                     raise
             except RoleChanged as error:
                 attempt += 1
@@ -325,6 +340,10 @@ class Pool:
                 left = context.remaining(now) if context is not None else None
                 if not await self._moves.after(moves, min(give_up - now, give_up if left is None else left)):
                     raise refused
+            elif link.unserved:
+                if self._monotonic() >= give_up:
+                    raise self._unavailable(link.unserved)
+                await self._clock.sleep(breather(attempt, self._monotonic(), give_up))
 
     async def _begin(
         self,
@@ -343,13 +362,17 @@ class Pool:
             except DatabaseUnavailable:
                 self._put(link)
                 attempt += 1
-                if attempt > RETRIES:
+                if attempt > RETRIES and not link.unserved:
                     raise
                 if give_up is None:
                     give_up = self._monotonic() + self._outage_timeout
+                if link.unserved and self._monotonic() >= give_up:
+                    raise
             except BaseException:
                 self._put(link)
                 raise
+            if link.unserved:
+                await self._clock.sleep(breather(attempt, self._monotonic(), give_up))
             link = await self._obtain(priority, give_up - self._monotonic())
 
     # -- lending ---------------------------------------------------------------------------------------

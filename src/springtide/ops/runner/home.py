@@ -191,7 +191,14 @@ class Home:
 
     def secret(self, name: str) -> str:
         """The text kept as `secrets/<name>.secret`; made the first time. Only for the lock's holder."""
-        path = self.path / "secrets" / f"{name}.secret"
+        return self._kept(f"{name}.secret")
+
+    def password(self, node: str) -> str:
+        """That of a node, kept as `secrets/<node>.password`; made the first time."""
+        return self._kept(f"{node}.password")
+
+    def _kept(self, file: str) -> str:
+        path = self.path / "secrets" / file
         try:
             if not path.exists():
                 self._replace(path, secrets.token_urlsafe(32))
