@@ -327,16 +327,14 @@ async def test_it_is_told_where_its_servers_are_now(
         assert pool.stats().opened == 1
 
 
-async def test_a_thousand_clients_share_few_server_connections(
-    database_url: str, own_pooler: OwnPooler
-) -> None:
+async def test_many_clients_share_few_server_connections(database_url: str, own_pooler: OwnPooler) -> None:
     """The pooler lets them in, and the server sees no more than it was told to have."""
-    pooler = own_pooler({"main": database_url}, server_connections=5, max_clients=220)
-    async with Pool(pooler.url("main"), pooled=True, size=200, reserved=0, acquire_timeout=PATIENCE) as pool:
+    pooler = own_pooler({"main": database_url}, server_connections=3, max_clients=45)
+    async with Pool(pooler.url("main"), pooled=True, size=40, reserved=0, acquire_timeout=60.0) as pool:
         async with asyncio.TaskGroup() as group:
-            for _ in range(200):
+            for _ in range(40):
                 group.create_task(pool.fetch_value("SELECT pg_sleep(0.01)"))
-        assert pool.stats().opened > 100
+        assert pool.stats().opened > 10
         watcher = await asyncpg.connect(database_url)
         try:
             many = await watcher.fetchval(
@@ -345,7 +343,7 @@ async def test_a_thousand_clients_share_few_server_connections(
             )
         finally:
             await watcher.close()
-        assert 1 <= many <= 5
+        assert 1 <= many <= 3
 
 
 async def test_another_primary_breaks_what_is_under_way_and_keeps_the_pooler(
