@@ -14,6 +14,7 @@ from typing import Protocol
 from springtide.context import Ledger, Trace
 
 __all__ = [
+    "CausalityChecked",
     "ConnectionClosed",
     "ConnectionOpened",
     "FanOut",
@@ -196,6 +197,20 @@ class SessionChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class CausalityChecked:
+    """`count` causality tokens were not believed, or what clients without any have seen was kept or asked.
+
+    `event`: malformed, foreign (another platform's key), forged or expired: as if there were none. pinned: a
+    browser has too many answers under way and reads from the primaries. kept, recalled: for identities;
+    not_kept, not_recalled: the database that keeps it was away; unsure: it has lost some by a restart (the
+    last two read from the primaries).
+    """
+
+    event: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class PartOmitted:
     """A page was answered without a part that it can do without; `reason` is the name of what failed."""
 
@@ -217,6 +232,7 @@ Signal = (
     | JobsMeasured
     | IdempotencyChecked
     | SessionChanged
+    | CausalityChecked
     | PartOmitted
 )
 

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from springtide.context import Ledger, Part, Trace
 from springtide.signals import (
+    CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
     IdempotencyChecked,
@@ -73,6 +74,7 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(JobsMeasured("users", "main", "mail.welcome", 7, 2, 1, 4, 12.5))
     sink.emit(IdempotencyChecked("users", "replayed"))
     sink.emit(SessionChanged("revoked", 3))
+    sink.emit(CausalityChecked("forged", 2))
     sink.emit(PartOmitted("also-bought", "TimeoutError"))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
@@ -101,6 +103,7 @@ def test_every_signal_is_counted() -> None:
     assert value(sink, "springtide_loop_lag_seconds_count") == 1
     assert value(sink, "springtide_idempotency_total", module="users", outcome="replayed") == 1
     assert value(sink, "springtide_sessions_total", event="revoked") == 3
+    assert value(sink, "springtide_causality_total", event="forged") == 2
     omitted = {"part": "also-bought", "reason": "TimeoutError"}
     assert value(sink, "springtide_parts_omitted_total", **omitted) == 1
     mail = {"module": "users", "kind": "mail.welcome"}

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from springtide._keyfile import read_or_create
 from springtide.errors import ConfigurationError
 
 __all__ = ["KeyRing", "new_key"]
@@ -69,16 +68,7 @@ class KeyRing:
     @classmethod
     def load_or_create(cls, path: Path) -> KeyRing:
         """The ring in `path`, created with one new key when there is none. Blocks: call it off the loop."""
-        try:
-            if not path.exists():
-                _create(path, new_key() + "\n")
-            mode = path.stat().st_mode & 0o777
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path}: the token keys cannot be read or made: {error}") from error
-        if mode & 0o077:
-            raise ConfigurationError(f"{path}: only its owner may read it (chmod 600), got mode {mode:o}")
-        return cls(text.splitlines(), source=str(path))
+        return cls(read_or_create(path, new_key, what="the token keys"), source=str(path))
 
 
 def _private(line: str, where: str) -> Ed25519PrivateKey:
@@ -94,19 +84,3 @@ def _private(line: str, where: str) -> Ed25519PrivateKey:
     if len(seed) != 32:
         raise fault
     return Ed25519PrivateKey.from_private_bytes(seed)
-
-
-def _create(path: Path, text: str) -> None:
-    """Write beside, then link into place: nobody sees half a file, the first process wins."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # another process was first: its key is the one
-            os.link(draft, path)
-    finally:
-        draft.unlink()

@@ -18,6 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from springtide.signals import (
+    CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
     IdempotencyChecked,
@@ -266,6 +267,13 @@ class MetricsSink:
             ),
             max_series=10, open_ended=(0,),
         )  # fmt: skip
+        self._causality = Series(
+            Counter(
+                "springtide_causality_total", "Causality tokens that were not believed, and what was kept.",
+                ["event"], registry=registry,
+            ),
+            max_series=12, open_ended=(0,),
+        )  # fmt: skip
         self._omitted = Series(
             Counter(
                 "springtide_parts_omitted_total", "Pages answered without a part that did not come in time.",
@@ -325,6 +333,8 @@ class MetricsSink:
             self._slow.child(signal.cluster, signal.statement[:MAX_LABEL_CHARS]).inc()
         elif isinstance(signal, StatementRepeated):
             self._repeated.child(signal.cluster, signal.statement[:MAX_LABEL_CHARS]).inc()
+        elif isinstance(signal, CausalityChecked):
+            self._causality.child(signal.event).inc(signal.count)
         elif isinstance(signal, PartOmitted):
             self._omitted.child(signal.part, signal.reason).inc()
 

@@ -28,6 +28,7 @@ from springtide.web._meter import Meter
 from springtide.web._replies import CLIENT_GONE, ErrorReply, RenderError, problem_json
 from springtide.web._routes import RouteLabels
 from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
+from springtide.web.causality import Carrier
 
 __all__ = ["Exchange", "Rules"]
 
@@ -60,6 +61,7 @@ class Rules:
     cors: Cors
     routes: RouteLabels
     render_error: RenderError
+    carrier: Carrier | None = None
 
 
 class Exchange:
@@ -167,9 +169,11 @@ class Exchange:
             await self._send(message)
 
     async def _start(self, message: Message) -> None:
-        self._started = True
-        context = self._inbound.context
+        context, carrier, carried = self._inbound.context, self._rules.carrier, self._inbound.carried
         headers = [pair for pair in message.get("headers", ()) if pair[0] != REQUEST_ID]
+        if carrier is not None and carrier.has_news(carried, context):
+            headers = await carrier.give(carried, context, self._scope, headers)
+        self._started = True
         if any(name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in headers):
             context.deadline = None  # without an end by its nature; the client's leaving ends it
         headers.append((REQUEST_ID, context.request_id.encode("ascii")))

@@ -1,8 +1,8 @@
 """What a request brings along, read once: identity of the client, ids, trace, internal headers.
 
-The internal headers (`springtide-deadline`, `springtide-priority`, `springtide-causality`) are believed from
-trusted internal hops only; from anybody else they are removed before the application sees the request, also
-when they are written with underscores, which some servers take for the same.
+The internal headers (`springtide-deadline`, `springtide-priority`) are believed from trusted internal hops
+only, `springtide-causality` from whoever brings one that we have sealed. The application sees none of them,
+also when they are written with underscores, which some servers take for the same.
 Deadlines travel as seconds left, so that no two clocks need to agree.
 """
 
@@ -15,24 +15,25 @@ import secrets
 from collections.abc import Mapping
 
 from springtide.clock import Clock
-from springtide.context import CausalityToken, Priority, RequestContext
+from springtide.context import Priority, RequestContext
 from springtide.telemetry import tracing
 from springtide.web._client import Networks, ProxyParser
 from springtide.web._types import Scope
+from springtide.web.causality import HEADER, Carried, Carrier
 
-__all__ = ["CAUSALITY", "DEADLINE", "PRIORITY", "Inbound", "Reader"]
+__all__ = ["DEADLINE", "PRIORITY", "Inbound", "Reader"]
 
 DEADLINE = b"springtide-deadline"
 PRIORITY = b"springtide-priority"
-CAUSALITY = b"springtide-causality"
 
 INTERNAL = frozenset(
-    spelling for name in (DEADLINE, PRIORITY, CAUSALITY) for spelling in (name, name.replace(b"-", b"_"))
+    spelling for name in (DEADLINE, PRIORITY, HEADER) for spelling in (name, name.replace(b"-", b"_"))
 )
 READ = INTERNAL | {
     b"access-control-request-headers",
     b"access-control-request-method",
     b"content-length",
+    b"cookie",
     b"expect",
     b"origin",
     b"traceparent",
@@ -43,15 +44,13 @@ READ = INTERNAL | {
     b"x-request-id",
 }
 
-MAX_CAUSALITY_CHARS = 4096
-
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~:+/=@-]{1,128}")
 
 
 class Inbound:
     """A request as the layers see it. `fault` is what is wrong with an internal header, None otherwise."""
 
-    __slots__ = ("client", "context", "fault", "headers", "scope", "timeout")
+    __slots__ = ("carried", "client", "context", "fault", "headers", "scope", "timeout")
 
     def __init__(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         self.scope = scope
@@ -60,6 +59,7 @@ class Inbound:
         self.context = RequestContext()
         self.timeout: float | None = None
         self.fault: str | None = None
+        self.carried: Carried | None = None
 
 
 class Reader:
@@ -73,18 +73,21 @@ class Reader:
         internal_networks: Networks,
         request_timeout: float | None,
         trace_sample: float,
+        causality: Carrier | None = None,
     ) -> None:
         self._clock = clock
         self._proxies = ProxyParser(trusted_proxies)
         self._internal = internal_networks
         self._request_timeout = request_timeout
         self._trace_sample = trace_sample
+        self._carrier = causality
 
     def read(self, scope: Scope) -> Inbound:
         found: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             if name in READ:
-                found[name] = value if name not in found else found[name] + b"," + value
+                joint = b"; " if name == b"cookie" else b","
+                found[name] = value if name not in found else found[name] + joint + value
         inbound = Inbound(dict(scope), found)
         peer = scope["client"][0] if scope.get("client") else None
         self._place(inbound, peer)
@@ -100,6 +103,10 @@ class Reader:
             inbound.scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in INTERNAL]
             if self._internal.holds_peer(peer):
                 inbound.fault = _take_over(inbound)
+        if self._carrier is not None:
+            inbound.carried = self._carrier.take(
+                context, header=found.get(HEADER), cookie=found.get(b"cookie")
+            )
         if inbound.timeout is not None:
             context.deadline = self._clock.monotonic() + inbound.timeout
         return inbound
@@ -129,10 +136,6 @@ def _take_over(inbound: Inbound) -> str | None:
             inbound.timeout = seconds if inbound.timeout is None else min(seconds, inbound.timeout)
         if (priority := found.get(PRIORITY)) is not None:
             context.priority = Priority[priority.decode("ascii").upper()]
-        if (causality := found.get(CAUSALITY)) is not None:
-            if len(causality) > MAX_CAUSALITY_CHARS:
-                raise ValueError(f"springtide-causality may have {MAX_CAUSALITY_CHARS} characters")
-            context.causality.merge(CausalityToken.decode(causality.decode("ascii")))
     except (ValueError, KeyError) as error:
         return str(error)
     return None

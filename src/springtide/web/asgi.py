@@ -1,9 +1,9 @@
 """The layers around an application, as one pure ASGI application.
 
 In the order in which a request meets them: client address behind trusted proxies; request id; W3C trace;
-internal headers stripped; context with deadline and ledger; CORS; body limit; the handler, metered, and
-cancelled when its client leaves or its deadline passes; errors turned into answers; `Server-Timing`; one
-`RequestFinished` for the sink.
+internal headers stripped; what the client has seen; context with deadline and ledger; CORS; body limit; the
+handler, metered, and cancelled when its client leaves or its deadline passes; errors turned into answers;
+`Server-Timing`; one `RequestFinished` for the sink.
 
 Never: buffers a body, asks a dependency, keeps anything of a request after it. WebSockets pass through with a
 context and without a deadline; everything else of ASGI passes through untouched.
@@ -26,6 +26,7 @@ from springtide.web._inbound import Inbound, Reader
 from springtide.web._replies import CLIENT_GONE, ErrorReply, RenderError, problem_json, reply_for
 from springtide.web._routes import ROUTE_KEY, UNMATCHED, RouteLabels
 from springtide.web._types import ASGIApp, Receive, Scope, Send
+from springtide.web.causality import Carrier
 
 __all__ = [
     "CLIENT_GONE",
@@ -44,10 +45,11 @@ class Layers:
 
     `request_timeout` seconds per request (None: no deadline), `body_bytes` per body; `body_limits` has other
     limits for paths: `/a` for that one alone, `/a/` for all below it, the longest decides. `trusted_proxies`
-    are networks (or "unix") whose X-Forwarded-For is believed; `internal_networks` are hops whose deadline,
-    priority and causality headers are. `cors_origins` empty means that CORS is left to the application.
+    are networks (or "unix") whose X-Forwarded-For is believed; `internal_networks` are hops whose deadline
+    and priority headers are. `cors_origins` empty means that CORS is left to the application.
     `trace_sample` is the share of new traces that are sampled. `render_error` gives body and content type of
-    an error, None means problem+json (RFC 9457).
+    an error, None means problem+json (RFC 9457). `causality` carries what a client has seen from answer to
+    request; None: nothing is carried.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Layers:
         trace_sample: float = 0.0,
         max_routes: int = 500,
         render_error: RenderError | None = None,
+        causality: Carrier | None = None,
     ) -> None:
         if request_timeout is not None and request_timeout <= 0:
             raise ValueError(f"request_timeout must be > 0 seconds or None, got {request_timeout}")
@@ -79,6 +82,7 @@ class Layers:
             internal_networks=Networks(internal_networks, option="internal_networks"),
             request_timeout=request_timeout,
             trace_sample=trace_sample,
+            causality=causality,
         )
         self._rules = Rules(
             clock=clock,
@@ -88,6 +92,7 @@ class Layers:
             cors=Cors(cors_origins),
             routes=RouteLabels(max_labels=max_routes),
             render_error=render_error or problem_json,
+            carrier=causality,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,0 +1,342 @@
+"""Carry the causality token: in with the request, out with the answer.
+
+    keys = CausalityKeys.load_or_create(Path("secrets/causality.key"))
+    app = CausalityLayer(app, Carrier(keys, name="shop"))          # alone; `Platform.wrap` has it built in
+
+A client proves what it has seen by the cookies of `_jar.py` or the header `Springtide-Causality`; both hold
+the text of `_seal.py`. What is not ours is as if it were not there, and is counted. What an answer carries:
+
+    header   to a client that sent one, and to every one whose request wrote. A client that asks several
+             things at once sends back all that it got (one header each, or with commas between)
+    cookies  when the request wrote; and when a client that uses cookies has seen more than before, or is
+             signed in by a session, unless the answer is for shared caches
+    neither  when nothing was seen: an anonymous client's answers stay as cacheable as they were
+
+An answer with a token is for its client alone: `public` and `s-maxage` in its Cache-Control give way to
+`private`, and the headers that speak to content networks alone are dropped. Positions are not renewed: by
+the time one expires it says nothing any more. Witnesses are.
+
+A client with an identity that brought no token is one that may never bring any. What its request has seen
+is kept for the identity, before the answer goes out, and looked up when its next request first reads at
+`session` level from what has replicas (`identity/positions.py`); nothing is kept or asked for clients that
+bring one.
+
+What is written after the answer has begun (a stream, a background task) has been acknowledged by nothing,
+and travels nowhere but to later reads of the same request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
+
+from springtide.clock import Clock, SystemClock
+from springtide.context import RequestContext, activate, current
+from springtide.lifecycle import StartStop
+from springtide.signals import CausalityChecked, NullSink, Sink
+from springtide.web._jar import MARK, PIN, Jar, read_cookies, remove_cookie, set_cookie
+from springtide.web._seal import CausalityKeys, Seal, Sealed, new_client
+from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from springtide.context import Identity
+    from springtide.identity.positions import Found, Positions
+
+__all__ = ["HEADER", "LIFETIME", "Carried", "Carrier", "CausalityKeys", "CausalityLayer"]
+
+HEADER = b"springtide-causality"
+
+SPELLINGS = frozenset({HEADER, HEADER.replace(b"-", b"_")})
+
+LIFETIME = 60.0
+"""Seconds that a position matters after it was seen. A replica that lags by more is not read from."""
+
+RENEW = 0.25
+"""Share of the lifetime after which a witness is renewed."""
+
+MAX_HEADERS = 32
+"""Tokens that one request's headers may hold; the client of more reads from the primaries."""
+
+PRIVATE = b"private, no-cache"
+FOR_NETWORKS = (b"cdn-cache-control", b"surrogate-control", b"surrogate-key")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Carried:
+    """What one request brought. `names` are cookies that may be removed: `sealed` has what they said.
+
+    For a client that brought nothing to believe it is the context's `recall`.
+    """
+
+    __slots__ = (
+        "believed", "by_cookie", "by_header", "found", "grown", "names", "positions", "renew", "sealed",
+    )  # fmt: skip
+
+    def __init__(self, positions: Positions | None) -> None:
+        self.sealed = Sealed("")
+        self.names: list[str] = []
+        self.by_cookie = False
+        self.by_header = False
+        self.believed = False
+        self.renew = False
+        self.grown = 0
+        self.positions = positions
+        self.found: Found | None = None
+
+    async def __call__(self, context: RequestContext) -> None:
+        identity = context.identity
+        if identity is None or self.positions is None:
+            return  # it may become known later in the same request
+        found = await self.positions.lookup(identity.subject)
+        if self.found is None:
+            token = context.causality
+            grown = token.grown
+            token.merge(found.token)
+            token.grown = grown  # what was known before is no news
+            self.found = found
+            self.renew = found.age >= self.positions.lifetime * RENEW
+            context.recall = None
+
+
+class Carrier:
+    """Reads and writes tokens; shared by all requests of a process.
+
+    keys:      the secrets, or a function that reads them; that one is called off the loop by `start`, and
+               before it no token is read or written.
+    name:      the platform: only tokens of that name are believed.
+    clusters:  the clusters that exist; positions of others are dropped. None: any.
+    positions: keeps what clients wrote that bring no token; None: only tokens count.
+    lifetime:  seconds that a position matters; above the lag at which replicas are left out, with a margin
+               for clocks that differ.
+    """
+
+    def __init__(
+        self,
+        keys: CausalityKeys | Callable[[], CausalityKeys],
+        *,
+        name: str,
+        clusters: Collection[str] | None = None,
+        positions: Positions | None = None,
+        lifetime: float = LIFETIME,
+        clock: Clock | None = None,
+        sink: Sink | None = None,
+    ) -> None:
+        self.name = "causality"
+        self._keys = keys
+        self._platform = name
+        self._clusters = clusters
+        self._lifetime = lifetime
+        self._clock = clock or SystemClock()
+        self._sink = sink or NullSink()
+        self._seal: Seal | None = self._sealing(keys) if isinstance(keys, CausalityKeys) else None
+        self._jar = Jar(lifetime=lifetime)
+        self._positions = positions
+        self._life = StartStop(self.name, self._open, self._close, sink=self._sink)
+
+    @property
+    def state(self) -> str:
+        return self._life.state
+
+    async def start(self) -> None:
+        await self._life.start()
+
+    async def stop(self) -> None:
+        await self._life.stop()
+
+    def take(self, context: RequestContext, *, header: bytes | None, cookie: bytes | None) -> Carried | None:
+        """Put what the request brought into its context; None when it brought nothing of ours."""
+        seal = self._seal
+        if seal is None:
+            return None
+        if header is not None or (cookie is not None and MARK in cookie):
+            carried = self._read(seal, context, header, cookie)
+        elif self._positions is not None:
+            carried = Carried(self._positions)
+        else:
+            return None
+        if not carried.believed and self._positions is not None:
+            context.recall = carried
+        return carried
+
+    def has_news(self, carried: Carried | None, context: RequestContext) -> bool:
+        """Whether `give` has something to do; cheap, because most answers have nothing to say."""
+        if carried is None:
+            return context.causality.grown > 0
+        return carried.by_header or carried.renew or context.causality.grown != carried.grown
+
+    async def give(
+        self, carried: Carried | None, context: RequestContext, scope: Scope, headers: Headers
+    ) -> Headers:
+        """The answer's headers with its token. Waits until what was seen is kept, where it must be."""
+        seal = self._seal
+        if seal is None:
+            return headers
+        carried = carried or Carried(None)
+        token, identity = context.causality, context.identity
+        news = carried.renew or token.grown != carried.grown
+        if news and identity is not None and not carried.believed and carried.positions is not None:
+            versions = carried.found.versions if carried.found is not None else {}
+            await carried.positions.keep(identity.subject, token, versions)
+        now = self._clock.now()
+        sealed = carried.sealed.after(token, now, renew=self._lifetime * RENEW)
+        sealed.client = sealed.client or new_client()
+        if token.pinned and not sealed.pinned_until:
+            sealed.pinned_until = int(now + self._lifetime)
+        given: Headers = []
+        if carried.by_header or token.written:
+            given.append((HEADER, seal.seal(sealed, now).encode("ascii")))
+        if token.written or (news and self._is_followed(carried, identity, headers)):
+            secure = scope.get("scheme") in ("https", "wss")
+            given += [(b"set-cookie", line) for line in self._cookies(seal, carried, sealed, now, secure)]
+        return [*_private(headers), *given] if given else headers
+
+    def _is_followed(self, carried: Carried, identity: Identity | None, headers: Headers) -> bool:
+        """Whether a client whose request only read gets a cookie."""
+        if carried.by_header:
+            return False
+        signed_in = identity is not None and identity.scheme == "session"
+        return (carried.by_cookie or signed_in) and not _is_shared(headers)
+
+    def _cookies(
+        self, seal: Seal, carried: Carried, sealed: Sealed, now: float, secure: bool
+    ) -> Iterable[bytes]:
+        name = self._jar.name(sealed, now)
+        if name is None:
+            self._note("pinned")
+            pin = Sealed(sealed.client, pinned_until=int(now + 2 * self._lifetime))
+            yield set_cookie(PIN, seal.seal(pin, now), max_age=2 * self._lifetime, secure=secure)
+            return
+        yield set_cookie(name, seal.seal(sealed, now), max_age=self._lifetime, secure=secure)
+        for old in carried.names:
+            yield remove_cookie(old, secure=secure)
+
+    def _read(
+        self, seal: Seal, context: RequestContext, header: bytes | None, cookie: bytes | None
+    ) -> Carried:
+        carried, now = Carried(self._positions), self._clock.now()
+        sealed = carried.sealed
+        texts: list[tuple[str | None, str]] = []
+        if header is not None:
+            carried.by_header = True
+            parts = header.decode("latin-1").split(",", MAX_HEADERS)
+            if len(parts) > MAX_HEADERS:
+                sealed.pinned_until = int(now + self._lifetime)
+            texts += [(None, part.strip()) for part in parts[:MAX_HEADERS]]
+        if cookie is not None and MARK in cookie:
+            pairs, more = read_cookies(cookie)
+            if more:
+                sealed.pinned_until = int(now + self._lifetime)
+            texts += pairs
+        for name, text in texts:
+            found = seal.open(text, now)
+            if not isinstance(found, Sealed):
+                self._note(found)
+                continue
+            carried.believed = True
+            sealed.client = sealed.client or found.client
+            sealed.merge(found)
+            if name is not None:
+                carried.by_cookie = True
+                if name != PIN:
+                    carried.names.append(name)
+        if not carried.believed:
+            sealed.pinned_until = 0  # it is a stranger: nothing of it is known to be ours
+            return carried
+        sealed.tell(context.causality)
+        carried.grown = context.causality.grown
+        carried.renew = sealed.is_due(now, self._lifetime * RENEW)
+        self._jar.back(sealed, now)
+        return carried
+
+    def _note(self, event: str) -> None:
+        self._sink.emit(CausalityChecked(event))
+
+    def _sealing(self, keys: CausalityKeys) -> Seal:
+        return Seal(keys, name=self._platform, lifetime=self._lifetime, clusters=self._clusters)
+
+    async def _open(self) -> None:
+        if not isinstance(self._keys, CausalityKeys):
+            self._seal = self._sealing(await asyncio.to_thread(self._keys))
+
+    async def _close(self) -> None:
+        if not isinstance(self._keys, CausalityKeys):
+            self._seal = None
+
+
+class CausalityLayer:
+    """`app` with tokens and nothing else around it, for applications without `Layers`; pure ASGI."""
+
+    def __init__(self, app: ASGIApp, carrier: Carrier) -> None:
+        self._app = app
+        self._carrier = carrier
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        context = current() or RequestContext()
+        with activate(context):
+            pairs = [(name.lower(), value) for name, value in scope["headers"]]
+            found = [value for name, value in pairs if name == HEADER]
+            inner = [pair for pair in scope["headers"] if pair[0].lower() not in SPELLINGS]
+            cookies = [value for name, value in pairs if name == b"cookie"]
+            carried = self._carrier.take(
+                context,
+                header=b",".join(found) if found else None,
+                cookie=b"; ".join(cookies) if cookies else None,
+            )
+            answering = scope["type"] == "http"
+
+            async def given(message: Message) -> None:
+                if (
+                    answering
+                    and message["type"] == "http.response.start"
+                    and self._carrier.has_news(carried, context)
+                ):
+                    headers = list(message.get("headers", ()))
+                    headers = await self._carrier.give(carried, context, scope, headers)
+                    message = {**message, "headers": headers}
+                await send(message)
+
+            await self._app({**scope, "headers": inner}, receive, given)
+
+
+def _directives(value: bytes) -> list[bytes]:
+    return [part.strip() for part in value.split(b",")]
+
+
+def _is_shared(headers: Headers) -> bool:
+    """Whether an answer says that it may be kept for everybody."""
+    for name, value in headers:
+        if name.lower() == b"cache-control":
+            for directive in _directives(value.lower()):
+                if directive == b"public" or directive.startswith(b"s-maxage"):
+                    return True
+    return any(name.lower() in FOR_NETWORKS for name, _ in headers)
+
+
+def _private(headers: Headers) -> Headers:
+    """The headers of an answer that is for one client alone; how long that one may keep it stays as it is."""
+    kept: Headers = []
+    said = False
+    for name, value in headers:
+        lower = name.lower()
+        if lower in FOR_NETWORKS:
+            continue
+        if lower != b"cache-control":
+            kept.append((name, value))
+            continue
+        said = True
+        own = [
+            directive
+            for directive in _directives(value)
+            if directive and not directive.lower().startswith((b"public", b"s-maxage", b"proxy-revalidate"))
+        ]
+        if not {b"private", b"no-store"} & {directive.lower() for directive in own}:
+            own.insert(0, b"private")
+        kept.append((name, b", ".join(own)))
+    if not said:
+        kept.append((b"cache-control", PRIVATE))
+    return kept
