@@ -344,7 +344,7 @@ class Positions:
                 finally:
                     if not batch.done.done():
                         batch.done.set_result(kept)
-                if not kept and self._keeping is not None:
+                if not kept:
                     await self._clock.sleep(PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
         finally:
             self._tasks.pop("keep", None)
@@ -391,9 +391,9 @@ class Positions:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)  # each ends the batch that it has taken
-        left, self._looking, self._keeping = (self._looking, self._keeping), None, None
-        for batch in filter(None, left):
-            batch.done.set_result(None)
+        for left in (self._looking, self._keeping):
+            if left is not None:
+                left.done.set_result(None)
 
 
 def _unknown() -> Found:

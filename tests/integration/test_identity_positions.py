@@ -1,0 +1,289 @@
+"""What identities have seen, kept for clients that bring no token: on real PostgreSQL, over processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from tests.servers import PostgresServer
+
+from springtide.context import DOUBT, CausalityToken, Position
+from springtide.db.pool import Pool
+from springtide.identity.positions import Positions
+from springtide.signals import CausalityChecked, Signal, StatementFinished
+from springtide.testing import stress
+from springtide.testing.faults import FaultProxy
+
+ONE, TWO = "0123456789ab", "ba9876543210"
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.signals: list[Signal] = []
+
+    def emit(self, signal: Signal) -> None:
+        self.signals.append(signal)
+
+    @property
+    def events(self) -> list[str]:
+        return [signal.event for signal in self.signals if isinstance(signal, CausalityChecked)]
+
+    def statements(self, verb: str) -> int:
+        return sum(
+            isinstance(signal, StatementFinished) and signal.statement.lstrip().startswith(verb)
+            for signal in self.signals
+        )
+
+
+def token(lsn: int, witness: str | None = None, *, cluster: str = "main", epoch: int = 1) -> CausalityToken:
+    made = CausalityToken({cluster: Position(epoch, lsn)})
+    if witness is not None:
+        made.saw(cluster, witness)
+    return made
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    async with Pool(database_url, size=4, reserved=1) as pool:
+        yield pool
+
+
+async def settled(pool: Pool) -> None:
+    """As if the server had been running with its tables for long."""
+    await pool.execute("update springtide.generation set since = since - interval '1 hour'")
+
+
+@pytest.fixture
+async def kept(pool: Pool) -> AsyncIterator[Callable[..., Awaitable[Positions]]]:
+    """A factory of processes that keep in the same place."""
+    made: list[Positions] = []
+
+    async def start(**options: object) -> Positions:
+        positions = Positions(pool, **options)
+        await positions.start()
+        made.append(positions)
+        return positions
+
+    first = await start()
+    await first.lookup(0)
+    await settled(pool)
+    yield start
+    for positions in made:
+        await positions.stop()
+
+
+async def test_what_one_process_kept_another_one_finds(kept: Callable[..., Awaitable[Positions]]) -> None:
+    """Per cluster the later position, of the identity that saw it alone."""
+    one, other = await kept(), await kept()
+    assert not (await other.lookup(7)).token
+    assert await one.keep(7, token(90), {})
+    assert await other.keep(7, token(100), {})
+    assert await one.keep(7, token(95), {})
+    assert await one.keep(7, token(3, cluster="second"), {})
+    assert await one.keep(7, token(1, epoch=2, cluster="third"), {})
+    assert await one.keep(7, token(9, epoch=1, cluster="third"), {})
+    found = (await other.lookup(7)).token
+    assert found.positions == {"main": Position(1, 100), "second": Position(1, 3), "third": Position(2, 1)}
+    assert not found.pinned and not found.written
+    assert not (await other.lookup(8)).token
+
+
+async def test_what_followed_from_a_row_replaces_its_witness(
+    kept: Callable[..., Awaitable[Positions]],
+) -> None:
+    """Two that did not know of each other leave doubt; who knew the row says what holds now."""
+    one = await kept()
+    await one.keep(7, token(90, ONE), {})
+    first, second = await one.lookup(7), await one.lookup(7)
+    assert first.token.witnesses == {"main": ONE}
+    await one.keep(7, token(95, TWO), first.versions)
+    assert (await one.lookup(7)).token.witnesses == {"main": TWO}
+    await one.keep(7, token(90, ONE), second.versions)  # it had not heard of the other
+    doubtful = await one.lookup(7)
+    assert doubtful.token.witnesses == {"main": DOUBT}
+    await one.keep(7, token(100), doubtful.versions)  # a position that covers all of it
+    assert (await one.lookup(7)).token == token(100)
+
+
+async def test_first_sightings_of_two_processes_leave_doubt(
+    kept: Callable[..., Awaitable[Positions]],
+) -> None:
+    """Neither had a row to follow from, whether they come in one statement or in two."""
+    one, other = await kept(), await kept()
+    await one.keep(7, token(90, ONE), {})
+    await other.keep(7, token(90, TWO), {})
+    assert (await one.lookup(7)).token.witnesses == {"main": DOUBT}
+    await asyncio.gather(one.keep(8, token(90, ONE), {}), one.keep(8, token(91, TWO), {}))
+    assert (await one.lookup(8)).token.witnesses == {"main": DOUBT}
+
+
+async def test_sightings_expire_and_are_deleted(
+    kept: Callable[..., Awaitable[Positions]], pool: Pool
+) -> None:
+    """What is older than the lifetime says nothing; what is older than two is gone."""
+    one = await kept(lifetime=60.0)
+    for subject, age in [(1, 59), (2, 61), (3, 121)]:
+        await one.keep(subject, token(5, ONE), {})
+        sql = "update springtide.seen set at = at - make_interval(secs => $2) where subject = $1"
+        await pool.execute(sql, subject, float(age))
+    found = [await one.lookup(subject) for subject in (1, 2, 3)]
+    assert [bool(one.token) for one in found] == [True, False, False]
+    assert 59 <= found[0].age < 60
+    await one.purge()
+    rows = await pool.fetch("select subject from springtide.seen order by subject")
+    assert [row["subject"] for row in rows] == [1, 2]
+
+
+async def test_everybody_who_waits_is_answered_by_one_statement(database_url: str) -> None:
+    """A hundred requests of one tick are one lookup, and what a hundred have seen is kept by one insert."""
+    sink = Recorder()
+    async with Pool(database_url, size=4, reserved=1, sink=sink) as pool:
+        one = Positions(pool)
+        await one.start()
+        await one.lookup(0)
+        await settled(pool)
+        before = sink.statements("SELECT s.subject")
+        await asyncio.gather(*(one.lookup(subject) for subject in range(100)))
+        assert sink.statements("SELECT s.subject") - before == 1
+        before = sink.statements("INSERT INTO springtide.seen")
+        await asyncio.gather(*(one.keep(subject, token(subject + 1), {}) for subject in range(100)))
+        assert sink.statements("INSERT INTO springtide.seen") - before == 1
+        await one.stop()
+
+
+async def test_a_lookup_begins_after_its_request_came(
+    kept: Callable[..., Awaitable[Positions]], pool: Pool
+) -> None:
+    """What another one kept before the request came is found, also when a statement was under way then."""
+    one, other = await kept(), await kept()
+    async with pool.transaction() as tx:
+        await tx.execute("lock table springtide.generation in access exclusive mode")
+        early = asyncio.ensure_future(one.lookup(1))
+        while not await pool.fetch_value("select count(*) from pg_locks where not granted"):
+            pass  # its statement has begun, and will see nothing that is kept from now on
+        await other.keep(7, token(9), {})
+        late = asyncio.ensure_future(one.lookup(7))
+        await asyncio.sleep(0)
+    await early
+    assert (await late).token == token(9)
+
+
+async def test_a_new_table_a_restart_and_a_crash_are_unsure(
+    own_postgres: Callable[..., PostgresServer],
+) -> None:
+    """Where rows may have been lost, nobody is told that there are none: reads go to the primaries.
+
+    Unlogged rows are gone after kill -9, and so is what says since when they were there.
+    """
+    server = own_postgres()
+    async with Pool(server.url(), size=2, reserved=0) as pool:
+        positions = Positions(pool, lifetime=60.0)
+        await positions.start()
+        assert (await positions.lookup(7)).token.pinned
+        assert (await positions.lookup(7)).token.pinned  # a minute long, not once
+        await settled(pool)
+        assert await positions.keep(7, token(5), {})
+        assert (await positions.lookup(7)).token == token(5)
+        for break_it in (server.kill, server.stop):
+            await asyncio.to_thread(break_it)
+            assert (await positions.lookup(7)).token.pinned
+            await asyncio.to_thread(server.restart)
+            async with asyncio.timeout(30):
+                while "unsure" not in (events := await _events_of(positions)):
+                    assert events == ["not_recalled"]
+            await settled(pool)
+            assert not (await positions.lookup(7)).token.pinned
+        await positions.stop()
+
+
+async def _events_of(positions: Positions) -> list[str]:
+    """What one lookup says of itself; its token is pinned either way."""
+    sink = Recorder()
+    positions._sink, before = sink, positions._sink
+    assert (await positions.lookup(7)).token.pinned
+    positions._sink = before
+    return sink.events
+
+
+async def test_what_could_not_be_kept_is_kept_when_the_server_is_back(
+    own_postgres: Callable[..., PostgresServer],
+) -> None:
+    """The answer goes out after a second at most; the sighting is tried again, merged with later ones."""
+    server = own_postgres()
+    async with (
+        FaultProxy(target=server.port) as proxy,
+        Pool(server.url().replace(f":{server.port}/", f":{proxy.port}/"), size=2, reserved=0) as pool,
+    ):
+        positions = Positions(pool)
+        await positions.start()
+        await positions.lookup(7)
+        await settled(pool)
+        proxy.cut()
+        proxy.refuse()
+        assert not await positions.keep(7, token(5), {})
+        assert not await positions.keep(7, token(3), {})
+        assert (await positions.lookup(7)).token.pinned
+        proxy.resume()
+        async with asyncio.timeout(30):
+            while (await positions.lookup(7)).token != token(5):
+                pass
+        await positions.stop()
+
+
+async def test_a_frozen_server_holds_no_answer_for_longer_than_a_second(
+    own_postgres: Callable[..., PostgresServer],
+) -> None:
+    """Both a lookup and what is kept give up, and a caller that leaves takes nothing with it."""
+    server = own_postgres()
+    async with Pool(server.url(), size=2, reserved=0) as pool:
+        positions = Positions(pool)
+        await positions.start()
+        await positions.lookup(7)
+        await settled(pool)
+        await asyncio.to_thread(server.freeze)
+        try:
+            leaving = asyncio.ensure_future(positions.lookup(7))
+            staying = asyncio.ensure_future(positions.lookup(7))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            async with asyncio.timeout(20):
+                assert (await staying).token.pinned
+                assert not await positions.keep(7, token(5), {})
+        finally:
+            await asyncio.to_thread(server.thaw)
+        async with asyncio.timeout(30):
+            while (await positions.lookup(7)).token != token(5):
+                pass
+        await positions.stop()
+
+
+async def test_nothing_is_asked_before_somebody_asks(pool: Pool) -> None:
+    """Without replicas there is no table of ours; who is not started answers that it cannot know."""
+    positions = Positions(pool)
+    await positions.start()
+    await positions.purge()
+    assert await pool.fetch_value("select to_regnamespace('springtide')") is None
+    await positions.stop()
+    assert (await positions.lookup(7)).token.pinned
+    assert not await positions.keep(7, token(5), {})
+
+
+async def test_two_processes_may_make_the_tables_at_once(pool: Pool, database_url: str) -> None:
+    """Whoever is second finds them there."""
+    async with Pool(database_url, size=4, reserved=1) as second:
+        many = [Positions(one) for one in (pool, second) * 3]
+        for positions in many:
+            await positions.start()
+        kept = await asyncio.gather(*(one.keep(7, token(n), {}) for n, one in enumerate(many, 1)))
+        assert all(kept)
+        await many[0].lookup(7)
+        await settled(pool)
+        assert (await many[0].lookup(7)).token == token(6)
+        for positions in many:
+            await positions.stop()
+
+
+async def test_it_survives_storms_of_start_stop_and_cancel(pool: Pool) -> None:
+    """The last call decides, and what is stopped leaves no task."""
+    await stress(lambda: Positions(pool), storms=5, pause=0.005)
