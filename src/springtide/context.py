@@ -186,13 +186,15 @@ class CausalityToken:
     is asked again only when a position is known to cover all of it. Two witnesses at once are `DOUBT`.
     """
 
-    __slots__ = ("_positions", "_witnesses", "grown", "pinned", "written")
+    __slots__ = ("_positions", "_witnesses", "grown", "leaning", "pinned", "written")
 
     def __init__(
         self, positions: Mapping[str, Position] | None = None, witnesses: Mapping[str, str] | None = None
     ) -> None:
         self._positions: dict[str, Position] = dict(positions or {})
         self._witnesses: dict[str, str] = dict(witnesses or {})
+        self.leaning: dict[str, str] = {}
+        """cluster -> who was asked last: of this request alone, so that its reads at the same time agree."""
         self.pinned = False
         self.written = False
         self.grown = 0

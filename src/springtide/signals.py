@@ -24,6 +24,8 @@ __all__ = [
     "NullSink",
     "PartOmitted",
     "PoolWaited",
+    "PrimaryChanged",
+    "ReplicaChanged",
     "RequestFinished",
     "ServiceChanged",
     "SessionChanged",
@@ -218,10 +220,31 @@ class PartOmitted:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaChanged:
+    """A replica is now joining, serving, lagging or ejected for this process; `reason` is for people."""
+
+    cluster: str
+    node: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryChanged:
+    """This process has found another primary, or the same one on a new timeline (`epoch`)."""
+
+    cluster: str
+    node: str
+    epoch: int
+
+
 Signal = (
     ServiceChanged
     | TaskFailed
     | PoolWaited
+    | PrimaryChanged
+    | ReplicaChanged
     | ConnectionOpened
     | ConnectionClosed
     | StatementFinished

@@ -12,14 +12,15 @@ A standby says what it is when it is connected to (`in_hot_standby`), so leaving
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import asyncpg
 from asyncpg import exceptions as pg
 
 from springtide.clock import Clock
-from springtide.db._link import ASYNCPG_ERRORS, STATEMENTS, Link, open_link
+from springtide.db._link import ASYNCPG_ERRORS, STATEMENTS, Link, RawConnection, open_link
 from springtide.db._pooled import PooledLink, never_lets_in
 from springtide.signals import NullSink, Sink
 
@@ -70,6 +71,7 @@ class Connector:
         self._primary_only = primary_only
         self._kind = PooledLink if pooled else Link
         self._statements = STATEMENTS if prepared_statements else 0
+        self.check: Callable[[RawConnection], Awaitable[None]] | None = None
         self.failures = 0
         self.error: BaseException | None = None
         self.hopeless = False
@@ -106,6 +108,8 @@ class Connector:
             if self._primary_only and link.standby:
                 link.close()
                 raise ConnectionRefusedError(f"the server of {self._cluster} is a standby")
+            if self.check is not None:
+                await self._show(link, self.check)
         except (TimeoutError, *ASYNCPG_ERRORS, OSError, ValueError) as error:
             self.failures += 1
             self.error = error
@@ -117,3 +121,11 @@ class Connector:
         self.error = None
         self.hopeless = False
         return link
+
+    async def _show(self, link: Link, check: Callable[[RawConnection], Awaitable[None]]) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await check(link.raw)
+        except BaseException:
+            link.close()
+            raise

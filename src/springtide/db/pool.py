@@ -32,7 +32,7 @@ from springtide.clock import Clock, SystemClock
 from springtide.context import Part, Priority, current
 from springtide.db._acquiring import Acquiring, PoolStats
 from springtide.db._connecting import Connector
-from springtide.db._link import Link, Operation
+from springtide.db._link import Link, Operation, RawConnection
 from springtide.db._moving import Moves, move
 from springtide.db._pooled import breather, check_settings
 from springtide.db._recovery import RECOVERY, hang_up, recover
@@ -294,6 +294,15 @@ class Pool:
         and maybe often, when there is a reason to look at once. It must not raise. None: nobody does."""
         self._moves.watcher = doubt
 
+    def admit(self, check: Callable[[RawConnection], Awaitable[None]]) -> None:
+        """Show every connection that is opened from now on to `check`, which refuses it by an OSError: that
+        counts as a server that cannot be reached."""
+        self._connector.check = check
+
+    def reads(self, sql: str) -> bool:
+        """Whether the text of a statement shows nothing but a read."""
+        return self._statements.get(sql).read
+
     def stats(self) -> PoolStats:
         return PoolStats(
             size=len(self._links),
@@ -344,6 +353,16 @@ class Pool:
                 if self._monotonic() >= give_up:
                     raise self._unavailable(link.unserved)
                 await self._clock.sleep(breather(attempt, self._monotonic(), give_up))
+
+    async def read(self, operation: Operation, sql: str, args: tuple[Any, ...]) -> Any:
+        """One statement on a standby, by an unbound method of asyncpg's connection. It is tried once: who has
+        other standbys goes to one. That it writes is the statement's fault there (25006), not a changed role.
+        """
+        link = await self._obtain(None, None)
+        try:
+            return await link.perform(operation, sql, args, self._statements.get(sql), read_only=True)
+        finally:
+            self._put(link)
 
     async def _begin(
         self,

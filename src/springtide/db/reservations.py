@@ -44,10 +44,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from springtide.context import RequestContext, activate
+from springtide.context import CausalityToken, RequestContext, activate, current
 from springtide.db import _writing
 from springtide.db._reservation_sql import Sql, joined
 from springtide.db._writing import WriteTransaction
+from springtide.db.consistency import Consistency
 from springtide.db.shards import Bucket, bucket_of
 from springtide.errors import AlreadyReserved, SpringtideError, Unavailable
 
@@ -200,37 +201,49 @@ class Reservations:
                 raise
         await self._tidy(plan, True)
 
-    async def lookup(self, kind: str, value: str) -> int | None:
+    async def lookup(self, kind: str, value: str, *, consistency: Consistency | None = None) -> int | None:
         """See `Database.lookup`."""
         bucket = bucket_of(value)
-        row = await self._db.read(Bucket(bucket)).fetch_one(self._sql.look, bucket, kind, value)
-        if row is None or not await self._holds(row["owner_id"], row["claim_id"], row["state"]):
+        reader = self._db.read(Bucket(bucket), consistency=consistency)
+        row = await reader.fetch_one(self._sql.look, bucket, kind, value)
+        if row is None or not await self._holds(row["owner_id"], row["claim_id"], row["state"], consistency):
             return None
         owner_id: int = row["owner_id"]
         return owner_id
 
-    async def fetch_held(self, kind: str, value: str, sql: str, args: Sequence[Any]) -> Any | None:
+    async def fetch_held(
+        self,
+        kind: str,
+        value: str,
+        sql: str,
+        args: Sequence[Any],
+        *,
+        consistency: Consistency | None = None,
+    ) -> Any | None:
         """See `Database.fetch_held`."""
         bucket = Bucket(bucket_of(value))
         both = joined(self._sql.held, sql)
-        row = await self._db.read(bucket).fetch_one(both, bucket.number, kind, value, *args)
+        reader = self._db.read(bucket, consistency=consistency)
+        row = await reader.fetch_one(both, bucket.number, kind, value, *args)
         if row is None:
             return None
         owner_id, state = row["_owner_id"], row["_state"]
         shard_of = self._db.shards.shard_of
         if state in SETTLED and shard_of(owner_id) == shard_of(bucket):
             return row if row["_there"] else None
-        if not await self._holds(owner_id, row["_claim_id"], state):
+        if not await self._holds(owner_id, row["_claim_id"], state, consistency):
             return None
-        return await self._db.read(owner_id).fetch_one(sql, bucket_of(owner_id), owner_id, *args)
+        owner = self._db.read(owner_id, consistency=consistency)
+        return await owner.fetch_one(sql, bucket_of(owner_id), owner_id, *args)
 
-    async def _holds(self, owner_id: int, claim_id: uuid.UUID, state: str) -> bool:
+    async def _holds(
+        self, owner_id: int, claim_id: uuid.UUID, state: str, consistency: Consistency | None
+    ) -> bool:
         """Whether the owner on record holds the value now; asks for the outcome while that is open."""
         if state in SETTLED:
             return True
-        committed = await self._db.read(owner_id).fetch_value(
-            self._sql.outcome, bucket_of(owner_id), claim_id
-        )
+        owner = self._db.read(owner_id, consistency=consistency)
+        committed = await owner.fetch_value(self._sql.outcome, bucket_of(owner_id), claim_id)
         return bool(committed) == (state == "pending")
 
     async def reconcile(self) -> Reconciled:
@@ -288,7 +301,7 @@ class Reservations:
             raise min(raised, key=lambda error: isinstance(error, _Contended))
 
     async def _prepare_shard(self, shard: str, plan: _Claim) -> None:
-        async with self._db.pools[shard].transaction() as tx:
+        async with self._db._transaction(shard) as tx:
             began: datetime = await tx.fetch_value("SELECT now()")
             plan.began = began if plan.began is None else min(plan.began, began)
             for kind, value in plan.remote.get(shard, ()):
@@ -381,9 +394,8 @@ class Reservations:
 
     async def _finish(self, shard: str, claim_id: uuid.UUID, committed: bool) -> int:
         """Bring every row of the claim on `shard` to what the outcome says; how many there were."""
-        pool = self._db.pools[shard]
         first, second = self._sql.committed if committed else self._sql.aborted
-        async with pool.transaction() as tx:
+        async with self._db._transaction(shard) as tx:
             tags = [await tx.execute(first, claim_id), await tx.execute(second, claim_id)]
         return sum(int(tag.rpartition(" ")[2]) for tag in tags)
 
@@ -395,7 +407,9 @@ class Reservations:
         if not plan.touched:
             return
         try:
-            with activate(RequestContext()):  # the request's deadline may have passed already
+            context = current()
+            token = context.causality if context is not None else CausalityToken()
+            with activate(RequestContext(causality=token)):  # the deadline may have passed already
                 async with asyncio.timeout(timeout):
                     if committed is None:
                         committed = await self._abort(bucket_of(plan.owner_id), plan.id)

@@ -69,8 +69,8 @@ class Snapshot:
 class Reader:
     """Reads on one shard: each call is a statement of its own; `async with` makes them one snapshot.
 
-    The snapshot is one read-only REPEATABLE READ transaction. Inside an open write on the same shard both
-    forms stay on the write's transaction, whose isolation then decides what they see.
+    The snapshot is one read-only REPEATABLE READ transaction on one server. Inside an open write on the same
+    shard both forms stay on the write's transaction, whose isolation then decides what they see.
     """
 
     __slots__ = ("_block", "_shard", "consistency", "database")
@@ -82,13 +82,13 @@ class Reader:
         self.consistency = consistency
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        return await self.database._queries(self._shard).fetch(sql, *args)
+        return await self.database._queries(self._shard, self.consistency).fetch(sql, *args)
 
     async def fetch_one(self, sql: str, *args: Any) -> Any | None:
-        return await self.database._queries(self._shard).fetch_one(sql, *args)
+        return await self.database._queries(self._shard, self.consistency).fetch_one(sql, *args)
 
     async def fetch_value(self, sql: str, *args: Any) -> Any:
-        return await self.database._queries(self._shard).fetch_value(sql, *args)
+        return await self.database._queries(self._shard, self.consistency).fetch_value(sql, *args)
 
     async def __aenter__(self) -> Snapshot:
         if self._block is not None:
@@ -96,7 +96,7 @@ class Reader:
         write = self.database._write_on(self._shard)
         if write is not None:
             return Snapshot(self.database, write)
-        block = self.database.pools[self._shard].transaction(read_only=True, isolation="repeatable read")
+        block = self.database._snapshot(self._shard, self.consistency)
         self._block = block
         try:
             return Snapshot(self.database, await block.__aenter__())
@@ -170,7 +170,7 @@ class Database:
         if outer is None:
             level = isolation or "read committed"
             async with (
-                self.pools[shard].transaction(isolation=level, priority=priority) as tx,
+                self._transaction(shard, isolation=level, priority=priority) as tx,
                 _writing.opened(tx, self, shard, bucket_of(key), level) as write,
             ):
                 yield write
@@ -200,18 +200,20 @@ class Database:
         """
         return self.reservations.reserving(owner_id, claim=claim, release=release)
 
-    async def lookup(self, kind: str, value: str) -> int | None:
+    async def lookup(self, kind: str, value: str, *, consistency: Consistency | None = None) -> int | None:
         """The id of the owner of a value, None when nobody holds it."""
-        return await self.reservations.lookup(kind, value)
+        return await self.reservations.lookup(kind, value, consistency=consistency)
 
-    async def fetch_held(self, kind: str, value: str, sql: str, *args: Any) -> Any | None:
+    async def fetch_held(
+        self, kind: str, value: str, sql: str, *args: Any, consistency: Consistency | None = None
+    ) -> Any | None:
         """The row of `sql` for the owner of a value; None when nobody holds it, or `sql` finds nothing.
 
         `sql` reads what has the owner's bucket, $1, and id, $2; `args` are its $3 and so on. Where value and
         owner are on one shard this is one statement, else `lookup` and a read of the owner's shard.
         The row may have columns more than `sql` selects, with names that begin with an underscore.
         """
-        return await self.reservations.fetch_held(kind, value, sql, args)
+        return await self.reservations.fetch_held(kind, value, sql, args, consistency=consistency)
 
     async def reconcile(self) -> Reconciled:
         """Finish the claims of writers that crashed; a worker calls it periodically, several may at once."""
@@ -224,6 +226,7 @@ class Database:
         order: Sequence[tuple[str, scatter.Direction]] = (),
         limit: int | None = None,
         offset: int = 0,
+        consistency: Consistency | None = None,
     ) -> list[Any]:
         """The rows of `sql` from every shard, merged by the columns of `order`; see `springtide.db.scatter`.
 
@@ -231,19 +234,24 @@ class Database:
         the rows come shard by shard.
         Raises NotScatterable when the rows cannot be merged.
         """
-        return await scatter.rows(self._everywhere(), sql, args, order=order, limit=limit, offset=offset)
+        shards = self._everywhere(consistency)
+        return await scatter.rows(shards, sql, args, order=order, limit=limit, offset=offset)
 
-    async def scatter_sum(self, sql: str, *args: Any) -> int:
+    async def scatter_sum(self, sql: str, *args: Any, consistency: Consistency | None = None) -> int:
         """The sum over the shards of the whole number that `sql` answers; NULL counts as 0."""
-        return await scatter.total(self._everywhere(), sql, args)
+        return await scatter.total(self._everywhere(consistency), sql, args)
 
-    async def fetch_many(self, sql: str, keys: Iterable[int], *args: Any) -> list[Any]:
+    async def fetch_many(
+        self, sql: str, keys: Iterable[int], *args: Any, consistency: Consistency | None = None
+    ) -> list[Any]:
         """Rows of many ids: `sql` runs on each shard concerned with $1 = its ids (bigint[]), `args` from $2.
 
         In no particular order over shards.
         """
         groups = self.group(keys)
-        return await scatter.each({shard: self._queries(shard) for shard in groups}, sql, groups, args)
+        wanted = consistency or self._wanted()
+        shards = {shard: self._queries(shard, wanted) for shard in groups}
+        return await scatter.each(shards, sql, groups, args)
 
     def group(self, keys: Iterable[K]) -> dict[str, list[K]]:
         """The keys by shard."""
@@ -252,12 +260,32 @@ class Database:
     def _wanted(self) -> Consistency:
         return wanted_consistency() or self.default
 
-    def _everywhere(self) -> dict[str, Queries]:
-        return {shard: self._queries(shard) for shard in self.shards.shards}
+    def _everywhere(self, consistency: Consistency | None) -> dict[str, Queries]:
+        wanted = consistency or self._wanted()
+        return {shard: self._queries(shard, wanted) for shard in self.shards.shards}
 
     def _write_on(self, shard: str) -> WriteTransaction | None:
         write = _writing.innermost(self)
         return write if write is not None and write.shard == shard else None
 
-    def _queries(self, shard: str) -> Pool | WriteTransaction:
-        return self._write_on(shard) or self.pools[shard]
+    def _queries(self, shard: str, consistency: Consistency) -> Queries:
+        write = self._write_on(shard)
+        if write is not None:
+            return write
+        servers = self.servers.get(shard)
+        if servers is None or not servers.replicated:
+            return self.pools[shard]
+        return servers.reading(consistency)
+
+    def _snapshot(self, shard: str, consistency: Consistency) -> AbstractAsyncContextManager[Transaction]:
+        servers = self.servers.get(shard)
+        if servers is None or not servers.replicated:
+            return self.pools[shard].transaction(read_only=True, isolation="repeatable read")
+        return servers.snapshot(consistency)
+
+    def _transaction(self, shard: str, **options: Any) -> AbstractAsyncContextManager[Transaction]:
+        """A transaction on the primary of a shard, whose position the request's token takes."""
+        servers = self.servers.get(shard)
+        if servers is None or not servers.replicated:
+            return self.pools[shard].transaction(**options)
+        return servers.transaction(**options)

@@ -1,29 +1,71 @@
 """One cluster as this process sees it: its primary, its replicas, and who of them answers a read.
 
-`primary` serves whatever no replica may; while no replica is known, that is everything, and nothing here
-costs a statement more than the pool itself.
+Every server that may belong to the cluster is looked at about ten times a second over a connection of its
+own. From what they say follows who is the primary (`_roles`; its pool moves there by itself) and which
+replicas may be read from (`_replicas`). While only one server is known nobody is looked at, and a statement
+costs what its pool costs.
+
+    strong      the primary
+    session     the replica that the session read from last, while that has what the session has written; a
+                session that has not read beyond a known position: any that reached it; else the primary
+    bounded(s)  a replica that proves it; else the primary; StalenessUnknown when that cannot be reached
+    eventual    any replica; without one the primary
+
+What a read on the primary has shown cannot be bounded without asking how far its log is. So such a read
+leaves a doubt in the token, and the next session read that a replica could take over from is the one that
+asks: on the primary, on the same connection, right after it. A commit asks right after itself.
+
+Invariant: a replica answers a session only if its pool's connections belong to the run of the server that
+was seen at the session's position (a pool of a replica is made for one run and refuses connections to
+another), and only if nothing beyond that position was seen from anybody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+import logging
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import asyncpg
+from asyncpg import exceptions as pg
 
 from springtide.clock import Clock, SystemClock
-from springtide.context import CausalityToken, Position
-from springtide.db.causality import normalise, parse_lsn
+from springtide.context import CausalityToken, Position, current
+from springtide.db import _replicas
+from springtide.db._looking import CAPTURE, captured
+from springtide.db._replicas import Health, RoutingSettings
+from springtide.db._watching import Watch
 from springtide.db.consistency import Consistency
 from springtide.db.members import Member, Members
 from springtide.db.pool import Pool
+from springtide.errors import DatabaseUnavailable, PoolClosed, ReplicaConflict, StalenessUnknown
 from springtide.lifecycle import StartStop
 from springtide.signals import NullSink, Sink
 
-__all__ = ["Choice", "ReplicaState", "RoutingSettings", "Servers"]
+if TYPE_CHECKING:
+    from springtide.db._link import Link
+    from springtide.db.transaction import Transaction
+
+__all__ = ["Choice", "Reads", "ReplicaState", "RoutingSettings", "Servers"]
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CAPTURE = "SELECT pg_current_wal_insert_lsn()::text, pg_walfile_name(pg_current_wal_insert_lsn())"
+CAPTURE_TIMEOUT = 1.0
+"""Seconds that a caller waits for the position after its commit; without it, its session is in doubt."""
+
+LOST = (DatabaseUnavailable, PoolClosed)
+CONFLICTS = (pg.SerializationError, pg.DeadlockDetectedError)
+"""On a standby, where nothing is written, these come from replay alone."""
+
+REFUSED = (pg.ReadOnlySQLTransactionError, pg.FeatureNotSupportedError)
+"""What a standby cannot do: write, or read what is not in the log."""
 
 
 class Row(Protocol):
@@ -32,40 +74,53 @@ class Row(Protocol):
     async def fetchrow(self, sql: str, /) -> Any: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingSettings:
-    """zone: where this process is; replicas of the same zone are asked first.
-    settle: seconds from learning of a replica until everybody has learnt of it."""
+class Reads(Protocol):
+    """What an operation is given: somebody's answers to single statements."""
 
-    zone: str = "local"
-    settle: float = 5.0
+    async def fetch(self, sql: str, *args: Any) -> list[Any]: ...
+
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None: ...
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaState:
-    """What is known of one replica, for people."""
+    """What is known of one replica, for people: `reason` of its state, how many `reads` it had."""
 
     node: str
+    zone: str
     state: str
+    reason: str
     position: Position | None
     lag_bytes: int | None
     lag_seconds: float | None
     in_flight: int
+    reads: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Who answers one read. `position` is what it was known to have; `witness` names its run, None: the
-    primary. `why` says for the primary's reads what kept the replicas from them."""
+class Choice(NamedTuple):
+    """Who answers one read.
+
+    `position` is what it was known to have and `witness` names its run; both are None for the primary.
+    `why` says what kept the replicas from a read that the primary gets: strong, alone, "no session", "none
+    serves", behind, unsure (what the session has seen is not bounded), unproven, writes, refused.
+    """
 
     pool: Pool
     node: str
     why: str
-    position: Position | None = None
-    witness: str | None = None
+    position: Position | None
+    witness: str | None
+    health: Health | None
 
 
 class Servers:
+    """See the module. A lifecycle service; `primary` is started and stopped by whoever made it.
+
+    replica_pool makes the pool of a member that is a replica; it is started and stopped here.
+    """
+
     def __init__(
         self,
         cluster: str,
@@ -80,12 +135,23 @@ class Servers:
         self.cluster = cluster
         self.name = f"servers of {cluster}"
         self.primary = primary
-        self._members = members
-        self._replica_pool = replica_pool
+        self.settings = settings or RoutingSettings()
         self._clock = clock or SystemClock()
-        self._sink = sink or NullSink()
-        self._settings = settings or RoutingSettings()
-        self._life = StartStop(self.name, self._open, self._close, sink=sink)
+        self._draw = random.Random()  # noqa: S311 - spreads load
+        self._reads: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._watch = Watch(
+            cluster,
+            primary,
+            members,
+            replica_pool=replica_pool,
+            settings=self.settings,
+            clock=self._clock,
+            sink=sink or NullSink(),
+        )
+        self._life = StartStop(self.name, self._watch.open, self._watch.close, sink=sink)
+
+    # -- life ------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
@@ -97,30 +163,336 @@ class Servers:
     async def stop(self) -> None:
         await self._life.stop()
 
+    # -- for people ------------------------------------------------------------------------------------
+
     @property
     def replicated(self) -> bool:
-        """Whether a replica is known: then commits are followed by `capture`."""
-        return False
+        """Whether a replica is known: then what sessions see is noted, and each commit is captured."""
+        return self._watch.replicated
 
     @property
     def replicas(self) -> Sequence[ReplicaState]:
-        return ()
+        """Every known server but the primary, in the order of their names."""
+        return [
+            ReplicaState(
+                node=health.node,
+                zone=health.zone,
+                state=health.state,
+                reason=health.reason,
+                position=health.position,
+                lag_bytes=health.lag_bytes,
+                lag_seconds=health.lag_seconds,
+                in_flight=health.in_flight,
+                reads=self._reads[health.node],
+            )
+            for health in self._watch.replicas
+        ]
 
-    def choose(self, consistency: Consistency, token: CausalityToken | None) -> Choice:
-        """Who answers a read now. Never waits; raises StalenessUnknown when nobody can."""
-        return Choice(pool=self.primary, node="primary", why="alone")
+    @property
+    def primary_reads(self) -> Mapping[str, int]:
+        """How many reads the primary had while there were replicas, by why (see `Choice`)."""
+        return self._reasons
 
-    async def run(self, consistency: Consistency, operation: Callable[[Pool], Awaitable[T]]) -> T:
-        """`operation` on the pool of who was chosen, and again elsewhere when that one is lost meanwhile."""
-        return await operation(self.choose(consistency, None).pool)
+    # -- choosing --------------------------------------------------------------------------------------
+
+    def choose(
+        self,
+        consistency: Consistency,
+        token: CausalityToken | None,
+        *,
+        without: Collection[str] = (),
+    ) -> Choice:
+        """Who answers a read now; `without` are nodes that have just failed it. Never waits.
+
+        Whoever reads by hand tells the token afterwards: `saw` of the choice's witness, or, after a read on
+        the primary, `cover` of what `capture` answered on the same connection (else `doubt`).
+        """
+        level = consistency.level
+        if level == "strong":
+            return self._to_primary("strong")
+        if level == "eventual":
+            able: Sequence[Health] = _replicas.eventual(self._watch.listening)
+            why = "none serves"
+        elif level == "session":
+            if token is None:
+                return self._to_primary("no session")
+            witness = token.witnesses.get(self.cluster)
+            able, why = _replicas.of_session(self._watch.readable, token.position(self.cluster), witness)
+            if witness is None and (lean := token.leaning.get(self.cluster)) is not None:
+                able = [one for one in able if one.witness == lean] or able
+        else:
+            assert consistency.staleness is not None
+            able = _replicas.fresh(self._watch.readable, consistency.staleness, self._clock.monotonic())
+            why = "unproven" if self._watch.readable else "none serves"
+        if without:
+            able = [one for one in able if one.node not in without]
+        chosen = _replicas.two_choices(able, self.settings.zone, self._draw)
+        if chosen is None:
+            return self._to_primary(why or "lost")
+        return Choice(
+            self._watch.pools[chosen.node], chosen.node, "", chosen.position, chosen.witness, chosen
+        )
+
+    def _to_primary(self, why: str) -> Choice:
+        return Choice(self.primary, self._watch.primary_node or "primary", why, None, None, None)
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    async def run(self, consistency: Consistency, operation: Callable[[Reads], Awaitable[T]]) -> T:
+        """`operation` on who is chosen; again on another one when that server is lost or its replay got in
+        the way. It may run several times, and must only read.
+
+        Notes in the request's token what was seen. Raises StalenessUnknown, and what the pools raise.
+        """
+        if not self.replicated:
+            return await operation(self.primary)
+        token = await self._session(consistency)
+        without: tuple[str, ...] = ()
+        while True:
+            choice = self.choose(consistency, token, without=without)
+            if choice.health is None:
+                return await self._on_primary(consistency, token, choice, operation)
+            self._begin(choice, token)
+            try:
+                answer = await operation(_OnReplica(choice.pool))
+            except (*LOST, *CONFLICTS):
+                without += (choice.node,)
+                self._watch.doubt()
+                continue
+            except REFUSED:
+                refused = self._to_primary("refused")
+                return await self._on_primary(consistency, token, refused, operation)
+            finally:
+                choice.health.in_flight -= 1
+            if token is not None and choice.witness is not None:
+                token.saw(self.cluster, choice.witness)
+            return answer
+
+    def reading(self, consistency: Consistency) -> Routed:
+        """Single statements of this consistency."""
+        return Routed(self, consistency)
+
+    @asynccontextmanager
+    async def snapshot(self, consistency: Consistency) -> AsyncIterator[Transaction]:
+        """One read-only REPEATABLE READ transaction on one server.
+
+        Raises ReplicaConflict when a replica has to end it midway; else as `run`.
+        """
+        options: dict[str, Any] = {"read_only": True, "isolation": "repeatable read"}
+        if not self.replicated:
+            async with self.primary.transaction(**options) as tx:
+                yield tx
+            return
+        token = await self._session(consistency)
+        without: tuple[str, ...] = ()
+        while True:
+            choice = self.choose(consistency, token, without=without)
+            if choice.health is None:
+                async with self._snapshot_of_primary(consistency, token, choice, options) as tx:
+                    yield tx
+                return
+            block = choice.pool.transaction(**options)
+            self._begin(choice, token)
+            try:
+                try:
+                    tx = await block.__aenter__()
+                except LOST:
+                    without += (choice.node,)
+                    self._watch.doubt()
+                    continue
+                if token is not None and choice.witness is not None:
+                    token.saw(self.cluster, choice.witness)
+                try:
+                    try:
+                        yield tx
+                    except BaseException as error:
+                        await block.__aexit__(type(error), error, error.__traceback__)
+                        raise
+                    await block.__aexit__(None, None, None)
+                except CONFLICTS as error:
+                    raise ReplicaConflict(
+                        f"the snapshot on replica {choice.node} stood in the way of its replay",
+                        retry_after=0.0,
+                    ) from error
+                return
+            finally:
+                choice.health.in_flight -= 1
+                if token is not None and choice.witness is not None:
+                    token.saw(
+                        self.cluster, choice.witness
+                    )  # a commit beside the block covers no later answer
+
+    async def _session(self, consistency: Consistency) -> CausalityToken | None:
+        """The token to read by and to note in; None when this read is no session's."""
+        context = current()
+        if context is None or consistency.level not in ("session", "strong"):
+            return None
+        if context.recall is not None and consistency.level == "session":
+            await context.recall(context)
+        return context.causality
+
+    def _begin(self, choice: Choice, token: CausalityToken | None) -> None:
+        assert choice.health is not None
+        choice.health.in_flight += 1
+        self._reads[choice.node] += 1
+        if token is not None and choice.witness is not None:
+            token.leaning[self.cluster] = choice.witness
+
+    async def _on_primary(
+        self,
+        consistency: Consistency,
+        token: CausalityToken | None,
+        choice: Choice,
+        operation: Callable[[Reads], Awaitable[T]],
+    ) -> T:
+        self._reasons[choice.why] += 1
+        try:
+            if token is None:
+                return await operation(self.primary)
+            if not self._worth_asking(consistency, token):
+                try:
+                    return await operation(self.primary)
+                finally:
+                    token.doubt(self.cluster)
+            async with self.primary.acquire() as connection:
+                try:
+                    answer = await operation(connection)
+                except BaseException:
+                    token.doubt(self.cluster)
+                    raise
+                await self._cover(token, connection.fetch_one)
+                return answer
+        except DatabaseUnavailable as error:
+            raise self._unknown(consistency, error) from error
+
+    @asynccontextmanager
+    async def _snapshot_of_primary(
+        self,
+        consistency: Consistency,
+        token: CausalityToken | None,
+        choice: Choice,
+        options: Mapping[str, Any],
+    ) -> AsyncIterator[Transaction]:
+        self._reasons[choice.why] += 1
+        asking = token is not None and self._worth_asking(consistency, token)
+        if token is not None and not asking:
+            token.doubt(self.cluster)
+        block = self.primary.transaction(**options)
+        try:
+            tx = await block.__aenter__()
+        except DatabaseUnavailable as error:
+            raise self._unknown(consistency, error) from error
+        try:
+            if token is not None:
+                if asking:
+                    await self._cover(token, tx.fetch_one)  # it sees what there is when its snapshot is taken
+                token.leaning.pop(self.cluster, None)
+            yield tx
+        except BaseException as error:
+            await block.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await block.__aexit__(None, None, None)
+
+    def _unknown(self, consistency: Consistency, error: DatabaseUnavailable) -> Exception:
+        if consistency.staleness is None:
+            return error
+        return StalenessUnknown(
+            f"no server of {self.cluster} is proven to be at most {consistency.staleness:g} s behind",
+            retry_after=error.retry_after,
+        )
+
+    def _worth_asking(self, consistency: Consistency, token: CausalityToken) -> bool:
+        """Whether a replica would answer this session's reads if what it has seen were bounded."""
+        if consistency.level != "session" or self.cluster not in token.witnesses:
+            return False
+        able, _ = _replicas.of_session(self._watch.readable, token.position(self.cluster), None)
+        return bool(able)
+
+    async def _cover(self, token: CausalityToken, fetch_one: Callable[[str], Awaitable[Any]]) -> None:
+        """Ask the primary how far it is, after it has answered; leaves a doubt when that does not work."""
+        try:
+            row = await fetch_one(CAPTURE)
+        except BaseException as error:
+            token.doubt(self.cluster)
+            if not isinstance(error, Exception):
+                raise
+            _log.debug("%s: no position after a read: %r", self.name, error)
+            return
+        token.cover(self.cluster, captured(row, segment_bytes=self._watch.segment_bytes))
+
+    # -- writing ---------------------------------------------------------------------------------------
 
     async def capture(self, connection: Row) -> Position:
-        """Where the log stands, after COMMIT on the same connection, outside of any transaction."""
-        row = await connection.fetchrow(CAPTURE)
-        return Position(int(row[1][:8], 16), normalise(parse_lsn(row[0])))
+        """Where the primary's log stands: after COMMIT, on the same connection, outside of a transaction."""
+        return captured(await connection.fetchrow(CAPTURE), segment_bytes=self._watch.segment_bytes)
 
-    async def _open(self) -> None:
-        return None
+    @asynccontextmanager
+    async def transaction(self, **options: Any) -> AsyncIterator[Transaction]:
+        """`Pool.transaction` on the primary, noted in the request's token: after COMMIT the position of the
+        log, on the same connection; a doubt when that could not be learnt, or the block has not committed."""
+        context = current()
+        if context is None or not self.replicated:
+            async with self.primary.transaction(**options) as tx:
+                yield tx
+            return
+        token, covered = context.causality, False
 
-    async def _close(self) -> None:
-        return None
+        async def note(link: Link) -> None:
+            nonlocal covered
+            statement = self.primary._statements.get(CAPTURE)
+            async with asyncio.timeout(CAPTURE_TIMEOUT):
+                row = await link.perform(asyncpg.Connection.fetchrow, CAPTURE, (), statement, limited=False)
+            token.wrote(self.cluster, captured(row, segment_bytes=self._watch.segment_bytes))
+            covered = True
+
+        try:
+            async with self.primary.transaction(**options) as tx:
+                tx.note(note)
+                yield tx
+        finally:
+            if not covered:
+                token.doubt(self.cluster)
+
+
+class _OnReplica:
+    """Single statements on a replica."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def fetch(self, sql: str, *args: Any) -> list[Any]:
+        rows: list[Any] = await self._pool.read(asyncpg.Connection.fetch, sql, args)
+        return rows
+
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None:
+        return await self._pool.read(asyncpg.Connection.fetchrow, sql, args)
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any:
+        return await self._pool.read(asyncpg.Connection.fetchval, sql, args)
+
+
+class Routed:
+    """Single statements of one consistency on one cluster, each on whoever is chosen for it.
+
+    A statement whose text says that it does more than read is the primary's.
+    """
+
+    __slots__ = ("_consistency", "_servers")
+
+    def __init__(self, servers: Servers, consistency: Consistency) -> None:
+        self._servers = servers
+        self._consistency = consistency
+
+    def _of(self, sql: str) -> Consistency:
+        return self._consistency if self._servers.primary.reads(sql) else Consistency.STRONG
+
+    async def fetch(self, sql: str, *args: Any) -> list[Any]:
+        return await self._servers.run(self._of(sql), lambda server: server.fetch(sql, *args))
+
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None:
+        return await self._servers.run(self._of(sql), lambda server: server.fetch_one(sql, *args))
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any:
+        return await self._servers.run(self._of(sql), lambda server: server.fetch_value(sql, *args))

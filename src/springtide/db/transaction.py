@@ -52,13 +52,14 @@ ROLLBACK_TIMEOUT = 1.0
 class Transaction(Queries):
     """Made by `Pool.transaction()`; the statements of `Connection`, plus `on_commit` and `savepoint`."""
 
-    __slots__ = ("_callbacks", "_savepoints", "isolation", "read_only")
+    __slots__ = ("_callbacks", "_noting", "_savepoints", "isolation", "read_only")
 
     def __init__(self, link: Link, statements: Statements, *, read_only: bool, isolation: str) -> None:
         super().__init__(link, statements, limited=False, read_only=read_only)
         self.read_only = read_only
         self.isolation = isolation
         self._callbacks: list[Callable[[], Awaitable[None] | None]] = []
+        self._noting: Callable[[Link], Awaitable[None]] | None = None
         self._savepoints = 0
 
     async def _ready(self) -> Link:
@@ -75,6 +76,13 @@ class Transaction(Queries):
         """
         self._link()
         self._callbacks.append(callback)
+
+    def note(self, noting: Callable[[Link], Awaitable[None]]) -> None:
+        """Call `noting` with the connection once COMMIT has succeeded on it, before anybody else gets it.
+
+        The caller waits for it until its deadline; that it fails or comes late changes nothing about COMMIT.
+        """
+        self._noting = noting
 
     def savepoint(self) -> Savepoint:
         """`async with tx.savepoint():` undoes the block alone when it raises."""
@@ -254,7 +262,10 @@ class Beginning:
             self._abandon(link, committing)
             raise
         if not done:
+            known = not link.committing  # what is still under way comes after COMMIT
             self._abandon(link, committing)
+            if known:
+                return
             raise CommitUnknown(f"the deadline passed while {link.cluster} had COMMIT")
         if self._connection is not None:
             self._connection._lent = link
@@ -290,6 +301,9 @@ class Beginning:
         """Send COMMIT, judge the answer, return the connection, start the callbacks beside us."""
         try:
             failure = await _send_commit(link, self._pool._statements.get("COMMIT"))
+            link.committing = False
+            if failure is None and transaction._noting is not None:
+                await _note(link, transaction._noting)
         finally:
             link.committing = False
             self._give_back(link)
@@ -318,6 +332,13 @@ async def _send_commit(link: Link, statement: Statement) -> Exception | None:
             "and its error was swallowed"
         )
     return None
+
+
+async def _note(link: Link, noting: Callable[[Link], Awaitable[None]]) -> None:
+    try:
+        await noting(link)
+    except Exception as error:  # COMMIT has succeeded, and the caller hears of that alone
+        _log.debug("nothing was noted after a commit on %s: %r", link.cluster, error)
 
 
 async def _run_callbacks(pool: Pool, callbacks: list[Callable[[], Awaitable[None] | None]]) -> None:

@@ -1,0 +1,321 @@
+"""Watch the servers of one cluster: who is there, who is the primary, how is each replica.
+
+Everybody who may belong to the cluster is looked at about ten times a second, over a connection of its own,
+and at once when something was lost. What is concluded stands in `readable`, `listening` and `pools`, always
+whole: between two awaits of a reader nothing in it is half changed.
+
+A replica has a pool as long as it answers, made for one run of the server: it refuses connections to another.
+A replica that does not answer is given up with its connections, so whoever waits on it is answered elsewhere.
+While one server is known alone, nobody is looked at.
+
+Decisions are `_roles` (the primary) and `_replicas` (the rest); this file is their hands and eyes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections.abc import Callable
+
+from springtide.clock import Clock
+from springtide.db import _replicas
+from springtide.db._link import RawConnection
+from springtide.db._looking import BLIND, Eye, Look, run_of
+from springtide.db._replicas import Health, PrimaryLog, RoutingSettings
+from springtide.db._roles import Seen, Standing, judge
+from springtide.db.causality import SEGMENT_BYTES
+from springtide.db.members import Fixed, Member, Members
+from springtide.db.pool import Pool
+from springtide.errors import DatabaseUnavailable, MembersUnknown
+from springtide.lifecycle import Periodic, Supervised
+from springtide.signals import PrimaryChanged, ReplicaChanged, Sink
+
+__all__ = ["Watch"]
+
+_log = logging.getLogger(__name__)
+
+MEMBERS_EVERY = 1.0
+"""Seconds between two looks at who belongs to the cluster."""
+
+LEAST_PAUSE = 0.1
+"""Part of the pause between two looks that is kept whatever happens."""
+
+
+class _Server:
+    """One member: how it is looked at, and what came of it."""
+
+    __slots__ = ("doubted", "eye", "health", "look", "member", "pool", "watching")
+
+    def __init__(self, member: Member, eye: Eye, health: Health) -> None:
+        self.member = member
+        self.eye = eye
+        self.health = health
+        self.look: Look | None = None
+        self.pool: Pool | None = None
+        self.doubted = asyncio.Event()
+        self.watching: Supervised | None = None
+
+
+class Watch:
+    """`open` and `close` are the ends of its owner's life; `primary` is moved to whoever is the primary."""
+
+    def __init__(
+        self,
+        cluster: str,
+        primary: Pool,
+        members: Members,
+        *,
+        replica_pool: Callable[[Member], Pool],
+        settings: RoutingSettings,
+        clock: Clock,
+        sink: Sink,
+    ) -> None:
+        self._cluster = cluster
+        self._name = f"servers of {cluster}"
+        self._primary = primary
+        self._members = members
+        self._replica_pool = replica_pool
+        self._settings = settings
+        self._clock = clock
+        self._monotonic = clock.monotonic
+        self._sink = sink
+        self._draw = random.Random()  # noqa: S311 - spreads load
+        self._servers: dict[str, _Server] = {}
+        self._standing = Standing()
+        self._log = PrimaryLog()
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._membership: Periodic | None = None
+        self.segment_bytes = SEGMENT_BYTES
+        self.readable: tuple[Health, ...] = ()
+        """Replicas that are read from."""
+        self.listening: tuple[Health, ...] = ()
+        """Replicas that answer, whatever they have."""
+        self.pools: dict[str, Pool] = {}
+
+    @property
+    def replicated(self) -> bool:
+        return len(self._servers) > 1
+
+    @property
+    def replicas(self) -> list[Health]:
+        """Every known server but the primary, in the order of their names."""
+        known = sorted(self._servers.items())
+        return [server.health for name, server in known if name != self._standing.primary]
+
+    @property
+    def primary_node(self) -> str | None:
+        return self._standing.primary
+
+    async def open(self) -> None:
+        try:
+            await self._regroup()
+            if not isinstance(self._members, Fixed):
+                self._membership = Periodic(
+                    f"{self._name}:members",
+                    self._regroup,
+                    every=MEMBERS_EVERY,
+                    clock=self._clock,
+                    sink=self._sink,
+                )
+                await self._membership.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        if self._membership is not None:
+            await self._membership.stop()
+            self._membership = None
+        self._primary.watched(None)
+        for server in list(self._servers.values()):
+            await self._drop(server)
+        if self._leaving:
+            await asyncio.wait(list(self._leaving))
+        self._standing, self._log = Standing(), PrimaryLog()
+
+    async def _regroup(self) -> None:
+        """Bring the servers in line with who belongs to the cluster now."""
+        try:
+            members = await self._members.members()
+        except MembersUnknown as error:
+            _log.warning("%s: %s", self._name, error)
+            return
+        wanted = {member.node: member for member in members}
+        for name, server in list(self._servers.items()):
+            if wanted.get(name) != server.member:
+                await self._drop(server)
+        for name, member in wanted.items():
+            if name not in self._servers:
+                eye = Eye(member.url, timeout=self._settings.look_timeout)
+                health = Health(
+                    name,
+                    now=self._monotonic(),
+                    zone=member.zone,
+                    weight=member.weight,
+                    settings=self._settings,
+                )
+                self._servers[name] = _Server(member, eye, health)
+        if not self.replicated:
+            await self._alone(members[0])
+            return
+        self._primary.watched(self.doubt)
+        for server in self._servers.values():
+            if server.watching is None:
+                server.watching = Supervised(
+                    f"{self._name}:{server.member.node}",
+                    functools.partial(self._watch, server),
+                    clock=self._clock,
+                    sink=self._sink,
+                )
+                await server.watching.start()
+
+    async def _alone(self, member: Member) -> None:
+        """One server is known: it is the primary, and nobody needs to look at it."""
+        (server,) = self._servers.values()
+        await self._rest(server)
+        self._primary.watched(None)
+        self._primary.move(member.url)
+        self._conclude(None, 0.0)
+
+    async def _drop(self, server: _Server) -> None:
+        await self._rest(server)
+        del self._servers[server.member.node]
+        self._conclude(None, 0.0)
+
+    async def _rest(self, server: _Server) -> None:
+        watching, server.watching = server.watching, None
+        if watching is not None:
+            await watching.stop()
+        server.eye.close()
+        server.look = None
+        self._give_up(server)
+
+    async def _watch(self, server: _Server) -> None:
+        """Look, again and again; at once when the primary's pool doubts its server or a read was lost."""
+        while True:
+            await self._look(server)
+            pause = self._settings.look_every * self._draw.uniform(0.8, 1.2)
+            await self._clock.sleep(pause * LEAST_PAUSE)
+            if not server.doubted.is_set():
+                sleeping = asyncio.ensure_future(self._clock.sleep(pause * (1 - LEAST_PAUSE)))
+                doubting = asyncio.ensure_future(server.doubted.wait())
+                try:
+                    await asyncio.wait((sleeping, doubting), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    sleeping.cancel()
+                    doubting.cancel()
+            server.doubted.clear()
+
+    def doubt(self) -> None:
+        """Something was lost: look at all servers at once."""
+        for server in self._servers.values():
+            server.doubted.set()
+
+    async def _look(self, server: _Server) -> None:
+        sent = self._monotonic()
+        try:
+            look = await server.eye.look()
+        except BLIND as error:
+            if server.health.missing_since is None:
+                _log.debug("%s: %s cannot be seen: %r", self._name, server.member.node, error)
+            server.look = None
+            server.health.missed(self._monotonic())
+            self._conclude(None, sent)
+            return
+        if server.look is not None and server.look.run != look.run:
+            self._give_up(server)
+        server.look = look
+        server.health.heard(look, self._monotonic())
+        self._conclude(server, sent)
+        if look.recovering and server.pool is None and server.member.weight > 0:
+            await self._open_pool(server, look)
+
+    def _conclude(self, looked: _Server | None, sent: float) -> None:
+        """Who is the primary, how is each replica, who is read from: after whatever has changed."""
+        now = self._monotonic()
+        if self.replicated:
+            self._find_primary()
+        if looked is not None and looked.member.node == self._standing.primary:
+            assert looked.look is not None
+            if looked.look.position is not None and not looked.look.recovering:
+                self._log.add(sent, looked.look.position)
+                self.segment_bytes = looked.look.segment_bytes
+        for server in self._servers.values():
+            health = server.health
+            changed = health.judge(now, self._log, self._standing.system)
+            if changed and health.node != self._standing.primary:
+                _log.info("%s: %s is %s: %s", self._name, health.node, health.state, health.reason)
+                self._sink.emit(ReplicaChanged(self._cluster, health.node, health.state, health.reason))
+            if health.missing_since is not None or not health.standby:
+                self._give_up(server)
+        self._settle_view()
+
+    def _settle_view(self) -> None:
+        self.pools = {name: server.pool for name, server in self._servers.items() if server.pool is not None}
+        self.listening = tuple(server.health for server in self._servers.values() if server.pool is not None)
+        self.readable = _replicas.readable(self.listening, self._settings)
+
+    def _find_primary(self) -> None:
+        seen = [
+            Seen(
+                node=name,
+                system=look.system,
+                started=look.run,
+                recovering=look.recovering,
+                timeline=look.timeline,
+            )
+            for name, server in self._servers.items()
+            if (look := server.look) is not None
+        ]
+        before = self._standing
+        verdict = judge(before, seen, members=self._servers)
+        self._standing = verdict.standing
+        if verdict.primary is not None:
+            server = self._servers[verdict.primary]
+            if server.member.url != self._primary.dsn:
+                self._primary.move(server.member.url)
+            if verdict.primary != before.primary or verdict.standing.epoch != before.epoch:
+                self._sink.emit(PrimaryChanged(self._cluster, verdict.primary, verdict.standing.epoch))
+        elif before.primary is not None or any(
+            server.member.url == self._primary.dsn
+            for name, server in self._servers.items()
+            if name in verdict.superseded | verdict.strangers or (server.look and server.look.recovering)
+        ):
+            self._primary.move(None)
+
+    async def _open_pool(self, server: _Server, look: Look) -> None:
+        """A pool for this run of the server alone."""
+
+        async def admit(raw: RawConnection) -> None:
+            if await run_of(raw) != look.run:
+                server.doubted.set()
+                raise ConnectionRefusedError(f"{server.member.node} was restarted")
+
+        pool = self._replica_pool(server.member)
+        pool.admit(admit)
+        try:
+            await pool.start()
+        except DatabaseUnavailable as error:
+            _log.warning("%s: no connection to %s: %s", self._name, server.member.node, error)
+            return
+        except BaseException:
+            self._leave(pool)  # a start goes on when its caller is cancelled
+            raise
+        server.pool = pool
+        self._settle_view()
+
+    def _give_up(self, server: _Server) -> None:
+        """Break off every connection to the replica; whoever waits for an answer asks somebody else."""
+        pool, server.pool = server.pool, None
+        if pool is None:
+            return
+        self._settle_view()
+        self._leave(pool)
+
+    def _leave(self, pool: Pool) -> None:
+        pool.move(None)
+        leaving = asyncio.get_running_loop().create_task(pool.stop(), name=f"{pool.name}:give up")
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
