@@ -24,7 +24,7 @@ from springtide.db import _replicas
 from springtide.db._link import RawConnection
 from springtide.db._looking import BLIND, Eye, Look, run_of
 from springtide.db._replicas import Health, PrimaryLog, RoutingSettings
-from springtide.db._roles import Seen, Standing, judge
+from springtide.db._roles import Seen, Standing, Verdict, judge
 from springtide.db.causality import SEGMENT_BYTES
 from springtide.db.members import Fixed, Member, Members
 from springtide.db.pool import Pool
@@ -68,6 +68,7 @@ class Watch:
         members: Members,
         *,
         replica_pool: Callable[[Member], Pool],
+        primary_url: Callable[[Member], str],
         settings: RoutingSettings,
         clock: Clock,
         sink: Sink,
@@ -77,6 +78,7 @@ class Watch:
         self._primary = primary
         self._members = members
         self._replica_pool = replica_pool
+        self._url = primary_url
         self._settings = settings
         self._clock = clock
         self._monotonic = clock.monotonic
@@ -176,7 +178,7 @@ class Watch:
         (server,) = self._servers.values()
         await self._rest(server)
         self._primary.watched(None)
-        self._primary.move(member.url)
+        self._primary.move(self._url(member))
         self._conclude(None, 0.0)
 
     async def _drop(self, server: _Server) -> None:
@@ -274,16 +276,18 @@ class Watch:
         self._standing = verdict.standing
         if verdict.primary is not None:
             server = self._servers[verdict.primary]
-            if server.member.url != self._primary.dsn:
-                self._primary.move(server.member.url)
+            self._primary.move(self._url(server.member))
             if verdict.primary != before.primary or verdict.standing.epoch != before.epoch:
                 self._sink.emit(PrimaryChanged(self._cluster, verdict.primary, verdict.standing.epoch))
         elif before.primary is not None or any(
-            server.member.url == self._primary.dsn
-            for name, server in self._servers.items()
-            if name in verdict.superseded | verdict.strangers or (server.look and server.look.recovering)
+            self._url(server.member) == self._primary.dsn and self._is_no_primary(server, verdict)
+            for server in self._servers.values()
         ):
             self._primary.move(None)
+
+    def _is_no_primary(self, server: _Server, verdict: Verdict) -> bool:
+        unusable = server.member.node in verdict.superseded | verdict.strangers
+        return unusable or (server.look is not None and server.look.recovering)
 
     async def _open_pool(self, server: _Server, look: Look) -> None:
         """A pool for this run of the server alone."""

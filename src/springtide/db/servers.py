@@ -118,7 +118,9 @@ class Choice(NamedTuple):
 class Servers:
     """See the module. A lifecycle service; `primary` is started and stopped by whoever made it.
 
-    replica_pool makes the pool of a member that is a replica; it is started and stopped here.
+    replica_pool: makes the pool of a member that is a replica; it is started and stopped here.
+    primary_url:  where the primary's pool connects when a member is the primary, such as a pooler in front of
+                  it; None means the member itself.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Servers:
         members: Members,
         *,
         replica_pool: Callable[[Member], Pool],
+        primary_url: Callable[[Member], str] | None = None,
         clock: Clock | None = None,
         sink: Sink | None = None,
         settings: RoutingSettings | None = None,
@@ -145,6 +148,7 @@ class Servers:
             primary,
             members,
             replica_pool=replica_pool,
+            primary_url=primary_url or (lambda member: member.url),
             settings=self.settings,
             clock=self._clock,
             sink=sink or NullSink(),
