@@ -237,6 +237,16 @@ class CausalityToken:
         self.pinned = self.pinned or other.pinned
         self.written = self.written or other.written
 
+    def succeed(self, later: CausalityToken, grown: int) -> None:
+        """Take over `later`, which followed from what this was at `grown`; merge if that has changed."""
+        if self.grown != grown:
+            self.merge(later)
+            return
+        if (self._positions, self._witnesses) != (later._positions, later._witnesses):
+            self._positions, self._witnesses = dict(later._positions), dict(later._witnesses)
+            self.grown += 1
+        self.pinned, self.written = later.pinned, self.written or later.written
+
     def position(self, cluster: str) -> Position | None:
         """What a server has to have; of a pinned token a position that no replica ever reaches."""
         known = self._positions.get(cluster)

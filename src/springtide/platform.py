@@ -27,6 +27,7 @@ from springtide.db.insight import Insight
 from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
 from springtide.errors import ConfigurationError, MigrationError
+from springtide.identity.positions import Positions
 from springtide.jobs import Enqueuer, Queue, Worker
 from springtide.lifecycle import Group, Periodic, Service, StartStop
 from springtide.outbox import Bell
@@ -40,6 +41,7 @@ from springtide.telemetry.metrics import MetricsSink
 from springtide.telemetry.prometheus import MetricsEndpoint
 from springtide.topology import Topology, check_built, load, read_addresses
 from springtide.web.asgi import ROUTE_KEY, Layers, RenderError
+from springtide.web.causality import LIFETIME, Carrier, CausalityKeys
 from springtide.web.health import Health
 
 if TYPE_CHECKING:
@@ -54,7 +56,10 @@ RECONCILE_EVERY = 30.0
 """Seconds between two passes over what crashed writers left, per module."""
 
 PURGE_EVERY = 60.0
-"""Seconds between two passes over idempotency records past their retention, per database."""
+"""Seconds between two passes over idempotency records past their retention, per database, and over what
+identities have seen."""
+
+CAUSALITY_KEY = "SPRINGTIDE_CAUSALITY_KEY"
 
 
 class Platform:
@@ -116,6 +121,20 @@ class Platform:
             clock=self.clock,
         )
         self._bell = Bell(clock=self.clock, sink=self.sink)
+        home_cluster = _home_cluster(topology)
+        self._positions = (
+            Positions(self.pools[home_cluster], lifetime=LIFETIME, clock=self.clock, sink=self.sink)
+            if home_cluster is not None
+            else None
+        )
+        self._carrier = Carrier(
+            self._causality_keys,
+            name=self.name,
+            clusters=topology.clusters,
+            positions=self._positions,
+            clock=self.clock,
+            sink=self.sink,
+        )
         self._registry = Registry(modules, check_calls=check_calls)
         self._databases = {
             module.name: self._database(module)
@@ -219,7 +238,11 @@ class Platform:
             implementations = (self._registry.implementation(module.name) for module in self.modules)
             lively = [made for made in implementations if _is_service(made)]
             pools = self.pools.values()
-            parts = [self._monitor, self.insight, *pools, migrations, self._bell, *self._identity, *lively]
+            tokens: list[Service] = []
+            if _may_have_replicas(self.topology):
+                tokens = [self._carrier] if self._positions is None else [self._positions, self._carrier]
+            parts: list[Service] = [self._monitor, self.insight, *pools, migrations, self._bell, *tokens]
+            parts += [*self._identity, *lively]
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
 
@@ -274,6 +297,8 @@ class Platform:
             for task in module.background:
                 body = functools.partial(task.method, made)
                 work.append(self._periodic(f"{module.name}.{task.name}", body, task.every))
+        if self._positions is not None and _may_have_replicas(self.topology):
+            work.append(self._periodic("positions.purge", self._positions.purge, PURGE_EVERY))
         for name, database in self._databases.items():
             work.append(self._periodic(f"{name}.reconcile", database.reconcile, RECONCILE_EVERY))
             forget = functools.partial(idempotency.purge, database)
@@ -320,6 +345,7 @@ class Platform:
             cors_origins=servers.cors_origins,
             trace_sample=telemetry.trace_sample,
             render_error=render_error,
+            causality=self._carrier,
         )
 
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
@@ -353,6 +379,13 @@ class Platform:
         names = [handler.kind.name for handler in module.jobs]
         enqueue = Enqueuer(names=names, bell=self._bell)
         return Database(module.name, shards, self.pools, clock=self.clock, enqueue=enqueue)
+
+    def _causality_keys(self) -> CausalityKeys:
+        """Keys from SPRINGTIDE_CAUSALITY_KEY, else secrets/causality.key. Blocks."""
+        lines = os.environ.get(CAUSALITY_KEY)
+        if lines is not None:
+            return CausalityKeys(lines.splitlines(), source=CAUSALITY_KEY)
+        return CausalityKeys.load_or_create(self._home / "secrets" / "causality.key")
 
     def _worker(self, drain: float) -> list[Service]:
         """One worker for the jobs of all modules, if any module has some."""
@@ -431,6 +464,21 @@ class Platform:
             raise ConfigurationError(
                 f"platform {self.name!r} belongs to another event loop; build one platform per loop"
             )
+
+
+def _may_have_replicas(topology: Topology) -> bool:
+    """Whether a cluster has replicas, or the runner may give it some while this process runs.
+
+    Without, no token is read or written, and no key is made.
+    """
+    named = any(cluster.replicas for cluster in topology.clusters.values())
+    return named or "SPRINGTIDE_NODE" in os.environ or CAUSALITY_KEY in os.environ
+
+
+def _home_cluster(topology: Topology) -> str | None:
+    """The cluster where it is kept what identities have seen, the same in every process; None without any."""
+    default = topology.databases.get("default")
+    return default.shards[0] if default is not None else next(iter(topology.clusters), None)
 
 
 def load_modules(topology: Topology) -> list[Module]:

@@ -125,6 +125,21 @@ def test_a_block_says_how_fresh_before_the_request_does() -> None:
     assert wanted_consistency() is None
 
 
+def test_a_token_that_followed_takes_the_place_of_what_it_followed_from() -> None:
+    """A witness that is covered by then is gone; if this one has changed meanwhile, both hold."""
+    for meanwhile in (False, True):
+        token = CausalityToken({"main": Position(1, 10)}, {"main": "0123456789ab"})
+        later, grown = CausalityToken.decode(token.encode()), token.grown
+        later.cover("main", Position(1, 20))
+        later.written = True
+        if meanwhile:
+            token.observe("other", Position(1, 1))
+        token.succeed(later, grown)
+        assert token.positions["main"] == Position(1, 20)
+        assert token.witnesses == ({"main": "0123456789ab"} if meanwhile else {})
+        assert token.written and token.grown != grown
+
+
 def test_a_pinned_token_asks_for_what_no_replica_has() -> None:
     """Also of clusters that it has no position of; what is observed meanwhile is kept, and it travels."""
     token = CausalityToken()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +13,7 @@ import msgspec
 import pytest
 
 from springtide.clock import SystemClock
+from springtide.context import CausalityToken, Position, RequestContext, activate, current
 from springtide.errors import AlreadyReserved, ModuleError
 from springtide.services import Background, Module, ModuleContext, Registry, raises
 from springtide.signals import NullSink
@@ -358,3 +361,44 @@ async def test_a_checked_call_holds_errors_to_their_declaration() -> None:
         await users.get(409)
     with pytest.raises(ModuleError, match=r"Users\.get: raised KeyError\('oops'\)"):
         await users.get(500)
+
+
+async def test_a_checked_call_takes_along_and_brings_back_what_was_seen() -> None:
+    """As text, so the callee's context is its own; also with an error; what it covered is covered."""
+
+    class Remote(UserService):
+        async def get(self, id: int, *, deep: bool = False) -> User | None:
+            context = current()
+            assert context is not None and context is not caller
+            assert context.causality == before
+            context.causality.wrote("main", Position(1, 20))
+            context.deadline = None  # stays on its side
+            return await super().get(id)
+
+    users = built(module("users", Users, lambda context: Remote()), check_calls=True).service(Users)
+    for id, raised in [(1, None), (404, Gone)]:
+        token = CausalityToken({"main": Position(1, 10), "other": Position(1, 1)}, {"main": "0123456789ab"})
+        before = CausalityToken.decode(token.encode())
+        caller = RequestContext(deadline=5.0, causality=token)
+        with activate(caller), pytest.raises(raised) if raised else nullcontext():
+            await users.get(id)
+        assert token.positions == {"main": Position(1, 20), "other": Position(1, 1)}
+        assert not token.witnesses and token.written and caller.deadline == 5.0
+
+
+async def test_checked_calls_at_once_lose_nothing_of_each_other() -> None:
+    """Both come back, in whatever order."""
+    arrived = asyncio.Barrier(2)
+
+    class Remote(UserService):
+        async def get(self, id: int, *, deep: bool = False) -> User | None:
+            await arrived.wait()
+            context = current()
+            assert context is not None
+            context.causality.wrote(f"cluster-{id}", Position(1, id))
+            return None
+
+    users = built(module("users", Users, lambda context: Remote()), check_calls=True).service(Users)
+    with activate(RequestContext()) as caller:
+        await asyncio.gather(users.get(1), users.get(2))
+    assert caller.causality.positions == {"cluster-1": Position(1, 1), "cluster-2": Position(1, 2)}

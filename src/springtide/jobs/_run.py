@@ -2,7 +2,8 @@
 
 The handler runs in a task of its own inside a new request context, so that it can be cancelled (max_run, lost
 lease, shutdown) while the run itself goes on to write how it ended. A transactional handler's run is finished
-inside its own transaction.
+inside its own transaction. The context has seen what the request had that enqueued the job, and all that the
+job's shard had when it was claimed: the handler's session reads find what the job is about, on any server.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from springtide.clock import Clock
-from springtide.context import Priority, RequestContext, activate, detached
+from springtide.context import CausalityToken, Priority, RequestContext, activate, detached
 from springtide.db import Bucket, Database
 from springtide.errors import DeadlineExceeded, JobFailed, JobLost
 from springtide.jobs import _retry
@@ -25,6 +26,9 @@ from springtide.jobs.job import Handler, JobKind, Run
 from springtide.outbox.envelope import Envelope
 
 __all__ = ["JobRun", "Route", "judge"]
+
+CAUSALITY_MATTERS = 120.0
+"""Seconds after which what was seen when a job was enqueued is on every server that may be read from."""
 
 
 class Route:
@@ -74,6 +78,10 @@ class JobRun:
             priority=Priority(claimed.priority),
             attempt=claimed.run.attempt,
         )
+        if self._clock.now() - claimed.enqueued_at.timestamp() > CAUSALITY_MATTERS:
+            self.context.causality = CausalityToken()
+        if claimed.position is not None:
+            self.context.causality.cover(self.store.shard, claimed.position)
         if self.ended_by is None:
             context = detached()
             self._handling = handling = asyncio.get_running_loop().create_task(

@@ -5,10 +5,12 @@
                `-> dead      no attempts left, or the handler said that trying again cannot help
     ready <-> parked         no worker that looked at it knows its kind and version
 
-`attempt` is counted by the claim, so a job that kills its worker reaches the dead letters. A run is named by
-(id, attempt, worker); every statement that ends one is guarded by that name and tells whether it held.
-Time is the database's alone. `unique_key` is held until the job begins: the claim clears it, so what was
-enqueued while a job of the same key was running is not lost to it.
+`attempt` is counted by the claim, so a job that kills its worker reaches the dead letters. A run is named
+by (id, attempt, worker); every statement that ends one is guarded by that name and tells whether it held.
+Where replicas exist, a claim also tells where the log stood: after the commit that made the job visible, so
+a replica that has replayed that far has what the job is about. Time is the database's alone. `unique_key`
+is held until the job begins: the claim clears it, so what was enqueued while a job of the same key was
+running is not lost to it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from springtide.context import PINNED, Position
 from springtide.db import Database
+from springtide.db.causality import normalise, parse_lsn
 
 __all__ = ["BATCH", "Claimed", "Ending", "Found", "MEASURED", "RunName", "Store", "insert_sql"]
 
@@ -28,6 +32,12 @@ BATCH = 1000
 
 MEASURED = 100_000
 """Rows of a shard that a measurement counts per state; more are shown as that many."""
+
+
+MAX_CAUSALITY_CHARS = 2000
+"""Of tokens that were put together for one job; with more, it reads from the primaries."""
+
+PLACE = ", pg_current_wal_insert_lsn()::text AS lsn, pg_walfile_name(pg_current_wal_insert_lsn()) AS wal"
 
 
 class Queries(Protocol):
@@ -48,7 +58,10 @@ class RunName:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job as claimed. `waited` is how many seconds it had been due."""
+    """A job as claimed. `waited` is how many seconds it had been due.
+
+    `position` covers the commit that enqueued it; None where the shard has no replicas.
+    """
 
     run: RunName
     kind: str
@@ -59,6 +72,7 @@ class Claimed:
     max_attempts: int
     enqueued_at: datetime
     waited: float
+    position: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +104,8 @@ def insert_sql(schema: str) -> str:
     """Add a job and return (its id, how many seconds until it is due).
 
     A job of the same unique key that has not begun takes its place, with the earlier time and the more
-    important priority of both. Its row is locked by that until the caller's commit, so it cannot begin
-    before what the caller wrote can be seen.
+    important priority of both, and what either caller has seen. Its row is locked by that until the caller's
+    commit, so it cannot begin before what the caller wrote can be seen.
     """
     return f"""
         INSERT INTO {schema}._job AS j
@@ -101,7 +115,14 @@ def insert_sql(schema: str) -> str:
             coalesce($10::timestamptz, clock_timestamp() + make_interval(secs => $11)), clock_timestamp())
         ON CONFLICT (bucket, kind, version, unique_key) WHERE unique_key IS NOT NULL
         DO UPDATE SET run_at = least(j.run_at, excluded.run_at),
-            priority = least(j.priority, excluded.priority)
+            priority = least(j.priority, excluded.priority),
+            context = CASE
+                WHEN excluded.context ->> 'causality' IS NULL THEN j.context
+                WHEN length(j.context ->> 'causality') > {MAX_CAUSALITY_CHARS}
+                    THEN jsonb_set(j.context, '{{causality}}', '"{PINNED}"')
+                ELSE jsonb_set(j.context, '{{causality}}', to_jsonb(
+                    concat_ws(',', j.context ->> 'causality', excluded.context ->> 'causality')))
+                END
         RETURNING id, greatest(extract(epoch FROM run_at - clock_timestamp()), 0)::float8 AS due_in
     """  # noqa: S608 - the schema is an identifier checked by Database
 
@@ -114,6 +135,7 @@ class Store:
         self.schema = database.schema
         self.shard = shard
         self.pool = database.pools[shard]
+        self._servers = database.servers.get(shard)
         table = f"{database.schema}._job"
         mine = "j.attempt = $3 AND j.worker = $4"
         self._claim = f"""
@@ -139,6 +161,7 @@ class Store:
                 j.max_attempts, j.enqueued_at, j.run_at,
                 greatest(extract(epoch FROM j.started_at - j.run_at), 0)::float8 AS waited
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
+        self._claim_placed = self._claim + PLACE
         # The second state makes the statement repeatable when its answer was lost: the row is still named
         # after this run until the next claim.
         self._end = f"""
@@ -237,7 +260,9 @@ class Store:
 
     async def claim(self, names: Sequence[str], limit: int, worker: str, lease: float) -> list[Claimed]:
         """Up to `limit` due jobs of the kinds `names`, most important first, then oldest."""
-        rows = await self.pool.fetch(self._claim, list(names), limit, worker, lease)
+        placed = self._servers is not None and self._servers.replicated
+        sql = self._claim_placed if placed else self._claim
+        rows = await self.pool.fetch(sql, list(names), limit, worker, lease)
         rows.sort(key=lambda row: (row["priority"], row["run_at"], row["id"]))
         return [
             Claimed(
@@ -250,6 +275,7 @@ class Store:
                 row["max_attempts"],
                 row["enqueued_at"],
                 row["waited"],
+                Position(int(row["wal"][:8], 16), normalise(parse_lsn(row["lsn"]))) if placed else None,
             )
             for row in rows
         ]

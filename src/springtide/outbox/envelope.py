@@ -59,8 +59,9 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
         try:
             causality = CausalityToken.decode(self.causality)
         except ValueError:
-            _log.warning("an envelope's causality token %r cannot be read; it is left out", self.causality)
+            _log.warning("an envelope's causality token %r cannot be read", self.causality)
             causality = CausalityToken()
+            causality.pinned = True  # whatever it said, the primaries have it
         return RequestContext(
             request_id=self.request_id or secrets.token_hex(8),
             deadline=deadline,

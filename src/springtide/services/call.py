@@ -5,17 +5,23 @@ that a module can move to a process of its own without a change, its interface i
 could carry: async methods, named parameters, and values that msgspec encodes and decodes without help. A
 method may raise what `@raises` names on it, and any SpringtideError; `Checked` (platform option
 `check_calls`, for tests) makes every call as a network would.
+
+What a request has seen of the databases goes with a call and comes back with what the call saw and wrote,
+also with an error: in one process because the context is shared, over a network as text both ways.
 """
 
 from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from springtide.context import CausalityToken, activate, current
 from springtide.errors import ModuleError, SpringtideError
 
 __all__ = ["Checked", "Method", "check_implementation", "check_interface", "raises"]
@@ -193,7 +199,8 @@ def _checked(where: str, method: Method, target: Callable[..., Any]) -> Callable
             for name, value in bound.arguments.items()
         }
         try:
-            answer = await target(**sent)
+            with _as_remote():
+                answer = await target(**sent)
         except declared:
             raise
         except Exception as error:
@@ -201,6 +208,25 @@ def _checked(where: str, method: Method, target: Callable[..., Any]) -> Callable
         return _carry(f"{where}result: ", answer, method.result)
 
     return call
+
+
+@contextmanager
+def _as_remote() -> Iterator[None]:
+    """The callee's context is its own; its causality token goes there and comes back as text."""
+    caller = current()
+    if caller is None:
+        yield
+        return
+    sent, grown = CausalityToken.decode(caller.causality.encode()), caller.causality.grown
+    with activate(replace(caller, causality=sent)) as callee:
+        try:
+            yield
+        finally:
+            back = CausalityToken.decode(callee.causality.encode())
+            back.written = callee.causality.written
+            if callee.recall is None:
+                caller.recall = None  # it has been merged into the token
+            caller.causality.succeed(back, grown)
 
 
 def _carry(spot: str, value: Any, annotation: Any) -> Any:

@@ -28,7 +28,7 @@ and travels nowhere but to later reads of the same request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from springtide.clock import Clock, SystemClock
@@ -63,6 +63,9 @@ FOR_NETWORKS = (b"cdn-cache-control", b"surrogate-control", b"surrogate-key")
 
 Headers = list[tuple[bytes, bytes]]
 
+NOTHING = Sealed("")
+"""Of clients that bring none; never changed."""
+
 
 class Carried:
     """What one request brought. `names` are cookies that may be removed: `sealed` has what they said.
@@ -74,9 +77,9 @@ class Carried:
         "believed", "by_cookie", "by_header", "found", "grown", "names", "positions", "renew", "sealed",
     )  # fmt: skip
 
-    def __init__(self, positions: Positions | None) -> None:
-        self.sealed = Sealed("")
-        self.names: list[str] = []
+    def __init__(self, positions: Positions | None, sealed: Sealed = NOTHING) -> None:
+        self.sealed = sealed
+        self.names: Sequence[str] = ()
         self.by_cookie = False
         self.by_header = False
         self.believed = False
@@ -215,8 +218,8 @@ class Carrier:
     def _read(
         self, seal: Seal, context: RequestContext, header: bytes | None, cookie: bytes | None
     ) -> Carried:
-        carried, now = Carried(self._positions), self._clock.now()
-        sealed = carried.sealed
+        sealed, names, now = Sealed(""), list[str](), self._clock.now()
+        carried = Carried(self._positions, sealed)
         texts: list[tuple[str | None, str]] = []
         if header is not None:
             carried.by_header = True
@@ -240,11 +243,12 @@ class Carrier:
             if name is not None:
                 carried.by_cookie = True
                 if name != PIN:
-                    carried.names.append(name)
+                    names.append(name)
         if not carried.believed:
             sealed.pinned_until = 0  # it is a stranger: nothing of it is known to be ours
             return carried
         sealed.tell(context.causality)
+        carried.names = names
         carried.grown = context.causality.grown
         carried.renew = sealed.is_due(now, self._lifetime * RENEW)
         self._jar.back(sealed, now)
