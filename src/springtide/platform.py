@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from springtide import _lifespan
 from springtide.clock import Clock, SystemClock
 from springtide.db import Database, ShardMap, idempotency
+from springtide.db.durability import check_quorum
 from springtide.db.insight import Insight
 from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
@@ -235,14 +236,15 @@ class Platform:
         self._refuse_while_migrating()
         if self._group is None:
             migrations = StartStop("migrations", self._refuse_pending, _nothing, sink=self.sink)
+            durability = StartStop("durability", self._refuse_less, _nothing, sink=self.sink)
             implementations = (self._registry.implementation(module.name) for module in self.modules)
             lively = [made for made in implementations if _is_service(made)]
             pools = self.pools.values()
             tokens: list[Service] = []
             if _may_have_replicas(self.topology):
                 tokens = [self._carrier] if self._positions is None else [self._positions, self._carrier]
-            parts: list[Service] = [self._monitor, self.insight, *pools, migrations, self._bell, *tokens]
-            parts += [*self._identity, *lively]
+            parts: list[Service] = [self._monitor, self.insight, *pools, durability, migrations]
+            parts += [self._bell, *tokens, *self._identity, *lively]
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
 
@@ -375,10 +377,16 @@ class Platform:
         )
 
     def _database(self, module: Module) -> Database:
-        shards = ShardMap.even(self.topology.database(module.name).shards)
+        spec = self.topology.database(module.name)
+        shards = ShardMap.even(spec.shards)
         names = [handler.kind.name for handler in module.jobs]
         enqueue = Enqueuer(names=names, bell=self._bell)
-        return Database(module.name, shards, self.pools, clock=self.clock, enqueue=enqueue)
+        local = [
+            shard for shard in spec.shards if spec.durability == "async" and self.topology.confirmed(shard)
+        ]
+        return Database(
+            module.name, shards, self.pools, local_commits=local, clock=self.clock, enqueue=enqueue
+        )
 
     def _causality_keys(self) -> CausalityKeys:
         """Keys from SPRINGTIDE_CAUSALITY_KEY, else secrets/causality.key. Blocks."""
@@ -441,6 +449,13 @@ class Platform:
             raise MigrationError(
                 f"{len(pending)} migrations are pending: {', '.join(pending)}; run `springtide db migrate`"
             )
+
+    async def _refuse_less(self) -> None:
+        """Refuse a given server that acknowledges commits which no replica has; the runner's own do not."""
+        for name, spec in self.topology.databases.items():
+            for cluster in spec.shards if spec.durability == "quorum" else ():
+                if self.topology.nodes[self.topology.clusters[cluster].primary].given:
+                    await check_quorum(self.pools[cluster], database=name)
 
     def _periodic(self, name: str, body: Any, every: float) -> Service:
         return Periodic(name, body, every=every, clock=self.clock, sink=self.sink)

@@ -63,7 +63,8 @@ RETRY_AFTER = 1.0
 BEGIN_ATTEMPTS = 5
 TIDY_TIMEOUT = 2.0
 CANCELLED_TIDY_TIMEOUT = 0.2
-RESOLVE_TIMEOUT = 5.0
+RESOLVE_TIMEOUT = 15.0
+"""Seconds, if the deadline leaves so many: the primary may have died, and the next one knows the answer."""
 
 _DIGEST_BYTES = 32
 

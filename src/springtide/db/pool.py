@@ -242,12 +242,21 @@ class Pool:
         read_only: bool = False,
         isolation: str = "read committed",
         priority: Priority | None = None,
+        synchronous_commit: str | None = None,
     ) -> Beginning:
         """`async with pool.transaction() as tx`: COMMIT at the end of the block, ROLLBACK when it raises.
 
+        `synchronous_commit` is PostgreSQL's, for this transaction alone; None: as the session has it.
         Raises CommitUnknown when COMMIT was sent and its outcome cannot be told.
         """
-        return Beginning(self, None, priority, read_only=read_only, isolation=isolation)
+        return Beginning(
+            self,
+            None,
+            priority,
+            read_only=read_only,
+            isolation=isolation,
+            synchronous_commit=synchronous_commit,
+        )
 
     async def fetch(self, sql: str, *args: Any) -> list[Record]:
         """All rows of one statement. A read is repeated on a fresh connection if its own was lost."""

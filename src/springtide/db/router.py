@@ -10,7 +10,7 @@ A `Database` owns no connection: its pools are started and stopped by whoever ma
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,7 +118,8 @@ class Database:
     `pools` maps every shard of `shards` to the pool of its cluster's primary, `servers` those of clusters
     that have or may get replicas to what is known of them; without it, every read is the primary's.
     `default` is the consistency of reads for which nothing else says one. `enqueue` puts jobs into this
-    database's writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused.
+    database's writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused. `local_commits` are shards
+    on whose clusters standbys confirm commits, for other databases: writes of this one do not wait for them.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Database:
         schema: str | None = None,
         servers: Mapping[str, Servers] | None = None,
         default: Consistency = Consistency.SESSION,
+        local_commits: Collection[str] = (),
         clock: Clock | None = None,
         enqueue: Enqueue | None = None,
     ) -> None:
@@ -142,6 +144,7 @@ class Database:
         self.pools = {shard: pools[shard] for shard in shards.shards}
         self.servers = {shard: one for shard, one in (servers or {}).items() if shard in self.pools}
         self.default = default
+        self._confirmation = dict.fromkeys(local_commits, "local")
         self.clock = clock or SystemClock()
         self.enqueue = enqueue
         self.ids = Ids(self.schema, shards, self.pools)
@@ -285,6 +288,7 @@ class Database:
 
     def _transaction(self, shard: str, **options: Any) -> AbstractAsyncContextManager[Transaction]:
         """A transaction on the primary of a shard, whose position the request's token takes."""
+        options["synchronous_commit"] = self._confirmation.get(shard)
         servers = self.servers.get(shard)
         if servers is None or not servers.replicated:
             return self.pools[shard].transaction(**options)

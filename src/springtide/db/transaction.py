@@ -37,6 +37,7 @@ __all__ = ["Beginning", "Savepoint", "Transaction"]
 _log = logging.getLogger(__name__)
 
 ISOLATIONS = ("read committed", "repeatable read", "serializable")
+CONFIRMATIONS = ("on", "local", "off", "remote_write", "remote_apply")
 
 ABANDONED_COMMIT = 2.0
 """Seconds a COMMIT may take after its caller has left; then the connection is given up, never the COMMIT."""
@@ -127,6 +128,7 @@ class Beginning:
 
     __slots__ = (
         "_calling",
+        "_confirmation",
         "_connection",
         "_entered",
         "_isolation",
@@ -144,14 +146,21 @@ class Beginning:
         *,
         read_only: bool,
         isolation: str,
+        synchronous_commit: str | None = None,
     ) -> None:
         if isolation not in ISOLATIONS:
             raise ValueError(f"isolation must be one of {', '.join(ISOLATIONS)}, got {isolation!r}")
+        if synchronous_commit is not None and synchronous_commit not in CONFIRMATIONS:
+            raise ValueError(
+                f"synchronous_commit must be one of {', '.join(CONFIRMATIONS)} or None,"
+                f" got {synchronous_commit!r}"
+            )
         self._pool = pool
         self._connection = connection
         self._priority = priority
         self._read_only = read_only
         self._isolation = isolation
+        self._confirmation = synchronous_commit
         self._transaction: Transaction | None = None
         self._calling: asyncio.Task[None] | None = None
         self._entered = False
@@ -179,6 +188,8 @@ class Beginning:
             sql += f"; SET LOCAL statement_timeout = {max(round(limit * 1000), 1)}"
         elif link.limit is not None:
             sql += "; SET LOCAL statement_timeout = DEFAULT"
+        if self._confirmation is not None:  # with BEGIN in one message: it costs no round trip
+            sql += f"; SET LOCAL synchronous_commit = {self._confirmation}"
         await link.perform(
             asyncpg.Connection.execute, sql, (), self._pool._statements.get(label), limited=False
         )

@@ -327,6 +327,13 @@ class Topology:
             )
         return found
 
+    def confirmed(self, cluster: str) -> bool:
+        """True when a database on `cluster` has `durability = "quorum"`: replicas confirm commits there."""
+        return any(
+            database.durability == "quorum" and cluster in database.shards
+            for database in self.databases.values()
+        )
+
     def with_addresses(self, addresses: Mapping[str, str]) -> Topology:
         """The same topology, knowing where its supervised nodes answer; a given node keeps its own url.
 
