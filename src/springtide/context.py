@@ -148,6 +148,15 @@ class Consistency:
             raise ValueError(f"staleness must be a finite number of seconds > 0, got {staleness}")
         return cls("bounded", staleness)
 
+    @classmethod
+    def parse(cls, text: str) -> Consistency:
+        """`strong`, `session`, `eventual` or `bounded(2.5)`, as the topology writes it; else ValueError."""
+        if text in ("strong", "session", "eventual"):
+            return cls(text)
+        if text.startswith("bounded(") and text.endswith(")"):
+            return cls.bounded(float(text[len("bounded(") : -1]))
+        raise ValueError(f"a consistency is strong, session, eventual or bounded(seconds), got {text!r}")
+
 
 Consistency.STRONG = Consistency("strong")
 Consistency.SESSION = Consistency("session")

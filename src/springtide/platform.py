@@ -23,10 +23,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from springtide import _lifespan
 from springtide.clock import Clock, SystemClock
 from springtide.db import Database, ShardMap, idempotency
+from springtide.db.consistency import Consistency
 from springtide.db.durability import check_quorum
 from springtide.db.insight import Insight
+from springtide.db.members import Fixed, Member, Members, RunnerFile
 from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
+from springtide.db.servers import RoutingSettings, Servers
 from springtide.errors import ConfigurationError, MigrationError
 from springtide.identity.positions import Positions
 from springtide.jobs import Enqueuer, Queue, Worker
@@ -43,7 +46,7 @@ from springtide.telemetry.prometheus import MetricsEndpoint
 from springtide.topology import Topology, check_built, load, read_addresses
 from springtide.web.asgi import ROUTE_KEY, Layers, RenderError
 from springtide.web.causality import LIFETIME, Carrier, CausalityKeys
-from springtide.web.health import Health
+from springtide.web.health import Check, Health
 
 if TYPE_CHECKING:
     from springtide.identity.passwords import Passwords
@@ -70,6 +73,8 @@ class Platform:
     modules:     the application's modules, in any order.
     home:        folder for what the platform keeps (`secrets/`); None means `.springtide` beside the file.
     sink:        hears every signal beside the platform's own metrics and logs; None means nobody.
+    addresses:   the runner's file of who is where, to be watched for replicas that come and go; None: nobody
+                 does, besides those of the topology.
     check_calls: make calls between modules as a network would (for tests; see services.call.Checked).
 
     Raises ConfigurationError (ModuleError, StageNotBuilt) when the parts do not fit together.
@@ -81,6 +86,7 @@ class Platform:
         *,
         modules: Sequence[Module] = (),
         home: Path | None = None,
+        addresses: Path | None = None,
         clock: Clock | None = None,
         sink: Sink | None = None,
         check_calls: bool = False,
@@ -111,6 +117,15 @@ class Platform:
         self.pools: Mapping[str, Pool] = {name: self._pool(name) for name in topology.clusters}
         for cluster, pool in self.pools.items():
             metrics.watch_pool(cluster, pool.stats, max_size=topology.pool.size)
+        watched = {cluster: self._members(cluster, addresses) for cluster in topology.clusters}
+        self.servers: Mapping[str, Servers] = {
+            cluster: self._servers(cluster, members)
+            for cluster, members in watched.items()
+            if members is not None
+        }
+        """Of the clusters that have replicas or may get some while this process runs."""
+        for cluster, servers in self.servers.items():
+            metrics.watch_replicas(cluster, servers)
         self._monitor = LoopMonitor(observe=metrics.observe_loop_lag, clock=self.clock, sink=self.sink)
         self.health = Health(
             state=lambda: self.state,
@@ -119,6 +134,7 @@ class Platform:
                 cluster: functools.partial(pool.fetch_value, "select 1")
                 for cluster, pool in self.pools.items()
             },
+            more=self._replica_checks,
             clock=self.clock,
         )
         self._bell = Bell(clock=self.clock, sink=self.sink)
@@ -165,13 +181,21 @@ class Platform:
         home = chosen.resolve().parent / ".springtide"
         if path is None and (named := os.environ.get("SPRINGTIDE_HOME")):
             home = Path(named)
-        topology = topology.as_found(read_addresses(home / "run" / "addresses.json"))
+        addresses = home / "run" / "addresses.json"
+        topology = topology.as_found(read_addresses(addresses))
         if "SPRINGTIDE_NODE" in os.environ:
             form = cast(logs.Format, topology.telemetry.log_format)  # the topology allows no other
             logs.configure(form, topology.telemetry.log_level)
         if modules is None:
             modules = load_modules(topology)
-        return cls(topology, modules=modules, home=home, sink=sink, check_calls=check_calls)
+        return cls(
+            topology,
+            modules=modules,
+            home=home,
+            addresses=addresses if addresses.exists() else None,
+            sink=sink,
+            check_calls=check_calls,
+        )
 
     @property
     def state(self) -> str:
@@ -240,10 +264,11 @@ class Platform:
             implementations = (self._registry.implementation(module.name) for module in self.modules)
             lively = [made for made in implementations if _is_service(made)]
             pools = self.pools.values()
+            servers = self.servers.values()  # first: they know who is the primary that a pool must find
             tokens: list[Service] = []
             if _may_have_replicas(self.topology):
                 tokens = [self._carrier] if self._positions is None else [self._positions, self._carrier]
-            parts: list[Service] = [self._monitor, self.insight, *pools, durability, migrations]
+            parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
             parts += [self._bell, *tokens, *self._identity, *lively]
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
@@ -360,11 +385,11 @@ class Platform:
 
         return wrapped
 
-    def _pool(self, cluster: str) -> Pool:
+    def _pool(self, cluster: str, replica: Member | None = None) -> Pool:
         spec = self.topology.pool
         return Pool(
-            self.topology.cluster_url(cluster),
-            cluster=cluster,
+            self.topology.cluster_url(cluster) if replica is None else replica.url,
+            cluster=cluster if replica is None else f"{cluster}/{replica.node}",
             size=spec.size,
             reserved=spec.reserved,
             max_waiting=spec.max_waiting,
@@ -376,6 +401,43 @@ class Platform:
             insight=self.insight,
         )
 
+    def _members(self, cluster: str, addresses: Path | None) -> Members | None:
+        """Who tells the servers of `cluster`; None when it is one server for good."""
+        spec = self.topology.clusters[cluster]
+        if addresses is not None and self.topology.nodes[spec.primary].supervised:
+            return RunnerFile(addresses, cluster, dbname=spec.dbname, describe=self._described)
+        if not spec.replicas:
+            return None
+        members = []
+        for node in (spec.primary, *spec.replicas):
+            zone, weight = self._described(node)
+            url = self.topology.cluster_url(cluster, node)
+            members.append(Member(node=node, url=url, zone=zone, weight=weight))
+        return Fixed(members)
+
+    def _described(self, node: str) -> tuple[str, float]:
+        """Zone and weight of a node; those of one that the topology does not know yet are the usual ones."""
+        found = self.topology.nodes.get(node)
+        return (found.zone, found.weight) if found is not None else ("local", 1.0)
+
+    def _servers(self, cluster: str, members: Members) -> Servers:
+        return Servers(
+            cluster,
+            self.pools[cluster],
+            members,
+            replica_pool=functools.partial(self._pool, cluster),
+            settings=RoutingSettings(zone=os.environ.get("SPRINGTIDE_ZONE", "local")),
+            clock=self.clock,
+            sink=self.sink,
+        )
+
+    def _replica_checks(self) -> dict[str, Check]:
+        return {
+            f"{cluster}/{replica.node}": functools.partial(servers.check, replica.node)
+            for cluster, servers in self.servers.items()
+            for replica in servers.replicas
+        }
+
     def _database(self, module: Module) -> Database:
         spec = self.topology.database(module.name)
         shards = ShardMap.even(spec.shards)
@@ -385,7 +447,14 @@ class Platform:
             shard for shard in spec.shards if spec.durability == "async" and self.topology.confirmed(shard)
         ]
         return Database(
-            module.name, shards, self.pools, local_commits=local, clock=self.clock, enqueue=enqueue
+            module.name,
+            shards,
+            self.pools,
+            servers=self.servers,
+            default=Consistency.parse(spec.consistency),
+            local_commits=local,
+            clock=self.clock,
+            enqueue=enqueue,
         )
 
     def _causality_keys(self) -> CausalityKeys:

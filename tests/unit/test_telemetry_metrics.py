@@ -6,7 +6,7 @@ import asyncio
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -58,6 +58,21 @@ def request(
     return RequestFinished(method, route, status, seconds, "r", ledger, None, None)
 
 
+@dataclass(frozen=True)
+class Replica:
+    node: str
+    state: str
+    lag_bytes: int | None
+    lag_seconds: float | None
+    in_flight: int = 0
+    reads: int = 7
+
+
+class Servers:
+    replicas = (Replica("db-2", "serving", 0, 0.0), Replica("db-3", "ejected", None, None))
+    primary_reads: ClassVar = {"behind": 2}
+
+
 def everything(sink: MetricsSink) -> None:
     sink.emit(request())
     sink.emit(StatementFinished("main", "select 1", 0.002, 5, "57014"))
@@ -78,6 +93,20 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(PartOmitted("also-bought", "TimeoutError"))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
+    sink.watch_replicas("main", Servers())
+
+
+def test_replicas_are_shown_with_their_state_and_what_is_known_of_their_lag() -> None:
+    """An unknown lag is left out, not shown as none; the primary's reads are counted by reason."""
+    sink = MetricsSink(process=False)
+    sink.watch_replicas("main", Servers())
+    at = {"cluster": "main", "node": "db-2"}
+    assert value(sink, "springtide_replica_state", **at, state="serving") == 1
+    assert value(sink, "springtide_replica_state", **at, state="lagging") == 0
+    assert value(sink, "springtide_replica_lag_bytes", **at) == 0
+    assert value(sink, "springtide_replica_reads_total", **at) == 7
+    assert value(sink, "springtide_replica_lag_seconds", cluster="main", node="db-3") is None
+    assert value(sink, "springtide_primary_reads_total", cluster="main", reason="behind") == 2
 
 
 def value(sink: MetricsSink, name: str, **labels: str) -> float | None:

@@ -303,11 +303,16 @@ class Health:
         self._fine_since = None
 
 
-def readable(replicas: Sequence[Health], settings: RoutingSettings) -> tuple[Health, ...]:
-    """Those that are read from: who serves, filled up with the least lagging to the minimum."""
+def readable(replicas: Sequence[Health], unseen: float, settings: RoutingSettings) -> tuple[Health, ...]:
+    """Those that are read from: who serves, filled up with the least lagging to the minimum.
+
+    `unseen` is how long ago the primary was seen; after too long, nobody knows how far they lag.
+    """
+    limit = LAST_RESORT * settings.max_lag
+    if unseen > limit:
+        return ()
     chosen = [one for one in replicas if one.state is State.SERVING and one.weight > 0]
     if len(chosen) < settings.min_serving:
-        limit = LAST_RESORT * settings.max_lag
         late = [
             one
             for one in replicas

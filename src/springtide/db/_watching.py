@@ -95,6 +95,8 @@ class Watch:
         self.listening: tuple[Health, ...] = ()
         """Replicas that answer, whatever they have."""
         self.pools: dict[str, Pool] = {}
+        self.headless = asyncio.Event()
+        """Set while there is no primary, or it does not answer."""
 
     @property
     def replicated(self) -> bool:
@@ -252,12 +254,18 @@ class Watch:
                 self._sink.emit(ReplicaChanged(self._cluster, health.node, health.state, health.reason))
             if health.missing_since is not None or not health.standby:
                 self._give_up(server)
+        leader = self._servers.get(self._standing.primary or "")
+        if self.replicated and (leader is None or leader.look is None or self._primary.dsn is None):
+            self.headless.set()
+        else:
+            self.headless.clear()
         self._settle_view()
 
     def _settle_view(self) -> None:
         self.pools = {name: server.pool for name, server in self._servers.items() if server.pool is not None}
         self.listening = tuple(server.health for server in self._servers.values() if server.pool is not None)
-        self.readable = _replicas.readable(self.listening, self._settings)
+        recent = self._monotonic() - self._log.seen
+        self.readable = _replicas.readable(self.listening, recent, self._settings)
 
     def _find_primary(self) -> None:
         seen = [

@@ -14,7 +14,7 @@ Every source raises MembersUnknown when it cannot tell, and nothing else; its ca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,12 +65,20 @@ class Fixed:
 
 class RunnerFile:
     """The members of `cluster` in the runner's addresses.json at `path`; `dbname` None means the cluster's
-    name. The primary of the file comes first.
+    name. The primary of the file comes first. `describe` gives zone and weight of a node by its name.
 
     The file is replaced whole by its writer, so an unchanged (inode, time, size) means unchanged content.
     """
 
-    def __init__(self, path: Path, cluster: str, *, dbname: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        cluster: str,
+        *,
+        dbname: str | None = None,
+        describe: Callable[[str], tuple[str, float]] = lambda _: ("local", 1.0),
+    ) -> None:
+        self._describe = describe
         self._path = path
         self._cluster = cluster
         self._dbname = dbname or cluster
@@ -94,13 +102,17 @@ class RunnerFile:
         if cluster is None:
             raise ValueError(f"the file has no cluster {self._cluster}")
         members = tuple(
-            Member(node=node, url=_with_database(known.nodes[node], self._dbname))
+            self._member(node, known.nodes[node])
             for node in (cluster.primary, *cluster.replicas)
             if node in known.nodes
         )
         if not members:
             raise ValueError(f"no node of cluster {self._cluster} has an address")
         self._members, self._stamp = members, stamp
+
+    def _member(self, node: str, url: str) -> Member:
+        zone, weight = self._describe(node)
+        return Member(node=node, url=_with_database(url, self._dbname), zone=zone, weight=weight)
 
 
 class Patroni:

@@ -197,6 +197,13 @@ class Servers:
         """How many reads the primary had while there were replicas, by why (see `Choice`)."""
         return self._reasons
 
+    async def check(self, node: str) -> None:
+        """Raises DatabaseUnavailable when the replica is ejected or not known any more; for health pages."""
+        for replica in self.replicas:
+            if replica.node == node and replica.state != "ejected":
+                return
+        raise DatabaseUnavailable(f"replica {node} of {self.cluster} is not read from")
+
     # -- choosing --------------------------------------------------------------------------------------
 
     def choose(
@@ -350,24 +357,42 @@ class Servers:
         operation: Callable[[Reads], Awaitable[T]],
     ) -> T:
         self._reasons[choice.why] += 1
-        try:
-            if token is None:
+        if consistency.staleness is not None:
+            return await self._while_it_answers(consistency, operation)
+        if token is None:
+            return await operation(self.primary)
+        if not self._worth_asking(consistency, token):
+            try:
                 return await operation(self.primary)
-            if not self._worth_asking(consistency, token):
-                try:
-                    return await operation(self.primary)
-                finally:
-                    token.doubt(self.cluster)
-            async with self.primary.acquire() as connection:
-                try:
-                    answer = await operation(connection)
-                except BaseException:
-                    token.doubt(self.cluster)
-                    raise
-                await self._cover(token, connection.fetch_one)
-                return answer
+            finally:
+                token.doubt(self.cluster)
+        async with self.primary.acquire() as connection:
+            try:
+                answer = await operation(connection)
+            except BaseException:
+                token.doubt(self.cluster)
+                raise
+            await self._cover(token, connection.fetch_one)
+            return answer
+
+    async def _while_it_answers(
+        self, consistency: Consistency, operation: Callable[[Reads], Awaitable[T]]
+    ) -> T:
+        """On the primary, without waiting for a new one: whoever says how stale would rather know at once."""
+        headless = asyncio.ensure_future(self._watch.headless.wait())
+        reading = asyncio.ensure_future(operation(self.primary))
+        try:
+            await asyncio.wait((reading, headless), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise self._unknown(consistency, None)
+            return reading.result()
         except DatabaseUnavailable as error:
             raise self._unknown(consistency, error) from error
+        finally:
+            headless.cancel()
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait((reading,))
 
     @asynccontextmanager
     async def _snapshot_of_primary(
@@ -381,10 +406,14 @@ class Servers:
         asking = token is not None and self._worth_asking(consistency, token)
         if token is not None and not asking:
             token.doubt(self.cluster)
+        if consistency.staleness is not None and self._watch.headless.is_set():
+            raise self._unknown(consistency, None)
         block = self.primary.transaction(**options)
         try:
             tx = await block.__aenter__()
         except DatabaseUnavailable as error:
+            if consistency.staleness is None:
+                raise
             raise self._unknown(consistency, error) from error
         try:
             if token is not None:
@@ -397,12 +426,11 @@ class Servers:
             raise
         await block.__aexit__(None, None, None)
 
-    def _unknown(self, consistency: Consistency, error: DatabaseUnavailable) -> Exception:
-        if consistency.staleness is None:
-            return error
+    def _unknown(self, consistency: Consistency, error: DatabaseUnavailable | None) -> StalenessUnknown:
         return StalenessUnknown(
-            f"no server of {self.cluster} is proven to be at most {consistency.staleness:g} s behind",
-            retry_after=error.retry_after,
+            f"no replica of {self.cluster} is proven to be at most {consistency.staleness:g} s behind,"
+            " and its primary does not answer",
+            retry_after=1.0 if error is None else error.retry_after,
         )
 
     def _worth_asking(self, consistency: Consistency, token: CausalityToken) -> bool:

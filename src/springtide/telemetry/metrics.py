@@ -9,11 +9,11 @@ docs/telemetry.md lists every metric; a test holds the page to this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -37,7 +37,15 @@ from springtide.signals import (
 )
 from springtide.telemetry._series import Series
 
-__all__ = ["JOB_BUCKETS", "LONG_BUCKETS", "SHORT_BUCKETS", "MetricsSink", "PoolGauges"]
+__all__ = [
+    "JOB_BUCKETS",
+    "LONG_BUCKETS",
+    "SHORT_BUCKETS",
+    "ClusterGauges",
+    "MetricsSink",
+    "PoolGauges",
+    "ReplicaGauges",
+]
 
 LONG_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 """Seconds, for what a client waits for: 0.2 and 1 are edges because objectives are."""
@@ -54,6 +62,38 @@ STATES = ("starting", "running", "stopping", "stopped", "failed")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD = "OTHER"
 MAX_LABEL_CHARS = 200
+
+
+REPLICA_STATES = ("joining", "serving", "lagging", "ejected")
+
+
+class ReplicaGauges(Protocol):
+    """What of a replica is shown; `db.servers.ReplicaState` has this shape. None is not shown."""
+
+    @property
+    def node(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def lag_bytes(self) -> int | None: ...
+    @property
+    def lag_seconds(self) -> float | None: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def reads(self) -> int: ...
+
+
+class ClusterGauges(Protocol):
+    """What of a cluster is shown; `db.servers.Servers` has this shape.
+
+    `primary_reads` counts by reason what the primary had although there are replicas.
+    """
+
+    @property
+    def replicas(self) -> Sequence[ReplicaGauges]: ...
+    @property
+    def primary_reads(self) -> Mapping[str, int]: ...
 
 
 class PoolGauges(Protocol):
@@ -105,6 +145,40 @@ class _Pools(Collector):
             waiting.add_metric([cluster], stats.waiting)
             generation.add_metric([cluster], stats.generation)
         yield from (connections, limit, waiting, generation)
+
+
+class _Replicas(Collector):
+    """Reads what is known of replicas when the registry is asked."""
+
+    def __init__(self) -> None:
+        self._clusters: dict[str, ClusterGauges] = {}
+
+    def add(self, cluster: str, servers: ClusterGauges) -> None:
+        self._clusters[cluster] = servers
+
+    def collect(self) -> Iterator[Metric]:
+        name, labels = "springtide_replica", ["cluster", "node"]
+        state = GaugeMetricFamily(f"{name}_state", "1 for the state it is in.", labels=[*labels, "state"])
+        behind = GaugeMetricFamily(f"{name}_lag_bytes", "Log that it has not replayed.", labels=labels)
+        lag = GaugeMetricFamily(f"{name}_lag_seconds", "How far it is behind the primary.", labels=labels)
+        flying = GaugeMetricFamily(f"{name}_in_flight", "Reads that it answers now.", labels=labels)
+        reads = CounterMetricFamily(f"{name}_reads", "Reads that it was given.", labels=labels)
+        kept = CounterMetricFamily(
+            "springtide_primary_reads", "Reads that no replica could have.", labels=["cluster", "reason"]
+        )
+        for cluster, servers in list(self._clusters.items()):
+            for replica in servers.replicas:
+                for one in REPLICA_STATES:
+                    state.add_metric([cluster, replica.node, one], one == replica.state)
+                if replica.lag_bytes is not None:
+                    behind.add_metric([cluster, replica.node], replica.lag_bytes)
+                if replica.lag_seconds is not None:
+                    lag.add_metric([cluster, replica.node], replica.lag_seconds)
+                flying.add_metric([cluster, replica.node], replica.in_flight)
+                reads.add_metric([cluster, replica.node], replica.reads)
+            for reason, count in list(servers.primary_reads.items()):
+                kept.add_metric([cluster, reason], count)
+        yield from (state, behind, lag, flying, reads, kept)
 
 
 class MetricsSink:
@@ -287,6 +361,8 @@ class MetricsSink:
         )  # fmt: skip
         self._pools = _Pools()
         registry.register(self._pools)
+        self._replicas = _Replicas()
+        registry.register(self._replicas)
         if process:
             ProcessCollector(registry=registry)
 
@@ -298,6 +374,10 @@ class MetricsSink:
         `max_size` is how many connections it may open, None when that is not to be shown.
         """
         self._pools.add(cluster, stats, max_size)
+
+    def watch_replicas(self, cluster: str, servers: ClusterGauges) -> None:
+        """Show the replicas of `cluster`; asked whenever the metrics are read, from any thread."""
+        self._replicas.add(cluster, servers)
 
     def observe_loop_lag(self, seconds: float) -> None:
         self._lag.observe(seconds)

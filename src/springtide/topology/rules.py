@@ -79,9 +79,10 @@ def _names(topology: Topology) -> Iterator[TopologyFault]:
 
 def _nodes(topology: Topology) -> Iterator[TopologyFault]:
     for name, node in topology.nodes.items():
-        if node.kind != "postgres" and node.max_connections != type(node)(name=name).max_connections:
-            rule = f"only a node of kind postgres has it; this is a {node.kind}"
-            yield _fault(f"nodes.{name}.max_connections", node.max_connections, rule)
+        for key in ("max_connections", "zone", "weight") if node.kind != "postgres" else ():
+            if (value := getattr(node, key)) != getattr(type(node)(name=name), key):
+                rule = f"only a node of kind postgres has it; this is a {node.kind}"
+                yield _fault(f"nodes.{name}.{key}", value, rule)
         if node.url is None:
             continue
         for key in ("port", "cpu", "memory_bytes"):

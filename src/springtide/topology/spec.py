@@ -189,6 +189,13 @@ class Node(Checked):
         str, Key(says='machine it belongs to; "local" = that of the app servers', rule=NAME)
     ] = "local"
     region: Annotated[str, Key(says="region it belongs to", rule=NAME)] = "home"
+    zone: Annotated[
+        str, Key(says="what it is near to: a process of that zone reads it first (kind postgres)", rule=NAME)
+    ] = "local"
+    weight: Annotated[
+        float,
+        Key(says="its share of reads beside other replicas; 0 = none (kind postgres)", rule=between(0, 1000)),
+    ] = 1.0
 
     @property
     def given(self) -> bool:
@@ -244,6 +251,16 @@ class DatabaseSpec(Checked):
             rule=one_of(("async", "quorum")),
         ),
     ] = "async"
+    consistency: Annotated[
+        str,
+        Key(
+            says="how fresh reads are unless they say otherwise; bounded(s) is at most s seconds behind",
+            rule=matching(
+                r"strong|session|eventual|bounded\((?!0+(\.0*)?\))\d{1,9}(\.\d{1,9})?\)",
+                "must be strong, session, eventual or bounded(seconds)",
+            ),
+        ),
+    ] = "session"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,21 +382,21 @@ class Topology:
         }
         return self.with_roles(found.clusters).with_addresses(own)
 
-    def cluster_url(self, cluster: str) -> str:
-        """Where the primary of `cluster` answers, its PostgreSQL database included.
+    def cluster_url(self, cluster: str, node: str | None = None) -> str:
+        """Where the primary of `cluster`, or another node of it, answers, its PostgreSQL database included.
 
-        Raises ConfigurationError when the cluster is unknown or its node has no address yet.
+        Raises ConfigurationError when the cluster is unknown or the node has no address yet.
         """
         found = self.clusters.get(cluster)
         if found is None:
             known = ", ".join(self.clusters) or "none"
             raise ConfigurationError(f"there is no cluster {cluster!r} (known: {known})")
-        node = self.nodes[found.primary]
-        url = node.url or self.addresses.get(node.name)
+        chosen = self.nodes[node or found.primary]
+        url = chosen.url or self.addresses.get(chosen.name)
         if url is None:
             raise ConfigurationError(
-                f"node {node.name!r} has no address: start it with `springtide up` or give its url"
+                f"node {chosen.name!r} has no address: start it with `springtide up` or give its url"
             )
         parts = urlsplit(url)
-        own = parts.path.strip("/") if node.given else ""
+        own = parts.path.strip("/") if chosen.given else ""
         return urlunsplit(parts._replace(path=f"/{found.dbname or own or found.name}"))

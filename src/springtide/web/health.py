@@ -18,7 +18,7 @@ from springtide.clock import Clock, SystemClock
 from springtide.web._routes import ROUTE_KEY
 from springtide.web._types import Receive, Scope, Send
 
-__all__ = ["DependencyState", "Health"]
+__all__ = ["Check", "DependencyState", "Health"]
 
 Check = Callable[[], Awaitable[object]]
 
@@ -36,7 +36,8 @@ class Health:
     """An ASGI application for the three pages.
 
     `state` gives the lifecycle state ("running" is ready), `lag` the loop's lag in seconds. A check of
-    `dependencies` succeeds by returning within `check_timeout`. `drain()` turns readiness off for good.
+    `dependencies` succeeds by returning within `check_timeout`; `more` gives those that come and go, whenever
+    somebody asks. `drain()` turns readiness off for good.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Health:
         lag: Callable[[], float] | None = None,
         max_lag: float = 2.0,
         dependencies: Mapping[str, Check] | None = None,
+        more: Callable[[], Mapping[str, Check]] = dict,
         check_timeout: float = 1.0,
         keep: float = 2.0,
         prefix: str = "/health",
@@ -61,6 +63,7 @@ class Health:
         self._lag = lag
         self._max_lag = max_lag
         self._dependencies = dict(dependencies or {})
+        self._more = more
         self._check_timeout = check_timeout
         self._keep = keep
         self._clock = clock or SystemClock()
@@ -94,10 +97,10 @@ class Health:
         async with self._checking:
             now = self._clock.monotonic()
             if self._known is None or now - self._known[0] >= self._keep:
-                names = list(self._dependencies)
+                checks = {**self._dependencies, **self._more()}
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._check(self._dependencies[name])) for name in names]
-                states = {name: task.result() for name, task in zip(names, tasks, strict=True)}
+                    tasks = [group.create_task(self._check(check)) for check in checks.values()]
+                states = {name: task.result() for name, task in zip(checks, tasks, strict=True)}
                 self._known = (self._clock.monotonic(), states)
             return self._known[1]
 
