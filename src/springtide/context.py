@@ -371,6 +371,7 @@ class RequestContext:
     """One request, job or call. `deadline` is `Clock.monotonic()` seconds, None when unbounded.
 
     consistency: how fresh its reads are unless they say otherwise themselves; None: as its databases say.
+    granted: the subject whom the answer gives proof of who he is, such as a token; None: it gives none.
     recall: to be awaited with this context before the first session read that a replica could serve: it puts
             into `causality` what is kept elsewhere of a client that brought no token. None: there is nothing.
     """
@@ -384,6 +385,7 @@ class RequestContext:
     causality: CausalityToken = field(default_factory=CausalityToken)
     ledger: Ledger = field(default_factory=Ledger)
     recall: Recall | None = None
+    granted: int | None = None
     consistency: Consistency | None = None
 
     def remaining(self, now: float) -> float | None:

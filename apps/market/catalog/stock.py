@@ -18,7 +18,7 @@ import msgspec
 from market.catalog.api import Line, Reservation, Reserved, ReservedLine
 from market.catalog.rules import Fault, Offer, judge
 from market.money import Money
-from springtide.db import ASC, Database, bucket_of
+from springtide.db import ASC, Consistency, Database, bucket_of
 
 __all__ = ["ADD_MOVEMENTS", "LOCK", "Known", "Settling", "StockStore", "count", "flip"]
 
@@ -178,7 +178,10 @@ class Settling(NamedTuple):
 
 
 class StockStore:
-    """Methods take the open transaction they shall join, or None to make one of their own."""
+    """Methods take the open transaction they shall join, or None to make one of their own.
+
+    What is reserved is read as it is now: the order, its payment and the sweep all end a reservation.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -203,7 +206,7 @@ class StockStore:
         return await self._begin(None, order_id, "released", [], at, at)
 
     async def known(self, tx: Any, order_id: int) -> Known | None:
-        reader = tx or self._db.read(order_id)
+        reader = tx or self._db.read(order_id, consistency=Consistency.STRONG)
         row = await reader.fetch_one(KNOWN, bucket_of(order_id), order_id)
         return None if row is None else _known(row)
 
@@ -290,7 +293,7 @@ class StockStore:
         if tx is not None:
             rows = await tx.fetch(HELD, known.ids, order_id)
         else:
-            rows = await self._db.fetch_many(HELD, known.ids, order_id)
+            rows = await self._db.fetch_many(HELD, known.ids, order_id, consistency=Consistency.STRONG)
         lines = [
             ReservedLine(
                 listing_id=row["listing_id"],
@@ -305,7 +308,7 @@ class StockStore:
 
     async def states(self, order_ids: Sequence[int]) -> list[Reservation]:
         """In no order."""
-        rows = await self._db.fetch_many(STATES, order_ids)
+        rows = await self._db.fetch_many(STATES, order_ids, consistency=Consistency.STRONG)
         return [Reservation(order_id=row["order_id"], state=row["state"]) for row in rows]
 
     async def overdue(self, at: datetime, limit: int) -> dict[int, list[int]]:

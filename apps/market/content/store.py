@@ -18,7 +18,7 @@ from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
 from market.content.lists import COUNT_FEED, FEED, Statement
 from market.content.tags import Counted
 from market.search.api import Versioned
-from springtide.db import ASC, DESC, Database, WriteTransaction, bucket_of
+from springtide.db import ASC, DESC, Consistency, Database, WriteTransaction, bucket_of
 
 __all__ = ["ContentStore", "Gone", "Renamed", "Said", "TitleTaken"]
 
@@ -309,8 +309,9 @@ class ContentStore:
         return _article(row)
 
     async def former_slugs(self, id: int) -> list[str]:
-        """The slugs that also lead to the article, the oldest first."""
-        return [row[0] for row in await self._db.read(id).fetch(FORMER_SLUGS, bucket_of(id), id)]
+        """The slugs that also lead to the article, the oldest first; as they are now, to be given up."""
+        reader = self._db.read(id, consistency=Consistency.STRONG)
+        return [row[0] for row in await reader.fetch(FORMER_SLUGS, bucket_of(id), id)]
 
     async def delete(self, known: Article, former: list[str]) -> None:
         """With everything that hangs on it. Raises Gone, also when its slugs are other ones by now."""

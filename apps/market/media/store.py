@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from market.media.api import Kind, Medium, Purpose, State, Variant
-from springtide.db import ASC, Database, bucket_of
+from springtide.db import ASC, Consistency, Database, bucket_of
 
 __all__ = ["Blob", "MediaStore", "Row"]
 
@@ -189,7 +189,9 @@ class MediaStore:
         return _row(await tx.fetch_one(LOCK, bucket_of(id), id))
 
     async def document(self, owner: int, key: str) -> Row | None:
-        return _row(await self._db.read(owner).fetch_one(DOCUMENT, bucket_of(owner), owner, key))
+        """As it is now: who was not the first to make it must find it."""
+        reader = self._db.read(owner, consistency=Consistency.STRONG)
+        return _row(await reader.fetch_one(DOCUMENT, bucket_of(owner), owner, key))
 
     async def media(self, ids: Sequence[int]) -> dict[int, Row]:
         if not ids:

@@ -20,7 +20,7 @@ from market.orders.api import Address, NewOrder, OrderLine, OrderPage, Reason, S
 from market.orders.record import Placed
 from market.orders.saga import Move
 from springtide.clock import Clock
-from springtide.db import ASC, Database, Keyset, bucket_of, desc
+from springtide.db import ASC, Consistency, Database, Keyset, bucket_of, desc
 from springtide.db.keyset import asc
 
 __all__ = ["CartRow", "OrderStore"]
@@ -192,7 +192,8 @@ class OrderStore:
         return _placed(row)
 
     async def find(self, id: int) -> Placed | None:
-        row = await self._db.read(id).fetch_one(ORDER, bucket_of(id), id)
+        """As it is now: buyers, the provider and workers all move it on, each from what it has read."""
+        row = await self._db.read(id, consistency=Consistency.STRONG).fetch_one(ORDER, bucket_of(id), id)
         return None if row is None else _placed(row)
 
     async def lock(self, tx: Any, id: int) -> Placed | None:

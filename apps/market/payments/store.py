@@ -13,7 +13,8 @@ import msgspec
 from market.money import Money
 from market.payments import ledger
 from market.payments.api import Balance, Charge, ChargeState, Refund, RefundState
-from springtide.db import Database, bucket_of
+from springtide.db import Consistency, Database, bucket_of
+from springtide.db.router import Reader
 from springtide.db.scatter import ASC
 
 __all__ = ["ABANDONED", "ChargeRow", "Due", "PaymentStore", "RefundRow"]
@@ -206,8 +207,14 @@ class Due(NamedTuple):
 
 
 class PaymentStore:
+    """One order's money is read as it is now: the provider, workers and the buyer all change it, and what is
+    read decides what is asked of the provider. Lists and balances are a session's."""
+
     def __init__(self, db: Database) -> None:
         self._db = db
+
+    def _now(self, order: int) -> Reader:
+        return self._db.read(order, consistency=Consistency.STRONG)
 
     def write(self, order: int) -> AbstractAsyncContextManager[Any]:
         """Everything in the block is one transaction: this class's methods join it."""
@@ -233,7 +240,7 @@ class PaymentStore:
             await tx.execute(RETRY_CHARGE, bucket_of(order), order, source, known.attempt, ask_at, at)
 
     async def charge(self, order: int) -> ChargeRow | None:
-        row = await self._db.read(order).fetch_one(CHARGE, bucket_of(order), order)
+        row = await self._now(order).fetch_one(CHARGE, bucket_of(order), order)
         return None if row is None else ChargeRow(*row)
 
     async def lock_charge(self, tx: Any, order: int) -> ChargeRow | None:
@@ -304,10 +311,10 @@ class PaymentStore:
             await self.insert_refund(tx, charge.order_id, money, reason, ABANDONED, ask_at=ask_at, at=at)
 
     async def abandoned_refund(self, order: int) -> RefundRow | None:
-        return await self.refund_of_key(self._db.read(order), order, ABANDONED)
+        return await self.refund_of_key(self._now(order), order, ABANDONED)
 
     async def refund(self, order: int, number: int) -> RefundRow | None:
-        row = await self._db.read(order).fetch_one(REFUND, bucket_of(order), order, number)
+        row = await self._now(order).fetch_one(REFUND, bucket_of(order), order, number)
         return None if row is None else RefundRow(*row)
 
     async def refund_of_key(self, tx: Any, order: int, key: str) -> RefundRow | None:
@@ -315,7 +322,7 @@ class PaymentStore:
         return None if row is None else RefundRow(*row)
 
     async def refunds(self, order: int) -> list[RefundRow]:
-        rows = await self._db.read(order).fetch(REFUNDS, bucket_of(order), order)
+        rows = await self._now(order).fetch(REFUNDS, bucket_of(order), order)
         return [RefundRow(*row) for row in rows]
 
     async def settle_refund(

@@ -19,6 +19,7 @@ from market.users.jobs import PersonChanged, PersonJoined, PersonPictured, Perso
 from market.users.rules import check_changes, check_login, check_new, fold, is_username
 from market.users.store import AccountRow, Person, UserStore
 from springtide.clock import Clock
+from springtide.db import Consistency
 from springtide.errors import AlreadyReserved, Unavailable
 from springtide.identity.passwords import Passwords
 from springtide.jobs import Run, job
@@ -89,8 +90,9 @@ class UserService:
 
     async def authenticate(self, email: str, password: str) -> Account | None:
         check_login(email, password)
-        id = await self._store.find("email", email.strip())
-        row = None if id is None else await self._store.account(id)
+        # who logs in brings nothing that says what he has seen, and an old password is no password
+        id = await self._store.find("email", email.strip(), consistency=Consistency.STRONG)
+        row = None if id is None else await self._store.account(id, consistency=Consistency.STRONG)
         if row is None:
             await self._passwords.verify_nothing(password)
             return None
@@ -113,7 +115,8 @@ class UserService:
         if changes.password is not UNSET:
             password_hash = await self._passwords.hash(changes.password)
         for _ in range(ATTEMPTS):
-            known = await self._store.account(id)
+            # one that is old by now would change nothing
+            known = await self._store.account(id, consistency=Consistency.STRONG)
             if known is None:
                 raise NotFound("user")
             try:
@@ -232,7 +235,7 @@ class UserService:
         fields = {error.kind}
         for kind, value in wanted.items():
             if value is not None and kind not in fields:
-                holder = await self._store.find(kind, fold(value))
+                holder = await self._store.find(kind, fold(value), consistency=Consistency.STRONG)
                 if holder is not None and holder != owner:
                     fields.add(kind)
         return Taken(*sorted(fields))

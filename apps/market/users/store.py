@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from market.search.api import Versioned
 from market.users.jobs import PersonChanged, PersonJoined, PersonPictured, PersonRenamed
 from market.users.rules import fold
-from springtide.db import ASC, Database, WriteTransaction, bucket_of
+from springtide.db import ASC, Consistency, Database, WriteTransaction, bucket_of
 
 __all__ = ["AccountRow", "Follow", "Person", "UserStore"]
 
@@ -120,12 +120,12 @@ class UserStore:
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    async def find(self, kind: str, value: str) -> int | None:
+    async def find(self, kind: str, value: str, *, consistency: Consistency | None = None) -> int | None:
         """Whose `kind` (username or email) is `value`, whatever its case."""
-        return await self._db.lookup(kind, fold(value))
+        return await self._db.lookup(kind, fold(value), consistency=consistency)
 
-    async def account(self, id: int) -> AccountRow | None:
-        row = await self._db.read(id).fetch_one(ACCOUNT, bucket_of(id), id)
+    async def account(self, id: int, *, consistency: Consistency | None = None) -> AccountRow | None:
+        row = await self._db.read(id, consistency=consistency).fetch_one(ACCOUNT, bucket_of(id), id)
         return None if row is None else AccountRow(*row)
 
     async def person(self, id: int) -> Person | None:

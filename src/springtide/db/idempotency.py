@@ -232,6 +232,14 @@ class Idempotency:
         """
         return await self._resolve(once, home, None)
 
+    def _seen(self, home: Key) -> None:
+        """The caller hears of an effect that another request has committed, nobody knows where in the log."""
+        shard = self.database.shards.shard_of(home)
+        servers, context = self.database.servers.get(shard), current()
+        if context is not None and servers is not None and servers.replicated:
+            context.causality.doubt(shard)
+            context.causality.written = True
+
     async def _begin(self, once: Once, home: Key, id: UUID) -> Claim:
         pool = self.database.pools[self.database.shards.shard_of(home)]
         place = (bucket_of(home), once.digest)
@@ -249,6 +257,7 @@ class Idempotency:
                 raise IdempotencyKeyReused
             if row["status"] is not None:
                 self._note("replayed")
+                self._seen(home)
                 return Claim(self, once, home, id, _answer(row))
             if not row["abandoned"]:
                 break

@@ -43,7 +43,13 @@ from springtide.db._watching import Watch
 from springtide.db.consistency import Consistency
 from springtide.db.members import Member, Members
 from springtide.db.pool import Pool
-from springtide.errors import DatabaseUnavailable, PoolClosed, ReplicaConflict, StalenessUnknown
+from springtide.errors import (
+    CommitUnknown,
+    DatabaseUnavailable,
+    PoolClosed,
+    ReplicaConflict,
+    StalenessUnknown,
+)
 from springtide.lifecycle import StartStop
 from springtide.signals import NullSink, Sink
 
@@ -481,6 +487,10 @@ class Servers:
             async with self.primary.transaction(**options) as tx:
                 tx.note(note)
                 yield tx
+            token.written = True  # also when nobody knows where
+        except CommitUnknown:
+            token.written = True
+            raise
         finally:
             if not covered:
                 token.doubt(self.cluster)

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from springtide.context import Identity
+from springtide.context import Identity, current
 from springtide.db import Consistency, Database, bucket_of
 from springtide.db.expiry import delete_in_batches
 from springtide.errors import SessionEnded
@@ -159,6 +159,7 @@ class Sessions:
                 self._sql.open, bucket_of(id), id, _hash(secret), subject, granted, self._lifetime, self._idle
             )
         self._note("opened")
+        _grant(subject)
         return Opened(_session(row), _cookie(locator, secret))
 
     async def find(self, cookie: str) -> Session | None:
@@ -172,14 +173,14 @@ class Sessions:
         if row is None:
             self._note("unknown")
             return None
-        current = hmac.compare_digest(row["secret"], secret)
-        if not current and not (row["graceful"] and hmac.compare_digest(row["previous"], secret)):
+        present = hmac.compare_digest(row["secret"], secret)
+        if not present and not (row["graceful"] and hmac.compare_digest(row["previous"], secret)):
             self._note("replaced")
             return None
         if row["stale"]:
             pool = self.database.pools[self.database.shards.shard_of(id)]
             await pool.execute(self._sql.touch, bucket_of(id), id, self._touch, self._idle)
-        return _session(row, retiring=not current)
+        return _session(row, retiring=not present)
 
     async def rotate(self, cookie: str, subject: int | None, scopes: Sequence[str] = ()) -> Opened:
         """See `SessionService`."""
@@ -197,6 +198,7 @@ class Sessions:
         if row is None:
             raise SessionEnded("the session has ended, or its cookie was replaced")
         self._note("rotated")
+        _grant(subject)
         return Opened(_session(row), _cookie(locator, secret))
 
     async def login(self, cookie: str | None, subject: int, scopes: Sequence[str] = ()) -> Opened:
@@ -245,8 +247,9 @@ class Sessions:
     async def list_of(self, subject: int) -> list[Session]:
         """See `SessionService`."""
         rows = await self.database.scatter(
-            self._sql.list_of, subject, order=[("seen_at", "desc"), ("id", "desc")], limit=MAX_LISTED
-        )
+            self._sql.list_of, subject, order=[("seen_at", "desc"), ("id", "desc")], limit=MAX_LISTED,
+            consistency=Consistency.STRONG,
+        )  # fmt: skip
         return [_session(row) for row in rows]
 
     async def purge(self) -> None:
@@ -278,6 +281,13 @@ def _session(row: Any, *, retiring: bool = False) -> Session:
         ends_at=row["ends_at"],
         retiring=retiring,
     )
+
+
+def _grant(subject: int | None) -> None:
+    """The request's answer gives its client this subject's cookie."""
+    context = current()
+    if context is not None and subject is not None:
+        context.granted = subject
 
 
 def _granted(subject: int | None, scopes: Sequence[str]) -> list[str]:

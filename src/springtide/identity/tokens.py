@@ -28,7 +28,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 
 from springtide.clock import Clock, SystemClock
-from springtide.context import Identity
+from springtide.context import Identity, current
 from springtide.errors import ConfigurationError, InvalidToken
 from springtide.identity.keys import KeyRing
 from springtide.lifecycle import StartStop
@@ -118,6 +118,8 @@ class AccessTokens:
             raise ValueError(f"subject must be a user's id, >= 0, got {subject}")
         if any(not scope or scope != "".join(scope.split()) for scope in scopes):
             raise ValueError(f"a scope must be a word, got {sorted(scopes)!r}")
+        if (context := current()) is not None:
+            context.granted = subject
         now = int(self._clock.now())
         claims = Claims(
             iss=self._issuer,

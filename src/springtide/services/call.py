@@ -224,6 +224,7 @@ def _as_remote() -> Iterator[None]:
         finally:
             back = CausalityToken.decode(callee.causality.encode())
             back.written = callee.causality.written
+            caller.granted = callee.granted
             if callee.recall is None:
                 caller.recall = None  # it has been merged into the token
             caller.causality.succeed(back, grown)

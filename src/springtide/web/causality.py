@@ -16,7 +16,7 @@ An answer with a token is for its client alone: `public` and `s-maxage` in its C
 `private`, and the headers that speak to content networks alone are dropped. Positions are not renewed: by
 the time one expires it says nothing any more. Witnesses are.
 
-A client with an identity that brought no token is one that may never bring any. What its request has seen
+A client with an identity that brought no token, or is given one now, may never bring any. What it has seen
 is kept for the identity, before the answer goes out, and looked up when its next request first reads at
 `session` level from what has replicas (`identity/positions.py`); nothing is kept or asked for clients that
 bring one.
