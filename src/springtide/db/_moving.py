@@ -73,8 +73,8 @@ def move(pool: Pool, dsn: str | None) -> None:
     told, connector.target = connector.target != "", dsn
     if dsn is not None and not told:
         return  # behind a pooler: whom it leads to becomes known, and nothing has changed
-    _log.warning("%s: %s", pool.name, "it has no primary now" if dsn is None else "it has another primary")
-    nobody = None if dsn is not None else DatabaseUnavailable(f"{pool.cluster} has no primary now")
+    _log.info("%s leaves its server%s", pool.name, " for another" if dsn is not None else "")
+    nobody = None if dsn is not None else DatabaseUnavailable(f"{pool.cluster} has no server now")
     connector.aim(dsn and (connector.via or dsn), nobody)
     pool._generation += 1
     pool._incident += 1  # what is lost from now on says nothing about connections to the new server
