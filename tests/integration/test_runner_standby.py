@@ -181,6 +181,26 @@ async def test_a_rewind_that_cannot_work_becomes_a_copy(primary: EmbeddedPostgre
         await replica.stop()
 
 
+async def test_a_rewound_primary_that_lacks_a_part_of_the_log_is_copied(primary: EmbeddedPostgres) -> None:
+    """The new primary has removed what the rewound one needs to be opened: it is made anew, at once."""
+    replica = following(primary)
+    replica.replicated = False  # it keeps no more of its log than it must
+    await replica.start()
+    try:
+        await primary.fence()
+        await primary.stop()
+        await replica.promote()
+        for _ in range(4):
+            await replica.query("insert into kept values (3); select pg_switch_wal(); checkpoint")
+        oldest = await replica.query("select min(name) from pg_ls_waldir() where length(name) = 24")
+        assert oldest > "000000020000000000000003"
+        primary.follows = Upstream("r1", replica.port)
+        await primary.start()
+        await until(lambda: has(primary, "1 3 3 3 3"))
+    finally:
+        await replica.stop()
+
+
 COPY = """
 import asyncio, sys
 from pathlib import Path

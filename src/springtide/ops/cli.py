@@ -24,6 +24,7 @@ __all__ = ["main"]
 AREAS = {
     "springtide.ops.new.commands": ("new",),
     "springtide.ops.runner.commands": ("up", "down", "status", "logs"),
+    "springtide.ops.runner.replica_commands": ("replicas",),
     "springtide.ops.topology_commands": ("topology",),
     "springtide.ops.db_commands": ("db",),
     "springtide.ops.load.commands": ("seed", "load"),

@@ -20,8 +20,9 @@ __all__ = ["temporary_databases"]
 def temporary_databases(file: Path) -> Iterator[Topology]:
     """The topology of `file` with one temporary server (no fsync) behind all its PostgreSQL nodes.
 
-    Every cluster gets an empty database of its own. The servers that the file gives by url are not touched.
-    Synchronous, so that a fixture of any scope can use it; not to be called inside a running event loop.
+    Every cluster gets an empty database of its own, and no replicas. The servers that the file gives by url
+    are not touched. Synchronous, so that a fixture of any scope can use it; not to be called inside a running
+    event loop.
     """
     topology = load(file)
     folder = Path(tempfile.mkdtemp(prefix="springtide-test-"))
@@ -31,9 +32,13 @@ def temporary_databases(file: Path) -> Iterator[Topology]:
         asyncio.run(_start(server, [f"cluster-{name}" for name in topology.clusters]))
         nodes = {name: replace(node, url=None) for name, node in topology.nodes.items()}
         clusters = {
-            name: replace(cluster, dbname=f"cluster-{name}") for name, cluster in topology.clusters.items()
+            name: replace(cluster, dbname=f"cluster-{name}", replicas=())
+            for name, cluster in topology.clusters.items()
         }
-        supervised = replace(topology, nodes=nodes, clusters=clusters)
+        databases = {
+            name: replace(database, durability="async") for name, database in topology.databases.items()
+        }
+        supervised = replace(topology, nodes=nodes, clusters=clusters, databases=databases)
         yield supervised.with_addresses({name: server.url() for name in nodes})
     finally:
         asyncio.run(server.stop())

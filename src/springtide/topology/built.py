@@ -16,6 +16,9 @@ __all__ = ["BUILT_KINDS", "NOT_BUILT", "Part", "check_built", "missing_parts"]
 
 BUILT_KINDS = frozenset({"postgres"})
 
+ON_THIS_MACHINE = frozenset({"postgres", "pgbouncer"})
+"""Supervised nodes of these kinds run on this machine, whatever `machine` says they will run on one day."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
@@ -26,10 +29,12 @@ class Part:
 
 
 NOT_BUILT: tuple[Part, ...] = (
-    Part(name="read replicas", needed=lambda t: any(cluster.replicas for cluster in t.clusters.values())),
     Part(
         name="supervised nodes on other machines",
-        needed=lambda t: any(node.supervised and node.machine != "local" for node in t.nodes.values()),
+        needed=lambda t: any(
+            node.supervised and node.machine != "local" and node.kind not in ON_THIS_MACHINE
+            for node in t.nodes.values()
+        ),
     ),
     Part(name="backups", needed=lambda t: t.backups is not None),
     Part(name="TLS and separated networks", needed=lambda t: t.network is not None),

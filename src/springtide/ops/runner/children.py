@@ -14,7 +14,7 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from springtide.clock import Clock, SystemClock
 from springtide.errors import ProcessCrashed, RunnerError
@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 class Child:
     """A supervised program. `changed` is called after each change of state, `restarted` after a restart.
 
+    `before` is awaited before each restart and may change what the program is to do; RunnerError from it
+    counts as a start that failed.
+
     Pause before restart n: backoff * 2**(n-1), at most `max_backoff`, times a factor in [0.5, 1.5).
     A run longer than `max_backoff` counts as healthy and starts the series anew.
     """
@@ -42,6 +45,7 @@ class Child:
         *,
         changed: Callable[[], None],
         restarted: Callable[[], None] | None = None,
+        before: Callable[[], Awaitable[None]] | None = None,
         max_attempts: int = 3,
         backoff: float = 0.2,
         max_backoff: float = 15.0,
@@ -56,6 +60,7 @@ class Child:
         self.restarts = 0
         self._changed = changed
         self._restarted = restarted
+        self._before = before
         self._max_attempts = max_attempts
         self._backoff = backoff
         self._max_backoff = max_backoff
@@ -75,8 +80,12 @@ class Child:
         """Why the last run or start ended; None while it runs well."""
         return self._error
 
+    @property
+    def running(self) -> bool:
+        return self._state == "running"
+
     def state(self) -> NodeState:
-        running = self._state == "running"
+        running = self.running
         return NodeState(
             name=self.name,
             kind=self.kind,
@@ -110,6 +119,7 @@ class Child:
         self._error = None
         self._enter("running")
         self._watch = asyncio.get_running_loop().create_task(self._keep(), name=f"watch {self.name}")
+        self._watch.add_done_callback(self._unwatched)
 
     async def _first_start(self) -> None:
         for attempt in range(1, self._max_attempts + 1):
@@ -145,6 +155,8 @@ class Child:
                 failures += 1
                 await self._clock.sleep(self._pause(failures))
                 try:
+                    if self._before is not None:
+                        await self._before()
                     await self.program.stop()  # what the dead process left
                     await self.program.start()
                     break
@@ -156,6 +168,13 @@ class Child:
             _log.info("%s runs again", self.name)
             if self._restarted is not None:
                 self._restarted()
+
+    def _unwatched(self, watch: asyncio.Task[None]) -> None:
+        """Nothing ends the watch but a stop; a fault of ours that does must not go unheard."""
+        if not watch.cancelled() and (error := watch.exception()) is not None:
+            _log.critical("%s is not watched any more", self.name, exc_info=error)
+            self._error = f"it is not watched any more: {error!r}"
+            self._enter("failed")
 
     def _pause(self, failures: int) -> float:
         ceiling = min(self._backoff * 2.0 ** min(failures - 1, 16), self._max_backoff)

@@ -34,6 +34,9 @@ NOT_RUNNING = 3
 
 INTERRUPTED = 130
 
+HEADER = ("NODE", "KIND", "PID", "STATE", "ADDRESS", "UPTIME", "RESTARTS", "MEMORY")
+"""Of the table of `status`; of a database with replicas, KIND is its role."""
+
 DOWN = (Stage(signal.SIGTERM, 75.0), Stage(signal.SIGKILL, 5.0))
 """The ordered stop is bounded itself; only a supervisor that hangs is killed."""
 
@@ -290,6 +293,7 @@ def _row(node: NodeState) -> dict[str, Any]:
     return {
         "node": node.name,
         "kind": node.kind,
+        "role": node.role,
         "pid": pid,
         "state": "frozen" if pid and processes.suspended(pid) else node.state,
         "address": node.address,
@@ -301,14 +305,13 @@ def _row(node: NodeState) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    header = ("NODE", "KIND", "PID", "STATE", "ADDRESS", "UPTIME", "RESTARTS", "MEMORY")
-    cells: list[tuple[str, ...]] = [header]
+    cells: list[tuple[str, ...]] = [HEADER]
     for row in rows:
         uptime = "" if row["uptime"] is None else _duration(row["uptime"])
         memory = "" if row["rss_bytes"] is None else f"{row['rss_bytes'] / 2**20:.0f} MB"
         values = [
             row["node"],
-            row["kind"],
+            row["role"] or row["kind"],
             row["pid"],
             row["state"],
             row["address"],
@@ -317,7 +320,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
             memory,
         ]
         cells.append(tuple("" if value is None else str(value) for value in values))
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells

@@ -31,7 +31,10 @@ __all__ = ["Home", "NodeState", "State"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
-    """One process as `springtide status` shows it. `since` is seconds since 1970."""
+    """One process as `springtide status` shows it. `since` is seconds since 1970.
+
+    `role`: "primary" or "replica", where a database has replicas.
+    """
 
     name: str
     kind: str
@@ -41,6 +44,7 @@ class NodeState:
     since: float
     restarts: int
     error: str | None = None
+    role: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,15 @@ class Place:
     def log_size(self) -> int:
         return self.log.stat().st_size if self.log.exists() else 0
 
+    def logged(self, words: bytes, begin: int) -> bool:
+        """Whether `words` came to the log since it had `begin` bytes."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(begin)
+                return words in file.read(1024 * 1024)
+        except OSError:
+            return False
+
     async def failure(self, what: str, begin: int, status: int | None) -> str:
         """A sentence with the last lines that came to the log, and with what to do if known."""
         text = await asyncio.to_thread(logs.tail, self.log, LOG_LINES, begin=begin)
@@ -122,6 +131,7 @@ async def rewind(place: Place, upstream: Upstream) -> None:
     """Undo in the folder what `upstream` does not have, then follow it; by a new copy where that fails."""
     await asyncio.to_thread(standby.want_repair, place.data, "copy")
     try:
+        await ensure_slot(place, upstream)  # first, so that what is needed afterwards is kept
         passfile = place.data / standby.PASSFILE
         await asyncio.to_thread(standby.write_passfile, passfile, place.password, place.account)
         # A server that crashed is recovered first, by PostgreSQL in single-user mode, which no standby can.

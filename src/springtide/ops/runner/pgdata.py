@@ -180,6 +180,16 @@ fsync = off
 dynamic_shared_memory_type = mmap"""
 
 
+def discard(home: Path, node: str, data: Path) -> None:
+    """Nothing of `node` stays but its log. Only when no process works on the data any more."""
+    shutil.rmtree(data, ignore_errors=True)
+    link = home / "data" / node
+    if link.is_symlink():
+        link.unlink()
+    standby.want_repair(data, None)
+    (home / "secrets" / f"{node}.password").unlink(missing_ok=True)
+
+
 def settings_file(*, max_connections: int, durable: bool) -> str:
     """springtide.conf. What would need a restart later is right from the start, so growing needs none."""
     return f"""\

@@ -13,6 +13,7 @@ Never opens a folder with another major version, and never runs as root.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Sequence
@@ -32,8 +33,13 @@ from springtide.signals import Sink
 
 __all__ = ["EmbeddedPostgres"]
 
+_log = logging.getLogger(__name__)
+
 POLL = 0.02
 """How often postmaster.pid is read while a server starts: PostgreSQL tells its state nowhere else."""
+
+GONE = b"has already been removed"
+"""How a replica's log says that its upstream cannot give it what it needs; LC_ALL makes it English."""
 
 SHUTDOWN = (Stage(signal.SIGINT, 20.0), Stage(signal.SIGQUIT, 8.0), Stage(signal.SIGKILL, 8.0))
 """Fast shutdown (clients disconnected), then immediate, then by force (the next start recovers)."""
@@ -43,6 +49,7 @@ class EmbeddedPostgres:
     """`home` holds data/, secrets/, logs/ and run/; `port` None means a free one, kept over restarts.
 
     `follows`: the server of the same home that this one replicates; None = it is a primary.
+    `replicated` (an attribute): it keeps more of its log, for replicas and for a primary that it replaces.
     `confirming`: replicas of which one must have a commit on its disk before it is acknowledged; () = none.
     `as_found`: open the data as it is, primary's or replica's, for those who configure replication by hand.
     `durable=False` switches fsync off: for tests, where a crash of the machine may lose the data.
@@ -77,6 +84,7 @@ class EmbeddedPostgres:
         self.adopted = False
         self.follows = follows
         self.confirming = tuple(confirming)
+        self.replicated = follows is not None
         self._platform = platform
         self._wanted_port = port
         self._max_connections = max_connections
@@ -108,6 +116,11 @@ class EmbeddedPostgres:
     def port(self) -> int:
         assert self._port is not None, "the server was not started"
         return self._port
+
+    @property
+    def located(self) -> bool:
+        """Whether it was started once, so that `url` is known."""
+        return self._place is not None and self._port is not None
 
     @property
     def address(self) -> str:
@@ -186,6 +199,32 @@ class EmbeddedPostgres:
             raise RunnerError(f"PostgreSQL {self.name} was not promoted within {timeout:g} s")
         await self.reload()
 
+    async def locate(self) -> None:
+        """Find data and programs without starting anything: for `fence` and `kill` before the first start."""
+        await asyncio.to_thread(self._prepare)
+
+    async def shut_down(self) -> None:
+        """Let the running server end in order; whoever watches it hears of it."""
+        if not await processes.stop(self._running(), SHUTDOWN):
+            raise RunnerError(f"PostgreSQL {self.name} (pid {self.pid}) does not end")
+
+    async def discard(self) -> None:
+        """Remove the data and the password of a server that is stopped."""
+        if self._place is not None:
+            await uncut(pgdata.discard, self.home, self.name, self._place.data)
+
+    async def kill(self) -> None:
+        """End every process that works on the data, by SIGKILL; whoever watches the server hears of it."""
+        await uncut(pgdata.clear_stale, self._known().data)
+
+    async def is_standby(self) -> bool:
+        """Whether the folder is that of a replica; False also for one that is not made yet."""
+        return await asyncio.to_thread(standby.is_standby, self._known().data)
+
+    async def repair(self, how: str) -> None:
+        """Note that the folder must be repaired before it is opened again: "rewind" or "copy"."""
+        await uncut(standby.want_repair, self._known().data, how)
+
     async def fence(self) -> None:
         """Kill whatever runs on the data, at once, and keep the folder from being opened as a primary's."""
         await uncut(self._fence)
@@ -193,6 +232,8 @@ class EmbeddedPostgres:
     def _fence(self) -> None:
         place = self._known()
         pgdata.clear_stale(place.data)
+        if not (place.data / "PG_VERSION").exists():
+            return  # nothing that could be opened
         standby.want_repair(place.data, "rewind")
         standby.make_standby(place.data, place.account)
 
@@ -211,7 +252,10 @@ class EmbeddedPostgres:
             place = self._known()
             if not await self._adopt(place.data):
                 await self._make_ready(place, made=made)
-                await self._launch(place)
+                try:
+                    await self._launch(place)
+                except _LogGone as error:
+                    await self._copy_instead(place, str(error))
         except OSError as error:
             raise pgdata.explain(error, f"start PostgreSQL {self.name}:") from error
 
@@ -268,6 +312,14 @@ class EmbeddedPostgres:
         elif repair == "rewind" or not await asyncio.to_thread(standby.is_standby, place.data):
             await making.rewind(place, self.follows)
 
+    async def _copy_instead(self, place: Place, why: str) -> None:
+        """A replica that can never get what it lacks, for example after a rewind, is made anew."""
+        assert self.follows is not None
+        _log.warning("%s; it is copied anew", why)
+        await asyncio.to_thread(standby.want_repair, place.data, "copy")
+        await making.copy(place, self.follows)
+        await self._launch(place)
+
     async def _adopt(self, data: Path) -> bool:
         """Take over a running server of this folder; one that does not answer is stopped instead."""
         found = await asyncio.to_thread(pgdata.postmaster, data)
@@ -310,7 +362,12 @@ class EmbeddedPostgres:
         place = self._known()
         text = pgdata.settings_file(max_connections=self._max_connections, durable=self._durable)
         text += standby.settings(
-            self.name, place.data, self.follows, user=pgdata.SUPERUSER, confirming=self.confirming
+            self.name,
+            place.data,
+            self.follows,
+            user=pgdata.SUPERUSER,
+            confirming=self.confirming,
+            replicated=self.replicated,
         )
         if self.follows is not None:
             standby.write_passfile(place.data / standby.PASSFILE, place.password, place.account)
@@ -382,6 +439,8 @@ class EmbeddedPostgres:
                 found = await asyncio.to_thread(pgdata.postmaster, place.data)
                 if found is not None and found.pid == process.pid and found.status == "ready":
                     return
+                if self.follows is not None and await asyncio.to_thread(place.logged, GONE, begin):
+                    raise _LogGone(f"{self.follows.node} no longer has the log that {self.name} needs")
         finally:
             ending.cancel()
             await asyncio.wait([ending])
@@ -395,6 +454,10 @@ class EmbeddedPostgres:
             if (place := self._place) is not None:
                 await asyncio.to_thread(pgdata.clear_stale, place.data)
                 await asyncio.to_thread(pgdata.remove_socket_folder, place.data, place.account)
+
+
+class _LogGone(Exception):
+    """The upstream has removed a part of its log that this replica needs before it can be opened."""
 
 
 class _PortTaken(Exception):

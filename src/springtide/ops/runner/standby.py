@@ -58,7 +58,13 @@ def conninfo(upstream: Upstream, *, user: str, name: str, passfile: Path) -> str
 
 
 def settings(
-    node: str, data: Path, upstream: Upstream | None, *, user: str, confirming: Sequence[str] = ()
+    node: str,
+    data: Path,
+    upstream: Upstream | None,
+    *,
+    user: str,
+    confirming: Sequence[str] = (),
+    replicated: bool = False,
 ) -> str:
     """What springtide.conf says about replication; all of it changes with a reload.
 
@@ -68,6 +74,9 @@ def settings(
     lines.append("wal_retrieve_retry_interval = '500ms'")
     names = ", ".join(f'"{name}"' for name in confirming)
     lines.append(f"synchronous_standby_names = {_quoted(f'ANY 1 ({names})' if names else '')}")
+    if replicated:
+        lines.append("# Beyond what slots keep: a primary that was replaced is rewound with it.")
+        lines.append("wal_keep_size = '256MB'")
     if upstream is not None:
         reach = conninfo(upstream, user=user, name=node, passfile=data / PASSFILE)
         lines.append(f"primary_conninfo = {_quoted(reach)}")

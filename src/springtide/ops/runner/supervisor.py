@@ -20,6 +20,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,15 @@ from springtide.ops.runner import given, logs, pgdata, ports, processes
 from springtide.ops.runner.beside import BesideProgram, Surroundings
 from springtide.ops.runner.cgroups import Cgroup, Limits, open_group
 from springtide.ops.runner.children import Child
-from springtide.ops.runner.home import Home, State
+from springtide.ops.runner.clusters import Keeper
+from springtide.ops.runner.control import Control
+from springtide.ops.runner.groups import groups, max_connections, roles
+from springtide.ops.runner.home import Home, NodeState, State
 from springtide.ops.runner.leftovers import end_leftovers
+from springtide.ops.runner.operating import Operator
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.programs import PythonProgram
-from springtide.topology import Addresses, Node, Roles, Topology, check_built
+from springtide.topology import Addresses, Topology, check_built
 
 __all__ = ["Supervisor"]
 
@@ -69,22 +74,34 @@ class Supervisor:
         self._drain = drain
         self._clock = clock or SystemClock()
         self._listener: socket.socket | None = None
-        self._databases: dict[str, EmbeddedPostgres] = {}
-        self._nodes: list[Child] = []
+        self._keepers: dict[str, Keeper] = {}
         self._programs: list[Child] = []
         self._workers: list[Child] = []
         self._servers: list[Child] = []
         self._cgroups: list[Cgroup] = []
-        self._urls: dict[str, str] = {}
+        self._addresses = Addresses()
         self._variables: dict[str, str] = {}
         self._ready = False
         self.warnings: list[str] = []
+        self._operator = Operator(
+            self._source,
+            running=lambda: self.topology,
+            adopt=self._adopt,
+            keepers=lambda: {
+                name: kept[cluster.primary]
+                for kept in (self._kept(),)
+                for name, cluster in self.topology.clusters.items()
+                if cluster.primary in kept
+            },
+        )
+        self._control = Control(home.run, self._operator.handle)
         self._rotation = Periodic("rotate logs", self._rotate, every=ROTATE_EVERY)
         self._identity = processes.identify(os.getpid())
 
     @property
     def children(self) -> list[Child]:
-        return [*self._nodes, *self._programs, *self._servers, *self._workers]
+        nodes = [child for keeper in self._keepers.values() for child in keeper.children]
+        return [*nodes, *self._programs, *self._servers, *self._workers]
 
     async def run(self, stopping: asyncio.Event, ready: Callable[[], None]) -> None:
         """Start everything, call `ready`, wait for `stopping`, stop everything.
@@ -122,45 +139,64 @@ class Supervisor:
         await _together([self._prepare_databases(), self._start_programs(around)])
         self.url = url
         await self._start_application()
+        await self._control.start()
+
+    def _adopt(self, topology: Topology) -> None:
+        self.topology = topology
+
+    def _kept(self) -> dict[str, Keeper]:
+        """The keepers by the node that the topology names as primary."""
+        return {
+            group.primary: self._keepers[group.name]
+            for group in groups(self.topology)
+            if group.name in self._keepers
+        }
 
     async def _prepare_databases(self) -> None:
         await self._start_databases()
-        self.home.write_addresses(self._addresses(self._urls))
+        self._addresses = self._current_addresses()
+        self.home.write_addresses(self._addresses)
         self.home.write_environment(self._variables)
         await self._migrate()
 
     async def _start_databases(self) -> None:
-        for node in self.topology.nodes.values():
-            if node.supervised:
-                self._databases[node.name] = await self._database(node)
-        self._nodes = [
-            Child(server, "postgres", changed=self._note, restarted=self._moved)
-            for server in self._databases.values()
-        ]
-        checks: list[Coroutine[Any, Any, None]] = [child.start() for child in self._nodes]
+        self._keepers = {
+            group.name: Keeper(
+                group.name,
+                primary=group.primary,
+                replicas=group.replicas,
+                folder=self.home.path / "clusters",
+                make=self._database,
+                changed=self._changed,
+                quorum=group.quorum,
+                auto=group.auto,
+                failover_after=group.failover_after,
+            )
+            for group in groups(self.topology)
+        }
+        work: list[Coroutine[Any, Any, None]] = [keeper.start() for keeper in self._keepers.values()]
         given_urls = {
             cluster.name: self.topology.cluster_url(cluster.name)
             for cluster in self.topology.clusters.values()
             if self.topology.nodes[cluster.primary].given
         }
         if given_urls:
-            checks.append(given.check(given_urls))
-        await _together(checks)
-        self._urls = {name: server.url() for name, server in self._databases.items()}
-        known = self.topology.with_addresses(self._urls)
-        for cluster in known.clusters.values():
-            if cluster.primary in self._databases:
-                dbname = known.cluster_url(cluster.name).rpartition("/")[2]
-                await self._databases[cluster.primary].ensure_database(dbname)
+            work.append(given.check(given_urls))
+        await _together(work)
+        for cluster in self.topology.clusters.values():
+            if (keeper := self._kept().get(cluster.primary)) is not None:
+                await keeper.server().ensure_database(cluster.dbname or cluster.name)
 
-    async def _database(self, node: Node) -> EmbeddedPostgres:
-        group = await self._limits(node.name, Limits(cpu=node.cpu, memory_bytes=node.memory_bytes))
+    async def _database(self, name: str) -> EmbeddedPostgres:
+        """The server of one node. In a cluster all have the same bounds: a replica needs its primary's."""
+        node = self.topology.nodes[name]
+        group = await self._limits(name, Limits(cpu=node.cpu, memory_bytes=node.memory_bytes))
         return EmbeddedPostgres(
-            node.name,
+            name,
             home=self.home.path,
             platform=self.topology.name,
             port=node.port,
-            max_connections=node.max_connections,
+            max_connections=max_connections(self.topology, name),
             cgroup=group,
         )
 
@@ -232,26 +268,34 @@ class Supervisor:
             self._workers.append(Child(program, "worker", changed=self._note))
         await _together([child.start() for child in (*self._servers, *self._workers)])
 
-    def _moved(self) -> None:
-        """After a restart of PostgreSQL: when a new port had to be taken, everybody must learn it."""
-        urls = {name: server.url() for name, server in self._databases.items()}
-        if urls != self._urls:
-            try:
-                self.home.write_addresses(self._addresses(urls))
-            except RunnerError as error:
-                _log.error("PostgreSQL has a new port that nobody can be told: %s", error)
-                return
-            self._urls = urls
+    def _changed(self) -> None:
+        """After a change of a database's state, address or role: note it, and let everybody know."""
+        self._note()
+        if not self._addresses.nodes or not all(keeper.settled for keeper in self._keepers.values()):
+            return
+        addresses = self._current_addresses()
+        if addresses == self._addresses:
+            return
+        try:
+            self.home.write_addresses(addresses)
+        except RunnerError as error:
+            _log.error("databases have changed, and nobody can be told: %s", error)
+            return
+        before, self._addresses = self._addresses, addresses
+        # Where a cluster has replicas, app processes follow the file; elsewhere they read it when they start.
+        alone = [keeper.primary for keeper in self._keepers.values() if not keeper.replicas]
+        if any(before.nodes.get(node, addresses.nodes[node]) != addresses.nodes[node] for node in alone):
             for child in (*self._servers, *self._workers):
                 child.restart()
 
-    def _addresses(self, urls: Mapping[str, str]) -> Addresses:
-        clusters = {
-            cluster.name: Roles(primary=cluster.primary, replicas=cluster.replicas)
-            for cluster in self.topology.clusters.values()
-            if cluster.primary in self._databases
+    def _current_addresses(self) -> Addresses:
+        urls = {
+            node: member.server.url()
+            for keeper in self._keepers.values()
+            for node, member in keeper.members.items()
+            if member.server.located
         }
-        return Addresses(nodes=urls, clusters=clusters)
+        return Addresses(nodes=urls, clusters=roles(self.topology, self._kept()))
 
     async def _limits(self, node: str, limits: Limits) -> Cgroup | None:
         if not limits:
@@ -273,10 +317,14 @@ class Supervisor:
         """App servers and workers first, then the rest; every step is bounded, none prevents the next."""
         self._ready = False
         errors: list[Exception] = []
+        await self._control.stop()
         if self._listener is not None:
             self._listener.close()
-        for group in ((*self._servers, *self._workers), (*self._programs, *self._nodes)):
-            results = await asyncio.gather(*(child.stop() for child in group), return_exceptions=True)
+        application = [child.stop() for child in (*self._servers, *self._workers)]
+        rest = [child.stop() for child in self._programs]
+        rest += [keeper.stop() for keeper in self._keepers.values()]
+        for group in (application, rest):
+            results = await asyncio.gather(*group, return_exceptions=True)
             errors += [error for error in results if isinstance(error, Exception)]
         await self._rotation.stop()
         for cgroup in self._cgroups:
@@ -300,8 +348,17 @@ class Supervisor:
             topology=str(self._source),
             url=self.url,
             ready=self._ready,
-            nodes=tuple(child.state() for child in self.children),
+            nodes=tuple(self._node_state(child) for child in self.children),
         )
+
+    def _node_state(self, child: Child) -> NodeState:
+        state = child.state()
+        for keeper in self._keepers.values():
+            if child.name in keeper.members:
+                state = replace(state, role=keeper.role(child.name))
+                if child.name == keeper.primary and state.error is None:
+                    state = replace(state, error=keeper.notice)
+        return state
 
     def _environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         """That of a process: `variables` are the topology's, and what the operator has set wins over them."""
