@@ -1,0 +1,124 @@
+"""How many session reads replicas serve when they lag a little, and what the token costs.
+
+A thousand sessions, each making one request per second on average at exponential intervals, one of twenty
+writes. Each request is a context of its own with the token that the session's last answer carried, as text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import statistics
+import time
+from typing import Any
+
+from bench._cluster import Cluster
+from bench._harness import alternate, drive
+from bench.register.app import READ, WRITE
+from springtide.context import CausalityToken, Position, RequestContext, activate
+from springtide.db import Consistency, Database, bucket_of
+from springtide.platform import Platform
+
+__all__ = ["replica_share", "token_capture", "token_check_us"]
+
+SESSIONS = 1_000
+WRITES = 0.05
+LAG = 0.05
+WHERE = READ.replace("select ", "select pg_is_in_recovery() as replica, ")
+
+
+async def replica_share(world: Cluster, platform: Platform, *, seconds: float) -> dict[str, float]:
+    """`replica_share_50ms` and what else was counted."""
+    database = platform.database("register")
+    await world.primary.query(
+        "insert into register.entry (bucket, id, version, value)"
+        f" select n % 1024, (n + 1) << 10 | n % 1024, 1, '' from generate_series(0, {SESSIONS - 1}) n"
+    )
+    for node in world.replicas:
+        node.delay(LAG)
+    served = {True: 0, False: 0}
+    late: list[float] = []
+    chance = random.Random(1)
+    try:
+        async with asyncio.timeout(seconds + 30):
+            await asyncio.gather(
+                *(_session(number, database, chance, served, late, seconds) for number in range(SESSIONS))
+            )
+    finally:
+        for node in world.replicas:
+            node.delay(0.0)
+    total = sum(served.values())
+    print(
+        f"{total} session reads at {total / seconds:.0f}/s: {served[True]} by replicas, {served[False]} by"
+        f" the primary; a request began {sum(late) / len(late) * 1e3:.1f} ms late on average"
+    )
+    return {
+        "replica_share_50ms": round(served[True] / total, 4),
+        "replica_share_reads": total,
+    }
+
+
+async def _session(
+    number: int,
+    database: Database,
+    chance: random.Random,
+    served: dict[bool, int],
+    late: list[float],
+    seconds: float,
+) -> None:
+    key = (number + 1) << 10 | number % 1024
+    carried = ""
+    due = time.monotonic()
+    end = due + seconds
+    while (due := due + chance.expovariate(1.0)) < end:
+        await asyncio.sleep(max(due - time.monotonic(), 0.0))
+        late.append(time.monotonic() - due)
+        context = RequestContext(causality=CausalityToken.decode(carried))
+        with activate(context):
+            if chance.random() < WRITES:
+                async with database.write(key) as tx:
+                    await tx.fetch_value(WRITE, bucket_of(key), key, f"{number}")
+            else:
+                row = await database.read(key).fetch_one(WHERE, bucket_of(key), key)
+                served[row["replica"]] += 1
+        carried = context.causality.encode()
+
+
+def token_check_us(platform: Platform, *, rounds: int, calls: int = 20_000) -> float:
+    """Median over the rounds of what choosing a server for a session read costs, with a token to check."""
+    servers = platform.servers["main"]
+    token = CausalityToken()
+    position = max(one.position for one in servers.replicas if one.position is not None)
+    token.observe("main", Position(position.epoch, position.lsn - 1))
+    found = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        for _ in range(calls):
+            servers.choose(Consistency.SESSION, token)
+        found.append((time.perf_counter() - begun) / calls)
+    return round(statistics.median(found) * 1e6, 2)
+
+
+async def token_capture(with_replicas: Platform, without: Platform, *, rounds: int) -> dict[str, Any]:
+    """What a write costs more where there are replicas: microseconds, and statements.
+
+    Both platforms write to the same primary, in turns.
+    """
+
+    async def write(platform: Platform, number: int) -> None:
+        key = (number % 50 + 1) << 10
+        with activate(RequestContext()):
+            async with platform.database("register").write(key) as tx:
+                await tx.fetch_value(WRITE, bucket_of(key), key, str(number))
+
+    async def one(platform: Platform) -> float:
+        return await drive(functools.partial(write, platform), total=200, concurrency=1)
+
+    found = await alternate(
+        {"with": functools.partial(one, with_replicas), "without": functools.partial(one, without)},
+        rounds=rounds,
+    )
+    print(found.table("without"))
+    pairs = zip(found.seconds["with"], found.seconds["without"], strict=True)
+    return {"token_capture_us": round(statistics.median(a - b for a, b in pairs) * 1e6, 1)}

@@ -1,0 +1,1 @@
+"""A small application for `bench.replicas`: one register per key, on a platform with replicas."""

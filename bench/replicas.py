@@ -1,0 +1,119 @@
+"""Reads over three replicas: is any of them stale, how many do replicas serve, and what does it bring?
+
+- `stale_session_reads`, `backward_reads`: of `session_reads` by cookie, header and bearer clients that hop
+  between three app processes, while the replicas' lag is driven between 0 and 5 s (delayed replay, paused
+  replay, SIGSTOP), replicas are killed by kill -9 and started again, and the primary is killed and replaced
+  once. Judged by `springtide.testing.history`; `lost_or_phantom` are its other rules. All must be 0.
+- `stale_with_window`, `stale_with_none`: the same in two naive systems, one that reads from the primary for
+  2 s after a session's write, and one that reads anywhere; `backward_with_...` likewise. Both must be > 0, or
+  the harness would not see a stale read.
+- `replica_share_50ms`: share of session reads that replicas serve: 1,000 sessions, a request per second each,
+  5 % writes, 50 ms lag.
+- `token_check_us`: choosing a server for a session read. `token_capture_us`: what a write costs more because
+  its position is read after COMMIT (one round trip; a session that did not write makes none).
+- `read_scaling_1_to_3`: read throughput with three replicas over one, every node limited to 0.15 of a core;
+  `read_scaling_least_used` is the share of its limit that the least busy of them used. Needs root.
+
+`python -m bench.replicas staleness` runs one part alone (staleness, share, scaling, pooling).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import uvloop
+
+from bench import _scaling
+from bench._cluster import cluster
+from bench._harness import finish
+from bench._registers import platform_over
+from bench._share import replica_share, token_capture, token_check_us
+from bench._staleness import Seen, fleet
+
+PARTS = ("staleness", "share", "scaling")
+
+
+async def staleness(*, quick: bool) -> dict[str, Any]:
+    reads, naive = (6_000, 2_000) if quick else (200_000, 20_000)
+    seen: dict[str, Seen] = {}
+    async with cluster(replicas=3) as world, fleet(world, processes=3) as register:
+        for pin, least, seconds, failovers in (
+            ("none", naive, 2.0 if quick else 10.0, 0),
+            ("window", naive, 5.0 if quick else 20.0, 0),
+            ("token", reads, 8.0 if quick else 30.0, 1),
+        ):
+            seen[pin] = await register.observe(
+                pin,
+                reads=least,
+                seconds=seconds,
+                sessions=120 if pin == "token" else 30,
+                clients=2,
+                seed=7,
+                failovers=failovers,
+            )
+            print(seen[pin].sentence(pin))
+    token = seen["token"]
+    for violation in token.violations[:20]:
+        print(f"  {violation.rule}: {violation.sentence}")
+    return {
+        "stale_session_reads": token.count("read-your-writes"),
+        "backward_reads": token.count("monotonic-reads"),
+        "lost_or_phantom": len(token.others),
+        "session_reads": token.reads,
+        "session_writes": token.writes,
+        "failed_reads": sum(n for kind, n in token.failed.items() if kind.startswith("GET")),
+        "failed_writes": sum(n for kind, n in token.failed.items() if kind.startswith("POST")),
+    } | {
+        f"{kind}_with_{pin}": seen[pin].count(rule)
+        for pin in ("window", "none")
+        for kind, rule in (("stale", "read-your-writes"), ("backward", "monotonic-reads"))
+    }
+
+
+async def share(*, quick: bool) -> dict[str, Any]:
+    async with (
+        cluster(replicas=3, quorum=False) as world,
+        platform_over(world, world.replicas) as platform,
+        platform_over(world, []) as alone,
+    ):
+        figures: dict[str, Any] = {"token_check_us": token_check_us(platform, rounds=5)}
+        figures |= await token_capture(platform, alone, rounds=5 if quick else 9)
+        return figures | await replica_share(world, platform, seconds=6.0 if quick else 60.0)
+
+
+async def scaling(*, quick: bool) -> dict[str, Any]:
+    return await _scaling.measure(rounds=5, seconds=0.8 if quick else 8.0)
+
+
+def faults(figures: dict[str, Any]) -> list[str]:
+    """Why the run proves nothing, or that it proves the platform wrong."""
+    found = [
+        f"{key} is {figures[key]}, and must be 0"
+        for key in ("stale_session_reads", "backward_reads", "lost_or_phantom")
+        if figures.get(key)
+    ]
+    found += [
+        f"{key} is 0: the harness would not notice a stale read"
+        for key in ("stale_with_window", "stale_with_none")
+        if figures.get(key) == 0
+    ]
+    return found
+
+
+async def main(parts: list[str], *, quick: bool) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for part in parts:
+        print(f"-- {part}", flush=True)
+        figures |= await globals()[part](quick=quick)
+    return figures
+
+
+if __name__ == "__main__":
+    chosen = [argument for argument in sys.argv[1:] if argument in PARTS]
+    found = uvloop.run(main(chosen or list(PARTS), quick="--quick" in sys.argv))
+    wrong = faults(found)
+    for sentence in wrong:
+        print(f"WRONG: {sentence}")
+    finish(found)
+    sys.exit(1 if wrong else 0)
