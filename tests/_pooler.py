@@ -55,4 +55,4 @@ class PoolerServer:
         return self.server.url(name)
 
     def repoint(self, urls: Mapping[str, str]) -> None:
-        self._loop.run(self.server.repoint(urls))
+        self.server.repoint(urls)

@@ -115,6 +115,10 @@ class Platform:
             sink=self.sink,
         )
         self.pools: Mapping[str, Pool] = {name: self._pool(name) for name in topology.clusters}
+        self._control = {
+            name: pool if topology.pooler(name) is None else self._control_pool(name)
+            for name, pool in self.pools.items()
+        }
         for cluster, pool in self.pools.items():
             metrics.watch_pool(cluster, pool.stats, max_size=topology.pool.size)
         watched = {cluster: self._members(cluster, addresses) for cluster in topology.clusters}
@@ -295,16 +299,19 @@ class Platform:
     async def migrate(self) -> list[str]:
         """Apply every module's pending migrations on every shard, required modules first.
 
-        Returns what was applied. A platform that is not running opens its pools for it and closes them again.
+        Returns what was applied. It goes past poolers, and a platform that is not running opens what it needs
+        for it.
         """
         self._enter_loop()
         self._refuse_while_migrating()
         applied: list[str] = []
-        pools = Group(f"{self.name}:migrate", () if self.state == "running" else tuple(self.pools.values()))
+        running = self.pools.values() if self.state == "running" else ()
+        needed = tuple(pool for pool in self._control.values() if pool not in running)
+        pools = Group(f"{self.name}:migrate", needed)
         self._migrating = True
         try:
             await pools.start()
-            for migrator in self._migrators():
+            for migrator in self._migrators(self._control):
                 applied += await migrator.apply()
         finally:
             try:
@@ -387,9 +394,12 @@ class Platform:
 
     def _pool(self, cluster: str, replica: Member | None = None) -> Pool:
         spec = self.topology.pool
+        pooler = self.topology.pooler(cluster) if replica is None else None
         return Pool(
-            self.topology.cluster_url(cluster) if replica is None else replica.url,
+            self.topology.client_url(cluster) if replica is None else replica.url,
             cluster=cluster if replica is None else f"{cluster}/{replica.node}",
+            pooled=pooler is not None,
+            prepared_statements=pooler.prepared_statements > 0 if pooler is not None else None,
             size=spec.size,
             reserved=spec.reserved,
             max_waiting=spec.max_waiting,
@@ -399,6 +409,18 @@ class Platform:
             clock=self.clock,
             sink=self.sink,
             insight=self.insight,
+        )
+
+    def _control_pool(self, cluster: str) -> Pool:
+        """Past the pooler, for migrations: they hold a lock for as long as their session."""
+        return Pool(
+            self.topology.cluster_url(cluster),
+            cluster=cluster,
+            size=2,
+            reserved=0,
+            acquire_timeout=self.topology.pool.acquire_timeout,
+            clock=self.clock,
+            sink=self.sink,
         )
 
     def _members(self, cluster: str, addresses: Path | None) -> Members | None:
@@ -505,15 +527,19 @@ class Platform:
             tokens=lambda: self.tokens,
         )
 
-    def _migrators(self) -> list[Migrator]:
+    def _migrators(self, pools: Mapping[str, Pool]) -> list[Migrator]:
         return [
-            Migrator(module.name, module.migrations, self._databases[module.name].pools)
+            Migrator(
+                module.name,
+                module.migrations,
+                {shard: pools[shard] for shard in self._databases[module.name].pools},
+            )
             for module in self.modules
             if module.migrations is not None
         ]
 
     async def _refuse_pending(self) -> None:
-        pending = [name for migrator in self._migrators() for name in await migrator.pending()]
+        pending = [name for migrator in self._migrators(self.pools) for name in await migrator.pending()]
         if pending:
             raise MigrationError(
                 f"{len(pending)} migrations are pending: {', '.join(pending)}; run `springtide db migrate`"

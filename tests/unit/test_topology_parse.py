@@ -115,7 +115,8 @@ shards = ["missing"]
         ("'a.b' = 1", "line 4: a.b: unknown key"),
         (
             "[servers]\ncount = 10",
-            "(servers.count 10 + workers.count 1) * pool.size 20 = 220 connections do not fit",
+            "(servers.count 10 + workers.count 1) * pool.size 20 + workers.count 1 * 2 (listener, heartbeat)"
+            " + 5 (migrations, people) = 227 connections do not fit",
         ),
     ],
 )
@@ -142,8 +143,44 @@ def test_a_fault_does_not_cause_others() -> None:
 def test_too_many_connections_says_what_to_set() -> None:
     """The number in the sentence is the smallest that works."""
     text = HEAD + "[servers]\ncount = 10\n[nodes.db]\nmax_connections = "
-    assert "set it to at least 223" in only(text + "222")
-    assert loads(text + "223").nodes["db"].max_connections == 223
+    assert "set it to at least 230" in only(text + "229")
+    assert loads(text + "230").nodes["db"].max_connections == 230
+
+
+def test_a_pooler_bounds_what_its_server_sees_and_is_bounded_itself() -> None:
+    """Behind it the fleet is the pooler's to take in; what goes round it still counts on the server."""
+    text = (
+        HEAD
+        + "[servers]\ncount = 49\n[nodes.bouncer]\nkind = 'pgbouncer'\n[poolers.main]\nnode = 'bouncer'\n"
+    )
+    fault = only(text + "max_clients = 999")
+    assert (
+        "poolers.main.max_clients: (servers.count 49 + workers.count 1) * pool.size 20 * 1 clusters" in fault
+    )
+    assert "= 1000 clients: set it to at least 1000, or lower" in fault
+    fault = only(text + "server_connections = 191")
+    assert (
+        "nodes.db.max_connections: poolers.main.server_connections 191 + workers.count 1 * 2"
+        " (listener, heartbeat) + 5 (migrations, people) = 198 connections do not fit" in fault
+    )
+    assert loads(text + "server_connections = 190").pooler("main") is not None
+
+
+def test_every_process_asks_the_servers_of_a_replicated_cluster_who_they_are() -> None:
+    """One connection per process and server, on replicas, too, past any pooler."""
+    text = HEAD + "[nodes.r]\n[clusters.main]\nreplicas = ['r']\n[pool]\nsize = 96\n"
+    assert (
+        "nodes.r.max_connections: (servers.count 1 + workers.count 1) * pool.size 96"
+        " + (servers.count 1 + workers.count 1) * 1 (who is primary) + 5 (migrations, people) = 199"
+        in only(text + "[nodes.db]\nmax_connections = 999\n")
+    )
+
+
+def test_two_poolers_do_not_share_a_node() -> None:
+    """Each has its own limits, and one process serves one of them."""
+    text = HEAD + "[nodes.bouncer]\nkind = 'pgbouncer'\n[clusters.second]\nprimary = 'db'\ndbname = 'x'\n"
+    text += "[poolers.a]\nnode = 'bouncer'\n[poolers.b]\nnode = 'bouncer'\nclusters = ['second']\n"
+    assert "poolers.b.node: is the node of pooler a already" in only(text)
 
 
 @pytest.mark.parametrize(
@@ -313,3 +350,48 @@ def test_two_clusters_are_never_the_same_database() -> None:
         " give a dbname"
     )
     assert loads(HEAD + nodes.format(path="content")).clusters["second"].primary == "other"
+
+
+def test_clients_go_through_the_pooler_and_control_connections_past_it() -> None:
+    """A supervised pooler knows clusters by their names; a given one by the database of its url, else of the
+    cluster's."""
+    text = (
+        HEAD
+        + """
+[nodes.far]
+url = "postgresql://u:p@h/shop?sslmode=require"
+[nodes.near]
+kind = "pgbouncer"
+[nodes.own]
+kind = "pgbouncer"
+url = "postgresql://u:p@pool:6432?sslmode=verify-full"
+[nodes.named]
+kind = "pgbouncer"
+url = "postgresql://u:p@pool:6433/alias"
+[clusters.far]
+primary = "far"
+[clusters.other]
+primary = "far"
+dbname = "other"
+[poolers.near]
+node = "near"
+[poolers.own]
+node = "own"
+clusters = ["far"]
+[poolers.named]
+node = "named"
+clusters = ["other"]
+prepared_statements = 100
+"""
+    )
+    topology = loads(text)
+    with pytest.raises(ConfigurationError, match="node 'db' has no address"):
+        topology.client_url("main")
+    topology = topology.with_addresses({"db": "postgresql://s@127.0.0.1:5/x"})
+    with pytest.raises(ConfigurationError, match="node 'near' has no address"):
+        topology.client_url("main")
+    topology = topology.with_addresses({"near": "postgresql://s:q@127.0.0.1:6/"})
+    assert topology.client_url("main") == "postgresql://s:q@127.0.0.1:6/main"
+    assert topology.cluster_url("main") == "postgresql://s@127.0.0.1:5/main"
+    assert topology.client_url("far") == "postgresql://u:p@pool:6432/shop?sslmode=verify-full"
+    assert topology.client_url("other") == "postgresql://u:p@pool:6433/alias"

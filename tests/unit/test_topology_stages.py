@@ -29,6 +29,7 @@ from springtide.topology import (
     to_json,
     to_toml,
 )
+from springtide.topology.built import BUILT_KINDS
 from springtide.topology.keys import Field, broken, described
 from springtide.topology.kinds import KINDS
 
@@ -112,12 +113,12 @@ def test_only_what_is_built_may_be_started() -> None:
     check_built(loads(HEAD + two))
     given = '[nodes.db]\nurl = "postgresql://h/x"\nmachine = "far"\n'
     check_built(loads(HEAD + given))
-    for stage in range(2, 8):
-        with pytest.raises(StageNotBuilt, match=rf"stage {stage} needs .*PgBouncer connection pooler"):
+    for stage in range(3, 8):
+        with pytest.raises(StageNotBuilt, match=rf"stage {stage} needs .*the load balancer"):
             check_built(stage_topology(stage))
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"postgres"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - BUILT_KINDS))
 def test_an_unbuilt_kind_is_refused_by_name(kind: str) -> None:
     topology = loads(HEAD + f'[nodes.extra]\nkind = "{kind}"\n')
     assert missing_parts(topology) == [f"{KINDS[kind].says} (node extra)"]

@@ -14,7 +14,7 @@ from springtide.topology.spec import Topology
 
 __all__ = ["BUILT_KINDS", "NOT_BUILT", "Part", "check_built", "missing_parts"]
 
-BUILT_KINDS = frozenset({"postgres"})
+BUILT_KINDS = frozenset({"postgres", "pgbouncer"})
 
 ON_THIS_MACHINE = frozenset({"postgres", "pgbouncer"})
 """Supervised nodes of these kinds run on this machine, whatever `machine` says they will run on one day."""
@@ -38,7 +38,6 @@ NOT_BUILT: tuple[Part, ...] = (
     ),
     Part(name="backups", needed=lambda t: t.backups is not None),
     Part(name="TLS and separated networks", needed=lambda t: t.network is not None),
-    Part(name="connection poolers", needed=lambda t: bool(t.poolers)),
     Part(name="the load balancer", needed=lambda t: t.balancer is not None),
     Part(name="sessions outside the process", needed=lambda t: t.sessions is not None),
     Part(name="rolling deploys", needed=lambda t: t.deploys is not None),

@@ -74,7 +74,7 @@ class NetworkSpec(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolerSpec(Checked):
-    """A connection pooler in front of clusters."""
+    """PgBouncer in transaction mode in front of clusters' primaries."""
 
     name: str
     node: Annotated[str, Key(says="node of the pooler", rule=NAME, kinds=("pgbouncer",))]
@@ -85,6 +85,14 @@ class PoolerSpec(Checked):
     max_clients: Annotated[int, Key(says="connections it accepts", unit="connections", rule=at_least(1))] = (
         1000
     )
+    prepared_statements: Annotated[
+        int,
+        Key(
+            says="prepared statements it keeps per server connection (PgBouncer 1.21 or newer); 0 = none",
+            unit="statements",
+            rule=at_least(0),
+        ),
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,12 @@ Pure: a topology's values in, faults out, every one of them. Lines are added by 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from springtide.errors import TopologyFault
+from springtide.topology.budget import ADVICE, SUPERUSER_CONNECTIONS, client_demand, server_demand
 from springtide.topology.keys import described, redacted
 from springtide.topology.kinds import KINDS
 from springtide.topology.programs import faults_of_programs
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["faults_between"]
 
-SUPERUSER_CONNECTIONS = (
-    3  # PostgreSQL keeps these (superuser_reserved_connections), ordinary users get the rest
-)
 BUCKETS = 1024
 POSTGRES_PORT = 5432
 STORES = {"search": "opensearch", "documents": "mongodb", "timeseries": "timescaledb", "graph": "neo4j"}
@@ -204,50 +201,20 @@ def _pool(topology: Topology) -> Iterator[TopologyFault]:
         yield _fault("pool.acquire_timeout", pool.acquire_timeout, rule)
 
 
-def _processes(topology: Topology) -> tuple[int, str]:
-    """The most processes with a pool that may run at once, and the sum of keys that gives it."""
-    servers, workers = (topology.servers.count, "servers.count"), (topology.workers.count, "workers.count")
-    if topology.autoscaling is not None:
-        servers = max(servers, (topology.autoscaling.max, "autoscaling.max"))
-    if topology.worker_scaling is not None:
-        workers = max(workers, (topology.worker_scaling.max, "worker_scaling.max"))
-    return servers[0] + workers[0], f"({servers[1]} {servers[0]} + {workers[1]} {workers[0]})"
-
-
 def _connections(topology: Topology) -> Iterator[TopologyFault]:
-    """Every process may fill one pool per cluster; PostgreSQL refuses what exceeds max_connections."""
-    processes, counted = _processes(topology)
-    size = topology.pool.size
-    advice = "or lower the number of processes or pool.size"
-    pooled = {cluster: name for name, pooler in topology.poolers.items() for cluster in pooler.clusters}
-    asked: dict[str, int] = {}
-    terms: dict[str, Counter[str]] = {}
-    for name, cluster in topology.clusters.items():
-        for node_name in (cluster.primary, *cluster.replicas):
-            amount, term = processes * size, f"{counted} * pool.size {size}"
-            if name in pooled and node_name == cluster.primary:
-                amount = topology.poolers[pooled[name]].server_connections
-                term = f"poolers.{pooled[name]}.server_connections {amount}"
-            asked[node_name] = asked.get(node_name, 0) + amount
-            terms.setdefault(node_name, Counter())[term] += 1
-    for node_name, amount in asked.items():
-        node = topology.nodes.get(node_name)
-        if node is None or amount <= node.max_connections - SUPERUSER_CONNECTIONS:
-            continue
-        sum_ = " + ".join(t if n == 1 else f"{t} * {n} clusters" for t, n in terms[node_name].items())
-        rule = (
-            f"{sum_} = {amount} connections do not fit, {SUPERUSER_CONNECTIONS} are kept for the superuser:"
-            f" set it to at least {amount + SUPERUSER_CONNECTIONS}, {advice}"
-        )
-        yield _fault(f"nodes.{node_name}.max_connections", node.max_connections, rule)
-    for name, pooler in topology.poolers.items():
-        clients = processes * size * len(pooler.clusters)
-        if clients > pooler.max_clients:
+    """PostgreSQL refuses what exceeds max_connections, a pooler what exceeds its max_clients."""
+    for name, demand in server_demand(topology).items():
+        node = topology.nodes.get(name)
+        if node is not None and demand.amount > node.max_connections - SUPERUSER_CONNECTIONS:
             rule = (
-                f"{counted} * pool.size {size} * {len(pooler.clusters)} clusters = {clients} clients:"
-                f" set it to at least {clients}, {advice}"
+                f"{demand} connections do not fit, {SUPERUSER_CONNECTIONS} are kept for the superuser:"
+                f" set it to at least {demand.amount + SUPERUSER_CONNECTIONS}, {ADVICE}"
             )
-            yield _fault(f"poolers.{name}.max_clients", pooler.max_clients, rule)
+            yield _fault(f"nodes.{name}.max_connections", node.max_connections, rule)
+    for name, demand in client_demand(topology).items():
+        if demand.amount > (most := topology.poolers[name].max_clients):
+            rule = f"{demand} clients: set it to at least {demand.amount}, {ADVICE}"
+            yield _fault(f"poolers.{name}.max_clients", most, rule)
 
 
 def _targets(topology: Topology) -> Iterator[TopologyFault]:
@@ -261,7 +228,10 @@ def _targets(topology: Topology) -> Iterator[TopologyFault]:
 
 def _layers(topology: Topology) -> Iterator[TopologyFault]:
     behind: dict[str, str] = {}
+    at: dict[str, str] = {}
     for name, pooler in topology.poolers.items():
+        if (other := at.setdefault(pooler.node, name)) != name:
+            yield _fault(f"poolers.{name}.node", pooler.node, f"is the node of pooler {other} already")
         for cluster in pooler.clusters:
             key = f"poolers.{name}.clusters"
             if cluster not in topology.clusters:

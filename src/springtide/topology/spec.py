@@ -400,3 +400,26 @@ class Topology:
         parts = urlsplit(url)
         own = parts.path.strip("/") if chosen.given else ""
         return urlunsplit(parts._replace(path=f"/{found.dbname or own or found.name}"))
+
+    def pooler(self, cluster: str) -> PoolerSpec | None:
+        """The pooler that clients of `cluster` go through; None when they connect to its servers."""
+        return next((pooler for pooler in self.poolers.values() if cluster in pooler.clusters), None)
+
+    def client_url(self, cluster: str) -> str:
+        """Where clients of `cluster` connect: its pooler, else its primary.
+
+        A pooler started by the runner knows each cluster by its name; a given one by the database in its own
+        url, or by the cluster's. Raises ConfigurationError as `cluster_url` does.
+        """
+        direct, pooler = self.cluster_url(cluster), self.pooler(cluster)
+        if pooler is None:
+            return direct
+        node = self.nodes[pooler.node]
+        url = node.url or self.addresses.get(node.name)
+        if url is None:
+            raise ConfigurationError(
+                f"node {node.name!r} has no address: start it with `springtide up` or give its url"
+            )
+        parts = urlsplit(url)
+        dbname = cluster if node.supervised else parts.path.strip("/") or urlsplit(direct).path.strip("/")
+        return urlunsplit(parts._replace(path=f"/{dbname}"))

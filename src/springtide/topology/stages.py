@@ -124,7 +124,7 @@ def stage4(before: Topology) -> Topology:
 def stage5(before: Topology) -> Topology:
     """The fleet follows the load; pools shrink per process so that the largest fleet still fits."""
     nodes = {
-        name: replace(node, max_connections=400) if name.startswith("replica-") else node
+        name: replace(node, max_connections=450) if name.startswith("replica-") else node
         for name, node in before.nodes.items()
     }
     return replace(
@@ -151,7 +151,7 @@ def stage6(before: Topology) -> Topology:
         clusters[shard] = Cluster(name=shard, primary=machine)
         poolers[shard] = PoolerSpec(name=shard, node=f"pooler-{number}", clusters=(shard,))
     nodes |= _named(
-        Node(name="db-users", kind="postgres", machine="db-users", max_connections=400),
+        Node(name="db-users", kind="postgres", machine="db-users", max_connections=450),
         Node(name="broker", kind="nats", machine="broker"),
         Node(name="gateway", kind="nginx", machine="edge"),
         Node(name="search", kind="opensearch", machine="search"),
@@ -180,7 +180,7 @@ def stage6(before: Topology) -> Topology:
 
 def stage7(before: Topology) -> Topology:
     """A second region that can take over; each access pattern gets the store that fits it."""
-    away = Node(name="db-away", kind="postgres", machine="db-away", region="away", max_connections=400)
+    away = Node(name="db-away", kind="postgres", machine="db-away", region="away", max_connections=450)
     main = before.clusters["main"]
     return replace(
         before,

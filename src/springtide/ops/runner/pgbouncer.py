@@ -147,6 +147,11 @@ class PgBouncer:
         return f"{HOST}:{self.port}"
 
     @property
+    def known(self) -> bool:
+        """Whether it was started once, so that it has an address."""
+        return self._port is not None
+
+    @property
     def socket_folder(self) -> Path:
         """Where the account it runs as connects to the console, as user `pgbouncer`, database `pgbouncer`."""
         assert self._sockets is not None, "the pooler was not started"
@@ -167,7 +172,7 @@ class PgBouncer:
         """Return when the process has ended: its exit status."""
         return await self._running().wait()
 
-    async def repoint(self, urls: Mapping[str, str]) -> None:
+    def repoint(self, urls: Mapping[str, str]) -> None:
         """The servers are at `urls` now; one that does not run is told at its next start.
 
         Raises RunnerError when the files cannot be written: then it goes on with the servers it knows.
@@ -178,10 +183,10 @@ class PgBouncer:
         if self._process is None:
             return
         try:
-            await asyncio.to_thread(self._write)
-        except BaseException:
+            self._write()
+        except OSError as error:
             self._urls = before
-            raise
+            raise pgdata.explain(error, f"tell PgBouncer {self.name} where its servers are:") from error
         self.reload()
 
     def reload(self) -> None:

@@ -85,7 +85,7 @@ def ini(
             "password": to.password,
             "connect_query": AFTER_CONNECT,
         }
-        lines.append(f"{name} = {' '.join(f'{key}={_quoted(text)}' for key, text in said.items())}")
+        lines.append(f"{name} = {' '.join(f'{key}={_quoted(text)}' for key, text in said.items() if text)}")
     settings: dict[str, object] = {
         "listen_addr": "127.0.0.1",
         "listen_port": port,

@@ -37,6 +37,7 @@ from springtide.ops.runner.groups import groups, max_connections, roles
 from springtide.ops.runner.home import Home, NodeState, State
 from springtide.ops.runner.leftovers import end_leftovers
 from springtide.ops.runner.operating import Operator
+from springtide.ops.runner.poolers import Poolers
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.programs import PythonProgram
 from springtide.topology import Addresses, Topology, check_built
@@ -75,6 +76,7 @@ class Supervisor:
         self._clock = clock or SystemClock()
         self._listener: socket.socket | None = None
         self._keepers: dict[str, Keeper] = {}
+        self._poolers = Poolers(home, changed=self._note, restarted=self._changed)
         self._programs: list[Child] = []
         self._workers: list[Child] = []
         self._servers: list[Child] = []
@@ -101,7 +103,7 @@ class Supervisor:
     @property
     def children(self) -> list[Child]:
         nodes = [child for keeper in self._keepers.values() for child in keeper.children]
-        return [*nodes, *self._programs, *self._servers, *self._workers]
+        return [*nodes, *self._poolers.children, *self._programs, *self._servers, *self._workers]
 
     async def run(self, stopping: asyncio.Event, ready: Callable[[], None]) -> None:
         """Start everything, call `ready`, wait for `stopping`, stop everything.
@@ -186,6 +188,16 @@ class Supervisor:
         for cluster in self.topology.clusters.values():
             if (keeper := self._kept().get(cluster.primary)) is not None:
                 await keeper.server().ensure_database(cluster.dbname or cluster.name)
+        await self._start_poolers(self.topology.as_found(self._current_addresses()))
+
+    async def _start_poolers(self, known: Topology) -> None:
+        starting = []
+        for spec in known.poolers.values():
+            node = known.nodes[spec.node]
+            if node.supervised:
+                group = await self._limits(node.name, Limits(cpu=node.cpu, memory_bytes=node.memory_bytes))
+                starting.append(self._poolers.add(spec, node, known, group).start())
+        await _together(starting)
 
     async def _database(self, name: str) -> EmbeddedPostgres:
         """The server of one node. In a cluster all have the same bounds: a replica needs its primary's."""
@@ -269,7 +281,7 @@ class Supervisor:
         await _together([child.start() for child in (*self._servers, *self._workers)])
 
     def _changed(self) -> None:
-        """After a change of a database's state, address or role: note it, and let everybody know."""
+        """After a change of a database's or pooler's state, address or role: note it, let everybody know."""
         self._note()
         if not self._addresses.nodes or not all(keeper.settled for keeper in self._keepers.values()):
             return
@@ -277,6 +289,7 @@ class Supervisor:
         if addresses == self._addresses:
             return
         try:
+            self._poolers.repoint(self.topology.as_found(addresses))
             self.home.write_addresses(addresses)
         except RunnerError as error:
             _log.error("databases have changed, and nobody can be told: %s", error)
@@ -284,6 +297,7 @@ class Supervisor:
         before, self._addresses = self._addresses, addresses
         # Where a cluster has replicas, app processes follow the file; elsewhere they read it when they start.
         alone = [keeper.primary for keeper in self._keepers.values() if not keeper.replicas]
+        alone += self._poolers.urls()
         if any(before.nodes.get(node, addresses.nodes[node]) != addresses.nodes[node] for node in alone):
             for child in (*self._servers, *self._workers):
                 child.restart()
@@ -295,7 +309,7 @@ class Supervisor:
             for node, member in keeper.members.items()
             if member.server.located
         }
-        return Addresses(nodes=urls, clusters=roles(self.topology, self._kept()))
+        return Addresses(nodes=urls | self._poolers.urls(), clusters=roles(self.topology, self._kept()))
 
     async def _limits(self, node: str, limits: Limits) -> Cgroup | None:
         if not limits:
@@ -323,7 +337,8 @@ class Supervisor:
         application = [child.stop() for child in (*self._servers, *self._workers)]
         rest = [child.stop() for child in self._programs]
         rest += [keeper.stop() for keeper in self._keepers.values()]
-        for group in (application, rest):
+        poolers = [child.stop() for child in self._poolers.children]
+        for group in (application, poolers, rest):
             results = await asyncio.gather(*group, return_exceptions=True)
             errors += [error for error in results if isinstance(error, Exception)]
         await self._rotation.stop()
