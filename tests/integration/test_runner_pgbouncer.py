@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,9 +80,10 @@ def test_an_application_lives_behind_it(pooled: Project) -> None:
     until(lambda: pooled.get("/") == '["first", "second", "third"]')
 
     before = pooled.pids()["bouncer"]
+    url = pooled.status()["url"]
     kill(pooled.status()["supervisor"])
-    until(lambda: pooled.status()["state"] != "up")
-    assert pooled.get("/") == '["first", "second", "third"]'  # who is left goes on serving
+    with urllib.request.urlopen(url, timeout=10) as answer:  # who is left goes on serving
+        assert answer.read() == b'["first", "second", "third"]'
     pooled.run("up", "-d")
     assert pooled.pids()["bouncer"] != before
     assert pooled.get("/") == '["first", "second", "third"]'
@@ -94,7 +96,6 @@ def test_an_application_lives_behind_it(pooled: Project) -> None:
 def test_a_pooler_of_a_killed_supervisor_is_ended_by_down(pooled: Project) -> None:
     pooled.run("up", "-d")
     kill(pooled.status()["supervisor"])
-    until(lambda: pooled.status()["state"] != "up")
     pooled.run("down")
     assert pooled.leftovers() == []
 
@@ -132,7 +133,7 @@ async def test_its_own_account_may_ask_everything_and_clients_may_look(
     pooler = own_pooler({"main": database_url}, server_connections=7)
     console = await asyncpg.connect(pooler.url("pgbouncer"), statement_cache_size=0)
     try:
-        assert "1." in str(await console.execute("SHOW VERSION")) or True
+        await console.execute("SHOW POOLS")
         with pytest.raises(asyncpg.PostgresError, match="admin access needed"):
             await console.execute("PAUSE")
     finally:
