@@ -65,11 +65,12 @@ async def registers(
     settings: RoutingSettings = QUICK,
     source: Any = None,
     migrate: bool = True,
+    pool_sink: Any = None,
     **options: Any,
 ) -> AsyncIterator[tuple[Database, Servers]]:
     """The database `registers` on `world`, with its servers watched; replicas join within a second."""
     (folder / "0001_register.sql").write_text(TABLE)
-    pool = Pool(world.url(), cluster="main")
+    pool = Pool(world.url(), cluster="main", sink=pool_sink)
     servers = Servers(
         "main",
         pool,

@@ -3,27 +3,528 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tests._cluster import Cluster
-from tests.replicated import Session, registers, serving
+import asyncpg
+import pytest
+from tests._cluster import Cluster, cluster
+from tests.replicated import QUICK, READ, Session, members, registers, serving, states, until
+from tests.servers import LoopThread
+
+from springtide.context import CausalityToken, RequestContext, activate
+from springtide.db import Consistency, bucket_of
+from springtide.db.members import Fixed, Member
+from springtide.errors import Unavailable
+from springtide.signals import Signal, StatementFinished
+from springtide.testing.history import Operation, check
 
 Clusters = Callable[..., Cluster]
 
+EVENTUAL, STRONG = Consistency.EVENTUAL, Consistency.STRONG
 
-async def test_a_session_sees_its_writes_and_replicas_serve_the_rest(
+
+@pytest.fixture(scope="module")
+def calm(_server_loop: LoopThread) -> Iterator[Cluster]:
+    """A primary with one replica, for tests that leave them as they were."""
+    with cluster(_server_loop, replicas=1) as world:
+        yield world
+
+
+@asynccontextmanager
+async def held(world: Cluster, number: int = 0) -> AsyncIterator[None]:
+    """The replica has all there is, and replays nothing more inside the block."""
+    replica = world.replicas[number]
+    await asyncio.to_thread(replica.catch_up)
+    await asyncio.to_thread(replica.hold)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(replica.release)
+
+
+class Statements:
+    """A sink that remembers which statements ran where."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def emit(self, signal: Signal) -> None:
+        if isinstance(signal, StatementFinished):
+            self.seen.append((signal.cluster, signal.statement))
+
+
+# -- what each level promises --------------------------------------------------------------------------
+
+
+async def test_a_session_sees_its_writes_and_replicas_serve_the_rest(calm: Cluster, tmp_path: Path) -> None:
+    """While the replica lags, who wrote reads on the primary; who did not write reads on the replica."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        ann, bob = Session(db, "ann"), Session(db, "bob")
+        before = await bob.read("cart")
+        async with held(calm):
+            assert await ann.write("cart") == before + 1
+            assert await ann.read("cart") == before + 1
+            assert await bob.read("cart") == before
+            assert await bob.read("cart", consistency=STRONG) == before + 1
+            assert await bob.read("cart") == before + 1  # it has seen that now
+        await asyncio.to_thread(calm.replicas[0].catch_up)
+        reads = servers.replicas[0].reads
+        await until(lambda: servers.replicas[0].lag_bytes == 0)
+        assert await ann.read("cart") == before + 1  # this one asks how far the primary is
+        await until(lambda: servers.replicas[0].lag_bytes == 0)
+        assert await ann.read("cart") == before + 1
+        assert servers.replicas[0].reads == reads + 1
+        assert not check(ann.history + bob.history)
+
+
+async def test_without_a_request_nobody_remembers_so_the_primary_answers(
+    calm: Cluster, tmp_path: Path
+) -> None:
+    """Nobody remembers what a script or a background task wrote; what may be stale has to be asked for."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        async with held(calm):
+            async with db.write("script") as tx:
+                await tx.execute(
+                    "insert into registers.register values ($1, 'script', 1, 'x')", bucket_of("script")
+                )
+            reader = db.read("script")
+            assert await reader.fetch_one(READ, bucket_of("script"), "script") is not None
+            stale = db.read("script", consistency=EVENTUAL)
+            assert await stale.fetch_one(READ, bucket_of("script"), "script") is None
+        async with db.write("script") as tx:
+            await tx.execute("delete from registers.register where key = 'script'")
+
+
+async def test_bounded_is_proven_or_the_primarys(calm: Cluster, tmp_path: Path) -> None:
+    """A replica that is known to be fresh enough answers; one that may be older does not. An idle primary is
+    no lag: a replica that has everything stays fresh however long nothing is written."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        ann, bob = Session(db, "ann"), Session(db, "bob")
+        await ann.write("bounded")
+        await asyncio.to_thread(calm.replicas[0].catch_up)
+        await until(lambda: servers.replicas[0].lag_bytes == 0)
+        reads = servers.replicas[0].reads
+        await bob.read("bounded", consistency=Consistency.bounded(30.0))
+        assert servers.replicas[0].reads == reads + 1
+        async with held(calm):
+            version = await ann.write("bounded")
+            await until(lambda: (servers.replicas[0].lag_seconds or 0.0) > 0.3)
+            assert await bob.read("bounded", consistency=Consistency.bounded(0.3)) == version
+            assert servers.primary_reads["unproven"] == 1
+            assert await bob.read("bounded", consistency=Consistency.bounded(30.0)) == version - 1
+        assert not check(ann.history + bob.history)
+
+
+async def test_an_idle_cluster_at_a_page_boundary_goes_back_to_its_replicas(
+    calm: Cluster, tmp_path: Path
+) -> None:
+    """The insert position behind a page's header is one that replay never reports: it is normalised."""
+    async with registers(calm, tmp_path) as (_, servers):
+        await serving(servers, 1)
+        connection = await asyncpg.connect(calm.url())
+        try:
+            for _ in range(3):
+                await connection.execute("create table if not exists filler (n int)")
+                await connection.execute("insert into filler values (1)")
+                await connection.execute("select pg_switch_wal()")
+                raw = await connection.fetchval("select pg_current_wal_insert_lsn() - '0/0'")
+                assert int(raw) % (16 * 2**20) in (0, 40)  # nothing has been written there
+                position = await servers.capture(connection)
+                await until(lambda position=position: (servers.replicas[0].position or (0, 0)) >= position)
+        finally:
+            await connection.close()
+
+
+async def test_a_commit_costs_one_round_trip_more_and_only_where_there_are_replicas(
+    calm: Cluster, tmp_path: Path
+) -> None:
+    """Without a replica nothing is asked at all; with one, each commit of a request asks once."""
+    heard = Statements()
+    alone = Fixed(members(calm)[:1])
+    async with registers(calm, tmp_path, source=alone, pool_sink=heard) as (db, servers):
+        ann = Session(db, "ann")
+        heard.seen.clear()
+        await ann.write("cost")
+        await ann.read("cost")
+        assert len(heard.seen) == 4 and ann.token == ""  # BEGIN, the write, COMMIT, the read
+    async with registers(calm, tmp_path, pool_sink=heard) as (db, servers):
+        await serving(servers, 1)
+        ann = Session(db, "ann")
+        heard.seen.clear()
+        await ann.write("cost")
+        asked = [statement for _, statement in heard.seen if "pg_current_wal_insert_lsn" in statement]
+        assert (len(heard.seen), len(asked)) == (4, 1)
+
+
+# -- every form of a read ------------------------------------------------------------------------------
+
+
+async def test_every_form_of_a_read_follows_its_consistency(calm: Cluster, tmp_path: Path) -> None:
+    """fetch, fetch_one, fetch_value, snapshots, scatter, scatter_sum, fetch_many, lookup, fetch_held."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        ann = Session(db, "ann")
+        async with ann.request():
+            owner = await db.ids.take_anywhere()
+        async with held(calm):
+            async with ann.request(), db.reserving(owner, claim={"name": "ann"}) as tx:
+                await tx.execute(
+                    "insert into registers.register values ($1, 'forms', 1, 'x')", bucket_of(owner)
+                )
+
+            async def answers(**options: Any) -> list[bool]:
+                count = "select 1 from registers.register where key = 'forms'"
+                keys = "select key from registers.register where key = 'forms'"
+                total = "select count(*) from registers.register where key = 'forms'"
+                many = count + " and $1::bigint[] is not null"
+                held_sql = "select 1 as one where $1::int is not null and $2::bigint is not null"
+                reader = db.read(owner, **options)
+                found = [
+                    bool(await reader.fetch(count)),
+                    await reader.fetch_one(count) is not None,
+                    await reader.fetch_value(count) is not None,
+                    bool(await db.scatter(keys, **options)),
+                    await db.scatter_sum(total, **options) > 0,
+                    bool(await db.fetch_many(many, [owner], **options)),
+                    await db.lookup("name", "ann", **options) == owner,
+                    await db.fetch_held("name", "ann", held_sql, **options) is not None,
+                ]
+                async with db.read(owner, **options) as snapshot:
+                    found.append(await snapshot.fetch_value(count) is not None)
+                return found
+
+            async with ann.request():
+                assert await answers() == [True] * 9
+                assert await answers(consistency=EVENTUAL) == [False] * 9
+                assert await answers(consistency=STRONG) == [True] * 9
+            async with Session(db, "stranger").request():
+                assert await answers() == [False] * 9
+                async with db.write(owner) as tx:  # inside a write, reads stay on it
+                    assert await tx.fetch_value("select pg_is_in_recovery()") is False
+                    assert (
+                        await db.read(owner, consistency=EVENTUAL).fetch_value("select pg_is_in_recovery()")
+                        is False
+                    )
+        async with db.reserving(owner, release={"name": "ann"}) as tx:
+            await tx.execute("delete from registers.register where key = 'forms'")
+
+
+async def test_what_a_replica_cannot_do_is_done_by_the_primary(calm: Cluster, tmp_path: Path) -> None:
+    """A statement that writes, openly or inside a function, and what is not in the log."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        async with db.write("x") as tx:
+            await tx.execute("create unlogged table registers.unlogged (n int)")
+            await tx.execute(
+                "create function registers.writes() returns int language sql as"
+                " 'insert into registers.unlogged values (1) returning n'"
+            )
+        await asyncio.to_thread(calm.replicas[0].catch_up)
+        async with Session(db, "ann").request():
+            reader = db.read("x", consistency=EVENTUAL)
+            assert await reader.fetch_value("insert into registers.unlogged values (2) returning n") == 2
+            assert await reader.fetch_value("select registers.writes()") == 1
+            assert await reader.fetch_value("select count(*) from registers.unlogged") == 2
+        async with db.write("x") as tx:
+            await tx.execute("drop function registers.writes()")
+            await tx.execute("drop table registers.unlogged")
+        assert servers.primary_reads["refused"] == 2 and states(servers) == ["serving"]
+
+
+async def test_reads_of_one_request_at_the_same_time_are_answered_by_one_replica(
     own_cluster: Clusters, tmp_path: Path
 ) -> None:
-    """While a replica lags, who wrote reads on the primary; who did not write reads on the replica."""
+    """Else the two that they came from could never be told apart again, and the primary had to answer."""
+    world = await asyncio.to_thread(own_cluster, replicas=3)
+    async with registers(world, tmp_path) as (db, servers):
+        await serving(servers, 3)
+        for number in range(20):
+            session = Session(db, f"s{number}")
+            async with session.request() as context:
+                await asyncio.gather(*(db.read("k").fetch_value("select 1") for _ in range(5)))
+                assert list(context.causality.witnesses.values()) != ["?"]
+        assert all(replica.reads for replica in servers.replicas) and not servers.primary_reads
+
+
+# -- the world breaks ----------------------------------------------------------------------------------
+
+
+async def test_a_position_of_a_replica_that_was_killed_means_nothing_to_its_next_run(
+    own_cluster: Clusters, tmp_path: Path
+) -> None:
+    """A replica is looked at, killed, and is back at an older position before anybody looks again: what was
+    known of it must not let a read pass, neither over a new connection nor in a new pool."""
     world = await asyncio.to_thread(own_cluster, replicas=1)
     (replica,) = world.replicas
     async with registers(world, tmp_path) as (db, servers):
         await serving(servers, 1)
+        ann = Session(db, "ann")
         await asyncio.to_thread(replica.catch_up)
-        await asyncio.to_thread(replica.hold)
+        await asyncio.to_thread(replica.query, "checkpoint")
+        version = await ann.write("k")
+        await asyncio.to_thread(replica.catch_up)
+        position = servers.replicas[0].position
+        await until(lambda: (servers.replicas[0].position or position) > position)
+        await until(lambda: servers.replicas[0].lag_bytes == 0)
+        assert await ann.read("k") == version
+        server = servers._watch._servers["replica-1"]
+        assert server.watching is not None
+        await server.watching.stop()  # nobody looks from now on
+        known = servers.replicas[0].position
+        await asyncio.to_thread(replica.delay, 3600)
+        await asyncio.to_thread(replica.kill)
+        await asyncio.to_thread(replica.restart)
+        assert (
+            await asyncio.to_thread(
+                replica.query, READ.replace("$1", "bucket").replace("$2", "'k'"), dbname="cluster"
+            )
+            == ""
+        )
+        assert servers.replicas[0].position == known and states(servers) == ["serving"]  # as it was told
+        for _ in range(2):
+            assert await ann.read("k") == version
+        assert not check(ann.history)
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.stress)])
+async def test_sessions_never_go_backwards_while_replicas_lag_freeze_and_die(
+    own_cluster: Clusters, tmp_path: Path, rounds: int
+) -> None:
+    """Concurrent sessions over two processes' views, while replicas are held, delayed, frozen, and killed to
+    come back at older positions: not one session misses its writes or sees less than before."""
+    world = await asyncio.to_thread(own_cluster, replicas=2)
+    history: list[Operation] = []
+    async with (
+        registers(world, tmp_path) as (one, first),
+        registers(world, tmp_path, migrate=False) as (other, second),
+    ):
+        await serving(first, 2)
+        await serving(second, 2)
+        over = asyncio.Event()
+
+        async def client(number: int) -> None:
+            session = Session(one, f"s{number}", history)
+            turn = 0
+            while not over.is_set():
+                turn += 1
+                session.db = other if turn % 3 == 0 else one
+                key = f"k{(number + turn) % 4}"
+                if turn % (7 if number % 2 else 50) == 0:
+                    await session.write(key)
+                else:
+                    await session.read(key)
+                await asyncio.sleep(0.003)
+
+        async def chaos() -> None:
+            one, two = world.replicas
+            for replica, sibling in [(one, two), (two, one)] * (rounds // 2) or [(one, two)]:
+                await asyncio.to_thread(sibling.delay, 0.5)
+                await asyncio.to_thread(replica.hold)
+                await asyncio.to_thread(replica.query, "select pg_sleep(0.3)")
+                await asyncio.to_thread(replica.release)
+                await asyncio.to_thread(replica.query, "checkpoint")
+                await asyncio.to_thread(replica.query, "select pg_sleep(0.5)")
+                await asyncio.to_thread(replica.delay, 2)
+                await asyncio.to_thread(replica.kill)
+                await asyncio.to_thread(replica.restart)
+                await asyncio.to_thread(sibling.delay, 0)
+                await asyncio.to_thread(sibling.freeze)
+                await asyncio.to_thread(replica.query, "select pg_sleep(1.5)")
+                await asyncio.to_thread(sibling.thaw)
+                await asyncio.to_thread(replica.delay, 0)
+                await asyncio.to_thread(replica.catch_up)
+            over.set()
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(6):
+                group.create_task(client(number))
+            group.create_task(chaos())
+        assert min(replica.reads for replica in (*first.replicas, *second.replicas)) > 20
+    assert check(history) == []
+    assert len(history) > 1000
+
+
+async def test_a_frozen_replica_is_noticed_and_its_readers_are_answered_elsewhere(
+    own_cluster: Clusters, tmp_path: Path
+) -> None:
+    """Also those that had asked it already: they do not wait for it to thaw."""
+    world = await asyncio.to_thread(own_cluster, replicas=2)
+    async with registers(world, tmp_path) as (db, servers):
+        await serving(servers, 2)
+        await asyncio.to_thread(world.replicas[0].freeze)
+        try:
+            readers = (db.read("k", consistency=EVENTUAL).fetch_value("select 1") for _ in range(20))
+            assert await asyncio.gather(*readers) == [1] * 20
+            await until(lambda: sorted(states(servers)) == ["ejected", "serving"])
+        finally:
+            await asyncio.to_thread(world.replicas[0].thaw)
+        await serving(servers, 2)
+
+
+async def test_replay_that_cannot_wait_for_a_read_sends_it_elsewhere(
+    own_cluster: Clusters, tmp_path: Path
+) -> None:
+    """A single statement is repeated, here on the primary; a snapshot cannot be, and says so."""
+    world = await asyncio.to_thread(own_cluster, replicas=1)
+    (replica,) = world.replicas
+    await asyncio.to_thread(replica.configure, max_standby_streaming_delay="0")
+    async with registers(world, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        ann = Session(db, "ann")
+        await ann.write("k")
+
+        async def conflict() -> None:
+            asleep = (
+                "select count(*) from pg_stat_activity where state = 'active' and query like '%pg_sleep%'"
+            )
+            while int(await asyncio.to_thread(replica.query, asleep)) < 2:  # itself, and the reader
+                pass
+            sql = "update registers.register set value = value; vacuum registers.register"
+            for statement in sql.split(";"):
+                await asyncio.to_thread(world.primary.query, statement, dbname=world.dbname)
+
+        await asyncio.to_thread(replica.catch_up)
+        slow = "select count(*) filter (where pg_sleep(1) is not null) from registers.register"
+        async with Session(db, "bob").request():
+            reading = asyncio.create_task(db.read("k", consistency=EVENTUAL).fetch_value(slow))
+            await conflict()
+            assert await reading == 1
+        assert servers.primary_reads["none serves"] + servers.primary_reads["lost"] == 1
+
+        await serving(servers, 1)
+        with pytest.raises(Unavailable, match="stood in the way"):
+            async with Session(db, "eve").request(), db.read("k", consistency=EVENTUAL) as snapshot:
+                await snapshot.fetch(READ, bucket_of("k"), "k")
+                reading = asyncio.create_task(snapshot.fetch_value(slow))
+                await conflict()
+                await reading
+
+
+async def test_a_promoted_replica_takes_over_and_sessions_go_on(
+    own_cluster: Clusters, tmp_path: Path
+) -> None:
+    """Positions of the old timeline pass at the primary alone; eventual reads never fail; a replica that did
+    not follow is not read from, whatever its position."""
+    world = await asyncio.to_thread(own_cluster, replicas=3)
+    heir, follower, _ = world.replicas
+    async with registers(world, tmp_path) as (db, servers):
+        await serving(servers, 3)
         ann, bob = Session(db, "ann"), Session(db, "bob")
-        assert await ann.write("cart") == 1
-        assert await ann.read("cart") == 1
-        assert await bob.read("cart") == 0
-        print(servers.replicas, dict(servers.primary_reads), ann.token, bob.token)
+        version = await ann.write("k")
+        await bob.read("k")
+        for replica in world.replicas:
+            await asyncio.to_thread(replica.catch_up)
+        over = asyncio.Event()
+
+        async def watcher() -> int:
+            count = 0
+            while not over.is_set():
+                async with Session(db, "eve").request():
+                    await db.read("k", consistency=EVENTUAL).fetch_value("select 1")
+                count += 1
+            return count
+
+        watching = asyncio.create_task(watcher())
+        await asyncio.to_thread(world.primary.kill)
+        with pytest.raises(Unavailable):
+            await bob.read("k", consistency=Consistency.bounded(0.01))
+        await asyncio.to_thread(heir.promote)
+        await asyncio.to_thread(follower.follow, heir)
+        await until(lambda: servers.primary.dsn == world.url(heir))
+        assert await ann.read("k") == version
+        assert await ann.write("k") == version + 1
+        assert ann.token.startswith("main:2:")
+        await until(lambda: [r.state for r in servers.replicas if r.node == "replica-2"] == ["serving"])
+        assert await ann.read("k") == version + 1
+        assert await bob.read("k") >= version
+        strayed = next(r for r in servers.replicas if r.node == "replica-3")
+        assert strayed.state == "ejected" and "timeline" in strayed.reason
+        over.set()
+        assert await watching > 0
+        assert not check(ann.history + bob.history)
+
+
+async def test_a_new_replica_serves_once_everybody_has_learnt_of_it(
+    own_cluster: Clusters, tmp_path: Path
+) -> None:
+    """A session that wrote through a process which knew of no replica has no position: another process may
+    not let the replica answer it before that has replayed what was written until all knew."""
+    world = await asyncio.to_thread(own_cluster, replicas=1)
+    (replica,) = world.replicas
+    alone = Fixed(members(world)[:1])
+    slow = replace(QUICK, settle=1.0)
+    async with (
+        registers(world, tmp_path, source=alone) as (unaware, _),
+        registers(world, tmp_path, migrate=False, settings=slow) as (aware, servers),
+    ):
+        await asyncio.to_thread(replica.catch_up)
+        ann = Session(unaware, "ann")
+        await asyncio.to_thread(replica.hold)
+        version = await ann.write("k")
+        assert ann.token == ""
+        ann.db = aware
+        learnt = time.monotonic()
+        while time.monotonic() < learnt + 1.5:
+            assert await ann.read("k") == version
+            assert states(servers) != ["serving"]
+            ann.token = ""
+        await asyncio.to_thread(replica.release)
+        await serving(servers, 1)
+        assert await ann.read("k") == version
+        assert servers.replicas[0].reads == 1
+
+
+async def test_members_come_and_go(own_cluster: Clusters, tmp_path: Path) -> None:
+    """A replica that is listed is opened, one that is not listed any more is left; without any, no token."""
+    world = await asyncio.to_thread(own_cluster, replicas=1)
+
+    class Listed:
+        def __init__(self) -> None:
+            self.now = members(world)[:1]
+
+        async def members(self) -> list[Member]:
+            return self.now
+
+    source = Listed()
+    async with registers(world, tmp_path, source=source) as (db, servers):
+        ann = Session(db, "ann")
+        await ann.write("k")
+        assert ann.token == "" and servers.replicas == []
+        source.now = members(world)
+        await serving(servers, 1)
+        await ann.write("k")
+        assert ann.token.startswith("main:1:")
+        source.now = members(world)[:1]
+        await until(lambda: servers.replicas == [])
+        assert await ann.read("k") == 2
+        streams = "select count(*) from pg_stat_activity"
+        streams += " where application_name in ('springtide', 'springtide-look')"
+        await until(lambda: servers._watch._leaving == set())
+        assert await asyncio.to_thread(world.replicas[0].query, streams) == "0"
+
+
+async def test_a_choice_by_hand_keeps_the_same_promises(calm: Cluster, tmp_path: Path) -> None:
+    """`choose`, `saw`, `capture` and `cover` are what adapters of other libraries are made of."""
+    async with registers(calm, tmp_path) as (_, servers):
+        await serving(servers, 1)
+        token = CausalityToken()
+        choice = servers.choose(Consistency.SESSION, token)
+        assert choice.node == "replica-1" and choice.witness is not None
+        token.saw("main", choice.witness)
+        with activate(RequestContext(causality=token)):
+            assert servers.choose(Consistency.SESSION, token).node == "replica-1"
+        token.doubt("main")
+        assert servers.choose(Consistency.SESSION, token).why == "unsure"
+        async with servers.primary.acquire() as connection:
+            token.cover("main", await servers.capture(connection.raw))
+        await until(lambda: servers.choose(Consistency.SESSION, token).node == "replica-1")
+        assert servers.choose(STRONG, token).why == "strong"
+        assert servers.choose(Consistency.SESSION, None).why == "no session"

@@ -105,6 +105,8 @@ class Watch:
     @property
     def replicas(self) -> list[Health]:
         """Every known server but the primary, in the order of their names."""
+        if not self.replicated:
+            return []
         known = sorted(self._servers.items())
         return [server.health for name, server in known if name != self._standing.primary]
 
@@ -133,8 +135,10 @@ class Watch:
             await self._membership.stop()
             self._membership = None
         self._primary.watched(None)
-        for server in list(self._servers.values()):
-            await self._drop(server)
+        for server in self._servers.values():
+            await self._rest(server)
+        self._servers.clear()
+        self._settle_view()
         if self._leaving:
             await asyncio.wait(list(self._leaving))
         self._standing, self._log = Standing(), PrimaryLog()
@@ -149,7 +153,8 @@ class Watch:
         wanted = {member.node: member for member in members}
         for name, server in list(self._servers.items()):
             if wanted.get(name) != server.member:
-                await self._drop(server)
+                await self._rest(server)
+                del self._servers[name]
         for name, member in wanted.items():
             if name not in self._servers:
                 eye = Eye(member.url, timeout=self._settings.look_timeout)
@@ -164,6 +169,7 @@ class Watch:
         if not self.replicated:
             await self._alone(members[0])
             return
+        self._conclude(None, 0.0)
         self._primary.watched(self.doubt)
         for server in self._servers.values():
             if server.watching is None:
@@ -181,11 +187,6 @@ class Watch:
         await self._rest(server)
         self._primary.watched(None)
         self._primary.move(self._url(member))
-        self._conclude(None, 0.0)
-
-    async def _drop(self, server: _Server) -> None:
-        await self._rest(server)
-        del self._servers[server.member.node]
         self._conclude(None, 0.0)
 
     async def _rest(self, server: _Server) -> None:
@@ -307,6 +308,7 @@ class Watch:
 
         pool = self._replica_pool(server.member)
         pool.admit(admit)
+        pool.watched(server.doubted.set)
         try:
             await pool.start()
         except DatabaseUnavailable as error:
@@ -327,7 +329,8 @@ class Watch:
         self._leave(pool)
 
     def _leave(self, pool: Pool) -> None:
-        pool.move(None)
+        pool.watched(None)
+        pool.sever()
         leaving = asyncio.get_running_loop().create_task(pool.stop(), name=f"{pool.name}:give up")
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)

@@ -303,6 +303,11 @@ class Pool:
         and maybe often, when there is a reason to look at once. It must not raise. None: nobody does."""
         self._moves.watcher = doubt
 
+    def sever(self) -> None:
+        """Break off every connection at once, also one whose statement is under way: that is lost."""
+        for link in tuple(self._links):
+            link.raw.terminate()
+
     def admit(self, check: Callable[[RawConnection], Awaitable[None]]) -> None:
         """Show every connection that is opened from now on to `check`, which refuses it by an OSError: that
         counts as a server that cannot be reached."""
