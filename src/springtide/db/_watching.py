@@ -28,7 +28,7 @@ from springtide.db._roles import Seen, Standing, Verdict, judge
 from springtide.db.causality import SEGMENT_BYTES
 from springtide.db.members import Fixed, Member, Members
 from springtide.db.pool import Pool
-from springtide.errors import DatabaseUnavailable, MembersUnknown
+from springtide.errors import DatabaseUnavailable, MembersUnknown, PoolTimeout
 from springtide.lifecycle import Periodic, Supervised
 from springtide.signals import PrimaryChanged, ReplicaChanged, Sink
 
@@ -311,7 +311,7 @@ class Watch:
         pool.watched(server.doubted.set)
         try:
             await pool.start()
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, PoolTimeout) as error:
             _log.warning("%s: no connection to %s: %s", self._name, server.member.node, error)
             return
         except BaseException:

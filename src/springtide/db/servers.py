@@ -47,6 +47,8 @@ from springtide.errors import (
     CommitUnknown,
     DatabaseUnavailable,
     PoolClosed,
+    PoolSaturated,
+    PoolTimeout,
     ReplicaConflict,
     StalenessUnknown,
 )
@@ -66,7 +68,10 @@ T = TypeVar("T")
 CAPTURE_TIMEOUT = 1.0
 """Seconds that a caller waits for the position after its commit; without it, its session is in doubt."""
 
-LOST = (DatabaseUnavailable, PoolClosed)
+LOST = (DatabaseUnavailable, PoolClosed, PoolTimeout, PoolSaturated)
+"""No answer of this server: others are asked. One that stands still shows itself by a pool that gives no
+connection away before anybody has looked in vain."""
+
 CONFLICTS = (pg.SerializationError, pg.DeadlockDetectedError)
 """On a standby, where nothing is written, these come from replay alone."""
 

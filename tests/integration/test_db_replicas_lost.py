@@ -1,0 +1,34 @@
+"""Reads whose replica is lost, stands still or has no connection to give are answered by another server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from tests._cluster import Cluster
+from tests.replicated import QUICK, Session, registers, serving
+
+Clusters = Callable[..., Cluster]
+
+
+async def test_a_replica_without_a_free_connection_costs_no_read(
+    own_cluster: Clusters, tmp_path: Path
+) -> None:
+    """A replica stands still and nobody has noticed: who waits for its pool in vain is answered elsewhere."""
+    world = await asyncio.to_thread(own_cluster, replicas=1)
+    (replica,) = world.replicas
+    async with registers(world, tmp_path, settings=replace(QUICK, look_timeout=60.0)) as (db, servers):
+        await serving(servers, 1)
+        readers = [Session(db, f"reader-{number}") for number in range(12)]
+        await readers[0].read("cart")
+        assert servers.replicas[0].reads == 1
+        await asyncio.to_thread(replica.freeze)
+        try:
+            stuck = asyncio.create_task(readers[0].read("cart"))  # on the connection that there is
+            answers = [asyncio.create_task(reader.read("cart")) for reader in readers[1:]]
+            assert await asyncio.gather(*answers) == [0] * len(answers)
+        finally:
+            await asyncio.to_thread(replica.thaw)
+        assert await stuck == 0
