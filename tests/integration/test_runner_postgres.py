@@ -40,7 +40,7 @@ def embedded(folder: Path, **options: object) -> EmbeddedPostgres:
 
 async def users(data: Path) -> list[int]:
     """Processes that work in `data`, or name it."""
-    return await asyncio.to_thread(lambda: pgdata.servers(data) + pgdata._inside(data))
+    return await asyncio.to_thread(lambda: pgdata.servers(data) + pgdata.inside(data))
 
 
 async def test_scram_is_asked_for(postgres: PostgresServer, database_url: str) -> None:

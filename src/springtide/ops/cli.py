@@ -25,6 +25,7 @@ AREAS = {
     "springtide.ops.new.commands": ("new",),
     "springtide.ops.runner.commands": ("up", "down", "status", "logs"),
     "springtide.ops.runner.replica_commands": ("replicas",),
+    "springtide.ops.runner.backups.commands": ("backup", "restore"),
     "springtide.ops.topology_commands": ("topology",),
     "springtide.ops.db_commands": ("db",),
     "springtide.ops.load.commands": ("seed", "load"),

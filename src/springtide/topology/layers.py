@@ -62,6 +62,20 @@ class BackupSpec(Checked):
     every: Annotated[float, Key(says="time between base backups", unit="s", rule=above(0))] = 86_400.0
     keep: Annotated[int, Key(says="base backups kept", rule=at_least(1))] = 7
     archive_log: Annotated[bool, Key(says="keep the log too, to restore any moment")] = True
+    archive_timeout: Annotated[
+        float, Key(says="a file of the log that is not full is kept after", unit="s", rule=above(0))
+    ] = 300.0
+    folder: Annotated[
+        str | None,
+        Key(
+            says="where they go, relative to the file; absent = `.springtide/backups`",
+            rule=matching(r"[^\0\n]+", "must not be empty"),
+        ),
+    ] = None
+    max_rate_bytes: Annotated[
+        int,
+        Key(says="a base backup reads no faster", unit="bytes/s", rule=between(32_768, 1_073_741_824)),
+    ] = 33_554_432
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -253,13 +253,16 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         name = state.platform if state is not None else None
         pid = state.supervisor.pid if running and state is not None else None
-        print(json.dumps({"platform": name, "state": phase, "url": url, "supervisor": pid, "nodes": rows}))
+        found = {"platform": name, "state": phase, "url": url, "supervisor": pid, "nodes": rows}
+        print(json.dumps(found | ({"backups": backups} if (backups := home.read_backups()) else {})))
     else:
         print(f"{state.platform if state else home.path.parent}: {phase}{f' at {url}' if url else ''}")
         if nodes and not running:
             print("its supervisor was killed and left these: `springtide up` takes over, `down` ends them")
         if rows:
             print(_table(rows))
+        for cluster, note in home.read_backups().items() if running else ():
+            print(_backups(cluster, note))
     return 0 if running else NOT_RUNNING
 
 
@@ -328,6 +331,29 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         if row["error"]:
             lines.append(f"{row['node']}: {row['error']}")
+    return "\n".join(lines)
+
+
+def _backups(cluster: str, note: dict[str, Any]) -> str:
+    """One line on a cluster's backups, and one on each thing that is wrong with them."""
+    last, archive = note.get("last"), note.get("archive") or {}
+    parts = ["none yet"]
+    if last is not None:
+        age = max(time.time() - last["ended"], 0)
+        parts = [f"{last['name']}, {_duration(age)} ago"]
+        if age > 2 * note.get("every", age):
+            parts.append("overdue")
+    if archive.get("last"):
+        waiting = archive["waiting"]
+        behind = f"{waiting} files wait, for {_duration(archive['lag'])}" if waiting else "complete"
+        parts.append(f"archived log: {behind}")
+    lines = [f"backups of {cluster}: {'; '.join(parts)}"]
+    if archive.get("failing"):
+        lines.append(
+            f"  {archive['file']} cannot be archived: PostgreSQL keeps its log until it can, which fills its "
+            "disk; `springtide logs` of its node says why"
+        )
+    lines += [f"  {text}" for text in (note.get("error"), archive.get("error")) if text]
     return "\n".join(lines)
 
 

@@ -165,6 +165,14 @@ class Home:
         for name, value in _object(self.run / "environment.json").items():
             os.environ.setdefault(name, str(value))
 
+    def write_backups(self, notes: Mapping[str, Any]) -> None:
+        """What is known of each cluster's backups, for `springtide status`."""
+        self._replace(self.run / "backups.json", json.dumps(dict(notes), indent=1))
+
+    def read_backups(self) -> dict[str, Any]:
+        """Empty when the topology asks for none, or nothing runs."""
+        return _object(self.run / "backups.json")
+
     def write_notes(self, notes: Sequence[str]) -> None:
         """What the seed said about how to use its data, to be said again; nothing where there is no home."""
         if self.path.is_dir():
@@ -216,7 +224,7 @@ class Home:
     def clear(self) -> None:
         """Forget processes and addresses, after everything was stopped."""
         try:
-            for name in ("state.json", "addresses.json", "environment.json"):
+            for name in ("state.json", "addresses.json", "environment.json", "backups.json"):
                 (self.run / name).unlink(missing_ok=True)
         except OSError as error:
             raise explain(error, "remove") from error

@@ -53,8 +53,12 @@ def locate(home: Path, node: str, *, platform: str, account: Account, shared: Pa
     Normally `<home>/data/<node>`. When root's account cannot reach that (a checkout under a private folder)
     it is `<shared>/<platform>-<hash of home>/<node>`, with a link in the usual place.
     """
-    link = home / "data" / node
     outside = shared / f"{platform}-{home_hash(home)}" / node
+    return place(home / "data" / node, outside, account=account, shared=shared)
+
+
+def place(link: Path, outside: Path, *, account: Account, shared: Path) -> Path:
+    """`link` itself where `account` can enter its parent, else `outside`, with a link to it."""
     if link.is_symlink():
         target = link.readlink()
         if target != outside:
@@ -119,7 +123,7 @@ class Staging:
     def clear(data: Path) -> None:
         """Remove what was not finished, also by starts that were killed; an initdb still there is ended."""
         for left in data.parent.glob(f".new-{data.name}-*"):
-            for pid in _inside(left):
+            for pid in inside(left):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             shutil.rmtree(left, ignore_errors=True)
@@ -157,7 +161,7 @@ class Staging:
         self.data.rename(self._data)
 
 
-def _inside(folder: Path) -> list[int]:
+def inside(folder: Path) -> list[int]:
     """Processes that name `folder` on their command line or work in it, ourselves excluded."""
     found = []
     wanted = os.fsencode(folder)
@@ -190,8 +194,17 @@ def discard(home: Path, node: str, data: Path) -> None:
     (home / "secrets" / f"{node}.password").unlink(missing_ok=True)
 
 
-def settings_file(*, max_connections: int, durable: bool) -> str:
-    """springtide.conf. What would need a restart later is right from the start, so growing needs none."""
+_NOT_ARCHIVED = """\
+# No backups are made: every WAL file counts as archived at once, so that none is kept for ever.
+# Backups replace this command with a reload.
+archive_command = '/bin/true'"""
+
+
+def settings_file(*, max_connections: int, durable: bool, archiving: str | None = None) -> str:
+    """springtide.conf. What would need a restart later is right from the start, so growing needs none.
+
+    archiving: lines that say where the log is archived; None: nowhere.
+    """
     return f"""\
 # Written by Springtide at every start: use ALTER SYSTEM for changes of your own.
 listen_addresses = '127.0.0.1'
@@ -207,9 +220,7 @@ max_logical_replication_workers = 16
 max_prepared_transactions = 64
 wal_log_hints = on
 archive_mode = on
-# No backup exists yet: every WAL file counts as archived at once, so that none is kept for ever.
-# Backups replace this command with a reload.
-archive_command = '/bin/true'
+{archiving or _NOT_ARCHIVED}
 # A forgotten replication slot may not fill the disk.
 max_slot_wal_keep_size = '4GB'
 
@@ -252,12 +263,12 @@ def secret(path: Path, data: Path, *, shared_with: Path | None = None) -> str:
     return password
 
 
-def write_settings(data: Path, text: str, account: Account) -> None:
-    """Replace springtide.conf atomically."""
-    target = data / "springtide.conf"
+def write_settings(data: Path, text: str, account: Account, *, name: str = "springtide.conf") -> None:
+    """Replace the file atomically."""
+    target = data / name
     if target.exists() and target.read_text() == text:
         return
-    temporary = data / f"springtide.conf.{secrets.token_hex(4)}"
+    temporary = data / f"{name}.{secrets.token_hex(4)}"
     temporary.touch(mode=0o600)
     temporary.write_text(text)
     account.own(temporary)

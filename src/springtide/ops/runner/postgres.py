@@ -24,6 +24,7 @@ from springtide.errors import RunnerError
 from springtide.lifecycle import StartStop
 from springtide.ops.runner import making, pgdata, ports, processes, psql, standby
 from springtide.ops.runner.accounts import server_account
+from springtide.ops.runner.backups import archiving as archive
 from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.installs import SHARED, find_install, reachable_install
 from springtide.ops.runner.making import Place, uncut
@@ -53,6 +54,7 @@ class EmbeddedPostgres:
     `confirming`: replicas of which one must have a commit on its disk before it is acknowledged; () = none.
     `as_found`: open the data as it is, primary's or replica's, for those who configure replication by hand.
     `durable=False` switches fsync off: for tests, where a crash of the machine may lose the data.
+    `archiving`: where the log is archived; None = nowhere.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class EmbeddedPostgres:
         confirming: Sequence[str] = (),
         as_found: bool = False,
         durable: bool = True,
+        archiving: archive.Archiving | None = None,
         start_timeout: float = 60.0,
         shared: Path = SHARED,
         cgroup: Cgroup | None = None,
@@ -90,6 +93,7 @@ class EmbeddedPostgres:
         self._max_connections = max_connections
         self._as_found = as_found
         self._durable = durable
+        self._archiving = archiving
         self._start_timeout = start_timeout
         self._shared = shared
         self._cgroup = cgroup
@@ -360,7 +364,12 @@ class EmbeddedPostgres:
 
     def _write_settings(self) -> None:
         place = self._known()
-        text = pgdata.settings_file(max_connections=self._max_connections, durable=self._durable)
+        pgdata.write_settings(place.data, archive.SCRIPT, place.account, name=archive.SCRIPT_NAME)
+        text = pgdata.settings_file(
+            max_connections=self._max_connections,
+            durable=self._durable,
+            archiving=None if self._archiving is None else self._archiving.settings(),
+        )
         text += standby.settings(
             self.name,
             place.data,

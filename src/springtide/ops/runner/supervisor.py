@@ -28,6 +28,8 @@ from springtide.clock import Clock, SystemClock
 from springtide.errors import CgroupError, RunnerError
 from springtide.lifecycle import Periodic
 from springtide.ops.runner import given, logs, pgdata, ports, processes
+from springtide.ops.runner.backups.plan import Plan
+from springtide.ops.runner.backups.schedule import Schedule
 from springtide.ops.runner.beside import BesideProgram, Surroundings
 from springtide.ops.runner.cgroups import Cgroup, Limits, open_group
 from springtide.ops.runner.children import Child
@@ -99,6 +101,8 @@ class Supervisor:
         self._control = Control(home.run, self._operator.handle)
         self._rotation = Periodic("rotate logs", self._rotate, every=ROTATE_EVERY)
         self._identity = processes.identify(os.getpid())
+        self._plan = None if topology.backups is None else Plan(topology, home)
+        self._backups = None if self._plan is None else Schedule(self._plan, clock=self._clock)
 
     @property
     def children(self) -> list[Child]:
@@ -142,9 +146,13 @@ class Supervisor:
         self.url = url
         await self._start_application()
         await self._control.start()
+        if self._backups is not None:
+            await self._backups.start()
 
     def _adopt(self, topology: Topology) -> None:
         self.topology = topology
+        if self._plan is not None:
+            self._plan.use(topology)
 
     def _kept(self) -> dict[str, Keeper]:
         """The keepers by the node that the topology names as primary."""
@@ -158,10 +166,14 @@ class Supervisor:
         await self._start_databases()
         self._addresses = self._current_addresses()
         self.home.write_addresses(self._addresses)
+        if self._backups is not None:
+            await self._backups.claim()
         self.home.write_environment(self._variables)
         await self._migrate()
 
     async def _start_databases(self) -> None:
+        if self._plan is not None:
+            await asyncio.to_thread(self._plan.prepare)
         self._keepers = {
             group.name: Keeper(
                 group.name,
@@ -209,6 +221,7 @@ class Supervisor:
             platform=self.topology.name,
             port=node.port,
             max_connections=max_connections(self.topology, name),
+            archiving=None if self._plan is None else await asyncio.to_thread(self._plan.archiving, name),
             cgroup=group,
         )
 
@@ -334,6 +347,8 @@ class Supervisor:
         await self._control.stop()
         if self._listener is not None:
             self._listener.close()
+        if self._backups is not None:
+            await self._backups.stop()
         application = [child.stop() for child in (*self._servers, *self._workers)]
         rest = [child.stop() for child in self._programs]
         rest += [keeper.stop() for keeper in self._keepers.values()]
