@@ -395,6 +395,7 @@ class Platform:
     def _pool(self, cluster: str, replica: Member | None = None) -> Pool:
         spec = self.topology.pool
         pooler = self.topology.pooler(cluster) if replica is None else None
+        replaced = replica is None and bool(self.topology.clusters[cluster].replicas)
         return Pool(
             self.topology.client_url(cluster) if replica is None else replica.url,
             cluster=cluster if replica is None else f"{cluster}/{replica.node}",
@@ -409,6 +410,9 @@ class Platform:
             clock=self.clock,
             sink=self.sink,
             insight=self.insight,
+            primary_only=replaced and pooler is None,
+            # a dead primary is replaced: what has not been sent waits for the new one
+            outage_timeout=self.topology.servers.request_timeout if replaced else None,
         )
 
     def _control_pool(self, cluster: str) -> Pool:
@@ -443,11 +447,13 @@ class Platform:
         return (found.zone, found.weight) if found is not None else ("local", 1.0)
 
     def _servers(self, cluster: str, members: Members) -> Servers:
+        pooled = self.topology.pooler(cluster) is not None
         return Servers(
             cluster,
             self.pools[cluster],
             members,
             replica_pool=functools.partial(self._pool, cluster),
+            primary_url=(lambda _: self.topology.client_url(cluster)) if pooled else None,
             settings=RoutingSettings(zone=os.environ.get("SPRINGTIDE_ZONE", "local")),
             clock=self.clock,
             sink=self.sink,
