@@ -54,7 +54,7 @@ $(VENV)/bin/pip:
 # Three sizes of the same environment: to run, to develop, to measure against peers.
 $(VENV)/.run: $(VENV)/bin/pip pyproject.toml constraints.txt
 	@echo "setting up $(VENV)"
-	@$(PIP) --editable '.[web,identity,embedded,market]'
+	@$(PIP) --editable '.[advise,web,identity,embedded,market]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt

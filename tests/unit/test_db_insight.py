@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,25 @@ async def test_a_task_without_frames_is_found_by_where_it_was_made() -> None:
     insight._origins.enough()
     assert sys.get_coroutine_origin_tracking_depth() == 0
     assert [type(signal) for signal in heard.signals] == [StatementRepeated]
+
+
+def test_whoever_runs_the_loop_is_not_the_place() -> None:
+    """A script that calls `asyncio.run` is below every frame, and has asked for none of the statements."""
+    table = Insight().table("main")
+    origin: dict[str, Any] = {"table": table, "label": describe("select 1")}
+    code = compile(
+        "async def read(entry): table.note(label, 'select 1', (), 0.001, 1, None, entry)",
+        str(Path(module.__file__).with_name("pool.py")), "exec",
+    )  # fmt: skip
+    exec(code, origin)
+
+    async def main() -> None:
+        ledger = Ledger()
+        await asyncio.gather(*(origin["read"](ledger.add(Part.SQL, 0.001, "select ?")) for _ in range(12)))
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, main()).result()
+    assert only(table).sites == {}
 
 
 async def test_a_snapshot_is_whole_private_and_left_behind(tmp_path: Path) -> None:

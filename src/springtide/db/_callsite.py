@@ -28,6 +28,7 @@ ORIGIN_DEPTH = 8
 
 _OURS = str(Path(__file__).resolve().parents[1]) + os.sep
 _PYTHON = tuple(str(Path(sysconfig.get_path(key)).resolve()) + os.sep for key in ("stdlib", "platstdlib"))
+_LOOPS = ("/asyncio/events.py", "/asyncio/base_events.py", "/asyncio/runners.py", "/uvloop/__init__.py")
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
@@ -66,8 +67,8 @@ def _frames() -> Iterator[tuple[str, int, str]]:
 
 def _walk(frame: FrameType | None) -> Iterator[tuple[str, int, str]]:
     for _ in range(MAX_FRAMES):
-        if frame is None:
-            return
+        if frame is None or frame.f_code.co_filename.endswith(_LOOPS):
+            return  # whoever runs the event loop has not asked for this statement
         yield frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name
         frame = frame.f_back
 

@@ -43,9 +43,17 @@ def normalise(sql: str) -> Normalised:
         literals.append(match[0])
         return f"${highest + len(literals)}"
 
+    several: set[int] = set()
+
+    def shorten(match: re.Match[str]) -> str:
+        if "," in match[0]:
+            several.add(int(match[2][1:]))
+        return f"{match[1]}({match[2]})"
+
     text = _SPACE.sub(" ", TOKENS.sub(replace, looked_at)).strip().rstrip("; ")
-    text = _ROWS.sub(r"\1", _LISTS.sub(r"\1(\2)", text))[:MAX_TEXT]
-    return text, {highest + number: literal for number, literal in enumerate(literals, 1)}
+    text = _ROWS.sub(r"\1", _LISTS.sub(shorten, text))[:MAX_TEXT]
+    numbered = {highest + number: literal for number, literal in enumerate(literals, 1)}
+    return text, {number: literal for number, literal in numbered.items() if number not in several}
 
 
 def same(literals: dict[int, str], others: dict[int, str]) -> dict[int, str]:

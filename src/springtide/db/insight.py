@@ -47,6 +47,8 @@ MAX_SITES = 4
 MAX_VARIANTS = 16
 """Texts of one fingerprint that are compared; after so many, none of its literals is a constant."""
 
+_ASKS = ("select", "insert", "update", "delete", "with", "values", "merge")
+
 EXPLAIN_EVERY = 10.0
 EXPLAIN_AGAIN = 600.0
 MAX_PENDING = 8
@@ -88,6 +90,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Counts:
     __slots__ = (
+        "asks",
         "calls",
         "constants",
         "deepest",
@@ -112,6 +115,7 @@ class _Counts:
         self.sql = sql
         self.text, self.constants = normalise(sql)
         self.offset_at = offset_argument(self.text)
+        self.asks = self.text.lower().startswith(_ASKS)  # a BEGIN in a loop is the loop of what is in it
         self.calls = 0
         self.seconds = 0.0
         self.slowest = 0.0
@@ -184,7 +188,7 @@ class StatementTable:
             self._compare(counts, sql)
         if counts.offset_at is not None:
             self._skip(counts, args)
-        if entry is not None and entry.calls >= WATCHED_FROM:
+        if entry is not None and entry.calls >= WATCHED_FROM and counts.asks:
             self._again(counts, entry)
         if seconds >= self._slow:
             self._insight._hear_slow(self, counts, statement, sql, args, seconds, error)

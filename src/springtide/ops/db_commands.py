@@ -1,4 +1,4 @@
-"""`springtide db migrate | status`: bring the modules' tables to the newest migration, see where they are."""
+"""`springtide db migrate | status | advise`: tables at the newest migration, and what they lack."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from springtide.db import MigrationStatus, Migrator
 from springtide.lifecycle import Group
+from springtide.ops.advise import commands as advising
 from springtide.ops.runner.home import Home
 from springtide.platform import Platform
 
@@ -21,8 +22,8 @@ _COLUMNS = ("shard", "module", "migration", "state", "applied")
 
 
 def add_commands(subparsers: Any) -> None:
-    """Add `db` and its two commands to the command line's sub-parsers."""
-    db = subparsers.add_parser("db", help="apply migrations and show them")
+    """Add `db` and its commands to the command line's sub-parsers."""
+    db = subparsers.add_parser("db", help="apply migrations, show them, advise on indexes and statements")
     commands = db.add_subparsers(dest="db_command", required=True, metavar="COMMAND")
 
     migrate = commands.add_parser("migrate", help="apply what is pending, on every shard of every module")
@@ -33,7 +34,9 @@ def add_commands(subparsers: Any) -> None:
     )
     status.set_defaults(run=_status)
 
-    for command in (migrate, status):
+    advise = advising.add_command(commands)
+
+    for command in (migrate, status, advise):
         command.add_argument(
             "--file", type=Path, help="the topology (default: $SPRINGTIDE_TOPOLOGY, then springtide.toml)"
         )

@@ -1,0 +1,248 @@
+"""`springtide db advise` on real servers: what it finds, how it checks that, and that it leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from tests._servers import program
+
+from springtide.db.insight import Insight
+from springtide.db.pool import Pool
+from springtide.errors import DatabaseUnavailable
+from springtide.ops import cli
+from springtide.ops.advise import commands
+from springtide.ops.advise.advisor import Settings, advise
+from springtide.ops.advise.findings import Advice
+
+SETUP = """
+CREATE SCHEMA shop;
+CREATE TABLE shop.buyer (id bigint PRIMARY KEY);
+INSERT INTO shop.buyer SELECT g FROM generate_series(1, 2000) g;
+CREATE TABLE shop.sale (
+    id bigint PRIMARY KEY, buyer bigint NOT NULL REFERENCES shop.buyer, state text NOT NULL,
+    at timestamptz NOT NULL, note text NOT NULL
+);
+INSERT INTO shop.sale SELECT g, g % 1990 + 1, CASE WHEN g % 100 = 0 THEN 'open' ELSE 'done' END,
+    timestamptz '2025-01-01' + g * interval '1 minute', repeat('x', 50) FROM generate_series(1, 20000) g;
+CREATE INDEX sale_at ON shop.sale (at);
+CREATE INDEX sale_at_again ON shop.sale (at);
+"""
+
+NEWEST = "SELECT id, note FROM shop.sale WHERE buyer = $1 ORDER BY at DESC LIMIT 20"
+OPEN = "SELECT id, note FROM shop.sale WHERE state = 'open'"
+
+
+@pytest.fixture(scope="module")
+def debian() -> Iterator[str]:
+    """PostgreSQL 15 with HypoPG and pg_stat_statements at hand; its URL."""
+    postgres = program("postgresql-15")
+    assert postgres is not None
+    programs = Path(postgres).parent
+    account = "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="springtide-advise-"))
+    if account:
+        shutil.chown(folder, account)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data = folder / "data"
+    subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "owner", "--auth=trust", "--no-sync"],
+        user=account, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+    options = {
+        "port": port, "unix_socket_directories": folder, "fsync": "off",
+        "shared_preload_libraries": "pg_stat_statements",
+    }  # fmt: skip
+    flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+    log = (folder / "log").open("wb")
+    process = subprocess.Popen(
+        [postgres, "-D", data, *flags], user=account, cwd=folder, stdout=log, stderr=log
+    )
+    try:
+        ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+        limit = time.monotonic() + 30
+        while subprocess.run(ready, check=False).returncode != 0:
+            assert process.poll() is None and time.monotonic() < limit, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield f"postgresql://owner@127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def with_hypopg(debian: str) -> AsyncIterator[str]:
+    """A fresh database on Debian's server."""
+    admin = await asyncpg.connect(debian + "postgres")
+    name = f"t_{time.monotonic_ns()}"
+    try:
+        await admin.execute(f"CREATE DATABASE {name}")
+        yield debian + name
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await admin.close()
+
+
+async def used(url: str, folder: Path) -> None:
+    """A shop's traffic on `url`, its figures in `folder`; what filled it counts nowhere."""
+    (folder.parent).mkdir(exist_ok=True)
+    insight = Insight(folder=folder, node="app-1", write_every=60, slow_statement=60)
+    filler = await asyncpg.connect(url)
+    await filler.execute(SETUP)
+    await filler.execute("VACUUM ANALYZE")
+    if await filler.fetchval("SELECT 1 FROM pg_extension WHERE extname = 'pg_stat_statements'"):
+        await filler.execute("SELECT pg_stat_statements_reset()")
+    await filler.close()
+    async with Pool(url, insight=insight) as pool:
+        for number in range(6):
+            await pool.fetch(NEWEST, number)
+            await pool.fetch(OPEN)
+            await pool.execute("DELETE FROM shop.buyer WHERE id = $1", 1995 + number % 5)
+    await insight.write()
+
+
+def sql_of(advice: Advice, kind: str) -> list[str]:
+    return [sql for finding in advice.findings if finding.kind == kind for sql in finding.sql]
+
+
+async def what_is_there(url: str) -> Any:
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetch(
+            "SELECT relname FROM pg_class WHERE relname !~ '^pg_'"
+            " UNION ALL SELECT extname FROM pg_extension ORDER BY 1"
+        )
+    finally:
+        await connection.close()
+
+
+async def check(url: str, folder: Path, checked: str) -> None:
+    await used(url, folder)
+    before = await what_is_there(url)
+    advice = await advise(url, statements=folder, settings=Settings(unused_after=0))
+    newest, opened = sorted(sql_of(advice, "missing_index"))
+    assert newest == "CREATE INDEX CONCURRENTLY sale_buyer_idx ON shop.sale (buyer);"
+    assert re.fullmatch(
+        r"CREATE INDEX CONCURRENTLY sale_id_part ON shop.sale \(id\)( INCLUDE \(note\))?"
+        r" WHERE state = 'open';",
+        opened,
+    )
+    (duplicate,) = sql_of(advice, "duplicate_index")
+    assert duplicate.startswith("DROP INDEX CONCURRENTLY shop.sale_at")
+    for finding in advice.findings:
+        if finding.kind == "missing_index":
+            assert finding.checked.startswith(checked)
+            assert "Seq Scan on sale" in finding.evidence["plan_before"]
+            assert "Seq Scan" not in finding.evidence["plan_after"]
+            assert finding.evidence["statements"][0]["calls"] == 6
+            assert 0 < finding.share < 1
+    shares = [finding.share for finding in advice.findings]
+    assert shares == sorted(shares, reverse=True)
+    assert await what_is_there(url) == before
+
+    connection = await asyncpg.connect(url)
+    for statement in (*sql_of(advice, "missing_index"), duplicate):
+        await connection.execute(statement)
+    await connection.execute("ANALYZE")
+    await connection.close()
+    again = await advise(url, statements=folder, settings=Settings(unused_after=1e9))
+    assert again.findings == ()
+
+
+async def test_without_an_extension_a_copy_says_what_helps(database_url: str, tmp_path: Path) -> None:
+    """Indexes found, the SQL runs as it stands, and afterwards there is nothing left to advise."""
+    await check(database_url, tmp_path / "run" / "statements", "scratch copy of 20000 rows")
+
+
+@pytest.mark.needs("postgresql-15", "postgresql-15-hypopg")
+async def test_hypopg_says_what_helps(with_hypopg: str, tmp_path: Path) -> None:
+    """The same on Debian's server; the extension is not left behind where it was not before."""
+    await check(with_hypopg, tmp_path / "run" / "statements", "hypopg")
+
+
+@pytest.mark.needs("postgresql-15", "postgresql-15-hypopg")
+async def test_a_url_alone_is_enough_where_the_server_counts(with_hypopg: str, tmp_path: Path) -> None:
+    """pg_stat_statements knows statements of anybody; without it only the catalog speaks."""
+    alone = await advise(with_hypopg, settings=Settings(unused_after=0))
+    assert alone.calls == 0
+    assert any("pg_stat_statements" in note for note in alone.notes)
+    connection = await asyncpg.connect(with_hypopg)
+    await connection.execute("CREATE EXTENSION pg_stat_statements")
+    await connection.close()
+    await used(with_hypopg, tmp_path / "run" / "statements")
+    advice = await advise(with_hypopg, settings=Settings(unused_after=0))
+    assert advice.sources == ("pg_stat_statements",)
+    assert "CREATE INDEX CONCURRENTLY sale_buyer_idx ON shop.sale (buyer);" in sql_of(advice, "missing_index")
+
+
+async def test_a_foreign_key_is_told_where_rows_go(database_url: str, tmp_path: Path) -> None:
+    """Deleting a buyer reads every sale: the key's index is advised once, not twice."""
+    folder = tmp_path / "run" / "statements"
+    (tmp_path / "run").mkdir()
+    insight = Insight(folder=folder, node="app-1", write_every=60)
+    async with Pool(database_url, insight=insight) as pool:
+        await pool.execute(SETUP)
+        await pool.execute("VACUUM ANALYZE")
+        for number in range(5):
+            await pool.execute("DELETE FROM shop.buyer WHERE id = $1", 1995 + number)
+    await insight.write()
+    advice = await advise(database_url, statements=folder)
+    assert sql_of(advice, "foreign_key") == ["CREATE INDEX CONCURRENTLY sale_buyer_idx ON shop.sale (buyer);"]
+
+
+async def test_looking_disturbs_nobody(database_url: str, tmp_path: Path) -> None:
+    """While somebody writes and another holds the table, advising ends, and writers never wait for it."""
+    folder = tmp_path / "run" / "statements"
+    await used(database_url, folder)
+    async with Pool(database_url) as pool, pool.transaction() as tx:
+        await tx.execute("LOCK TABLE shop.sale IN ACCESS EXCLUSIVE MODE")
+        async with asyncio.timeout(60):
+            advice = await advise(database_url, statements=folder)
+        assert sql_of(advice, "missing_index") == []
+        assert "locked by somebody and not looked at: shop.sale" in advice.notes
+
+
+async def test_a_database_that_does_not_answer_is_an_error() -> None:
+    """Not an empty report."""
+    with pytest.raises(DatabaseUnavailable):
+        await advise("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_the_command_tells_by_its_exit_code(
+    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3 with findings, as text and as JSON; 0 when nothing gains enough; 1 and 2 for what is wrong."""
+    folder = tmp_path / "run" / "statements"
+    asyncio.run(used(database_url, folder))
+    command = ["db", "advise", "--url", database_url, "--statements", str(folder)]
+    assert cli.main(command) == commands.FINDINGS == 3
+    assert "> CREATE INDEX CONCURRENTLY sale_buyer_idx ON shop.sale (buyer);" in capsys.readouterr().out
+    assert cli.main([*command, "--json"]) == 3
+    (advice,) = json.loads(capsys.readouterr().out)
+    assert {"kind", "sql", "share", "evidence", "checked"} <= advice["findings"][0].keys()
+    assert cli.main(["db", "advise", "--url", "postgresql://nobody@127.0.0.1:1/none"]) == 1
+    assert cli.main([*command, "--min-gain", "2"]) == 2
+    assert cli.main(["db", "advise", "--statements", str(folder)]) == 2
+    assert "--statements goes with --url" in capsys.readouterr().err
+
+
+def test_nothing_to_advise_is_zero(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An empty database, asked by its address."""
+    assert cli.main(["db", "advise", "--url", database_url]) == 0
+    assert "nothing to advise" in capsys.readouterr().out
