@@ -345,14 +345,14 @@ def totals(label: str, **options: Any) -> StatementTotals:
 
 
 def test_processes_are_added_up_and_constants_put_back() -> None:
-    """A literal counts as the program's only where every process says so."""
+    """Replicas included; a literal counts as the program's only where every process says so."""
     same = totals(
         "q", text="select 1 from thing where state = $1 and owner = $2", constants={"1": "'new'", "2": "7"}
     )
     other = totals("q", text=same.text, constants={"1": "'new'", "2": "8"}, repeated_most=9)
     snapshots = [
-        Snapshot(node=node, since=0, written=60, clusters={"main": [one]})
-        for node, one in (("a", same), ("b", other))
+        Snapshot(node=node, since=0, written=60, clusters={cluster: [one]})
+        for node, cluster, one in (("a", "main", same), ("b", "main/replica-1", other))
     ]
     window = from_snapshots(snapshots, "main")
     assert window is not None

@@ -68,14 +68,16 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
 
 
 def from_snapshots(snapshots: Sequence[Snapshot], cluster: str) -> Window | None:
-    """Every process's figures for `cluster`, added up; None when no process knows it."""
-    known = [snapshot for snapshot in snapshots if cluster in snapshot.clusters]
+    """Every process's figures for `cluster` and its replicas, added up; None when no process knows it."""
+    by_label: dict[str, list[StatementTotals]] = {}
+    known: list[Snapshot] = []
+    for snapshot in snapshots:
+        tables = [found for name, found in snapshot.clusters.items() if name.partition("/")[0] == cluster]
+        known += [snapshot] * bool(tables)
+        for totals in (one for table in tables for one in table):
+            by_label.setdefault(totals.label, []).append(totals)
     if not known:
         return None
-    by_label: dict[str, list[StatementTotals]] = {}
-    for snapshot in known:
-        for totals in snapshot.clusters[cluster]:
-            by_label.setdefault(totals.label, []).append(totals)
     statements = tuple(_added(several) for several in by_label.values())
     seconds = sum(max(snapshot.written - snapshot.since, 0.0) for snapshot in known) / len(known)
     nodes = ", ".join(snapshot.node for snapshot in known[:8])
