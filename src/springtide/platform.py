@@ -75,6 +75,7 @@ class Platform:
     sink:        hears every signal beside the platform's own metrics and logs; None means nobody.
     addresses:   the runner's file of who is where, to be watched for replicas that come and go; None: nobody
                  does, besides those of the topology.
+    routing:     how replicas are read; None means the defaults, in the zone that SPRINGTIDE_ZONE names.
     check_calls: make calls between modules as a network would (for tests; see services.call.Checked).
 
     Raises ConfigurationError (ModuleError, StageNotBuilt) when the parts do not fit together.
@@ -89,6 +90,7 @@ class Platform:
         addresses: Path | None = None,
         clock: Clock | None = None,
         sink: Sink | None = None,
+        routing: RoutingSettings | None = None,
         check_calls: bool = False,
     ) -> None:
         check_built(topology)
@@ -100,6 +102,7 @@ class Platform:
         self.sink: Sink = FanOut([*own, sink] if sink is not None else own)
         self.name = topology.name
         self._home = home or (topology.source.parent if topology.source else Path()) / ".springtide"
+        self._routing = routing or RoutingSettings(zone=os.environ.get("SPRINGTIDE_ZONE", "local"))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wrapped = False
         self._migrating = False
@@ -269,9 +272,8 @@ class Platform:
             lively = [made for made in implementations if _is_service(made)]
             pools = self.pools.values()
             servers = self.servers.values()  # first: they know who is the primary that a pool must find
-            tokens: list[Service] = []
-            if _may_have_replicas(self.topology):
-                tokens = [self._carrier] if self._positions is None else [self._positions, self._carrier]
+            carrying = [self._positions, self._carrier] if self.servers else []
+            tokens = [service for service in carrying if service is not None]
             parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
             parts += [self._bell, *tokens, *self._identity, *lively]
             self._group = Group(self.name, parts, sink=self.sink)
@@ -331,7 +333,7 @@ class Platform:
             for task in module.background:
                 body = functools.partial(task.method, made)
                 work.append(self._periodic(f"{module.name}.{task.name}", body, task.every))
-        if self._positions is not None and _may_have_replicas(self.topology):
+        if self._positions is not None and self.servers:
             work.append(self._periodic("positions.purge", self._positions.purge, PURGE_EVERY))
         for name, database in self._databases.items():
             work.append(self._periodic(f"{name}.reconcile", database.reconcile, RECONCILE_EVERY))
@@ -454,7 +456,7 @@ class Platform:
             members,
             replica_pool=functools.partial(self._pool, cluster),
             primary_url=(lambda _: self.topology.client_url(cluster)) if pooled else None,
-            settings=RoutingSettings(zone=os.environ.get("SPRINGTIDE_ZONE", "local")),
+            settings=self._routing,
             clock=self.clock,
             sink=self.sink,
         )
@@ -580,15 +582,6 @@ class Platform:
             raise ConfigurationError(
                 f"platform {self.name!r} belongs to another event loop; build one platform per loop"
             )
-
-
-def _may_have_replicas(topology: Topology) -> bool:
-    """Whether a cluster has replicas, or the runner may give it some while this process runs.
-
-    Without, no token is read or written, and no key is made.
-    """
-    named = any(cluster.replicas for cluster in topology.clusters.values())
-    return named or "SPRINGTIDE_NODE" in os.environ or CAUSALITY_KEY in os.environ
 
 
 def _home_cluster(topology: Topology) -> str | None:

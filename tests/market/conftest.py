@@ -1,14 +1,21 @@
-"""`api`: market on one logical shard and on two, its tables empty. Migrations run once per run."""
+"""`api`: market on one logical shard and on two, its tables empty. Migrations run once per run.
+
+With SPRINGTIDE_TEST_REPLICAS=1 each shard has three replicas that lag, and every test finds them where the
+primary was when it began. Tests that count statements or break the server do not run then.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 import pytest_asyncio
-from tests.market.harness import Api, serving, topology
+from tests._cluster import Cluster as ReplicatedCluster
+from tests._cluster import cluster
+from tests.market.harness import REPLICA_PORTS, Api, serving, topology
 from tests.servers import LoopThread, PostgresServer
 
 from market.platform import modules
@@ -29,11 +36,39 @@ end $$
 """
 
 
+LAGS = (0.1, 0.2, 0.4)
+"""Seconds that the three replicas are behind."""
+
+
+@pytest.fixture(scope="session")
+def _world(_server_loop: LoopThread) -> Iterator[ReplicatedCluster | None]:
+    """The server of this run's tests with its replicas, if they are asked for."""
+    if os.environ.get("SPRINGTIDE_TEST_REPLICAS") != "1":
+        yield None
+        return
+    with cluster(_server_loop, replicas=len(LAGS), max_connections=300) as world:
+        for replica, seconds in zip(world.replicas, LAGS, strict=True):
+            replica.delay(seconds)
+        os.environ[REPLICA_PORTS] = ",".join(str(replica.port) for replica in world.replicas)
+        yield world
+        del os.environ[REPLICA_PORTS]
+
+
+@pytest.fixture(scope="session")
+def _server(request: pytest.FixtureRequest, _world: ReplicatedCluster | None) -> PostgresServer:
+    server: PostgresServer = _world.primary if _world else request.getfixturevalue("postgres")
+    return server
+
+
 @pytest.fixture(scope="session")
 def _databases(
-    postgres: PostgresServer, _server_loop: LoopThread, tmp_path_factory: pytest.TempPathFactory
+    _server: PostgresServer,
+    _world: ReplicatedCluster | None,
+    _server_loop: LoopThread,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[list[str]]:
     """Two migrated databases; a test uses the first or both."""
+    postgres = _server
     first = postgres.create_database()
     home = tmp_path_factory.mktemp("migrating")
 
@@ -42,6 +77,8 @@ def _databases(
 
     _server_loop.run(migrate())
     second = postgres.create_database(template=first)
+    for replica in _world.replicas if _world else ():
+        replica.catch_up()
     yield [postgres.url(first), postgres.url(second)]
     postgres.drop_database(first)
     postgres.drop_database(second)
@@ -60,6 +97,7 @@ def urls(
     shared: bool,
     _server_loop: LoopThread,
     _admins: dict[str, asyncpg.Connection],
+    _world: ReplicatedCluster | None,
 ) -> list[str]:
     """The databases of this test, empty; a platform that lives on has blocks of ids, so counters stay."""
     schemas = ", ".join(f"'{module.name}'" for module in modules())
@@ -72,6 +110,8 @@ def urls(
             await _admins[url].execute(statement)
 
     _server_loop.run(empty())
+    for replica in _world.replicas if _world else ():
+        replica.catch_up()  # what another test left behind is nobody's to see
     return _databases[:shards]
 
 

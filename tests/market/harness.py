@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
@@ -22,6 +24,7 @@ from market.application import application, layered
 from market.platform import modules
 from market.settings import Settings
 from market.storefront.rim import Store
+from springtide.db.servers import RoutingSettings
 from springtide.platform import Platform
 from springtide.signals import Signal, StatementFinished
 from springtide.topology import Cluster, DatabaseSpec, Node, PoolSpec, ServerSpec, TelemetrySpec, Topology
@@ -35,19 +38,43 @@ one_shard = pytest.mark.parametrize("shards", [1], ids=["one-shard"], indirect=T
 """For tests of what is decided before any shard is asked."""
 
 
+REPLICA_PORTS = "SPRINGTIDE_TEST_REPLICA_PORTS"
+"""Where the replicas of the tests' server listen, with commas between; conftest.py sets it."""
+
+QUICK = RoutingSettings(settle=0.2, look_every=0.05, recover=0.1, slow_start=0.0)
+
+
+def replicas_of(url: str) -> list[str]:
+    """The database of `url` on each replica of the tests' server; usually there are none."""
+    ports = os.environ.get(REPLICA_PORTS)
+    parts = urlsplit(url)
+    account = parts.netloc.rpartition(":")[0]
+    return [
+        urlunsplit(parts._replace(netloc=f"{account}:{port}")) for port in (ports.split(",") if ports else ())
+    ]
+
+
 def topology(
     urls: Sequence[str], *, servers: ServerSpec | None = None, pool: PoolSpec | None = None
 ) -> Topology:
-    """One shard per URL, even ranges of buckets."""
+    """One shard per URL, even ranges of buckets; with replicas where the tests' server has some."""
     names = ["main", "second", "third"][: len(urls)]
+    nodes: dict[str, Node] = {}
+    clusters: dict[str, Cluster] = {}
+    for name, url in zip(names, urls, strict=True):
+        own = {f"db-{name}": url}
+        own |= {f"db-{name}-{number}": other for number, other in enumerate(replicas_of(url), 1)}
+        nodes |= {node: Node(name=node, url=at) for node, at in own.items()}
+        primary, *replicas = own
+        clusters[name] = Cluster(name=name, primary=primary, replicas=tuple(replicas))
     return Topology(
         name="market",
         app="market.asgi:app",
         servers=servers or ServerSpec(body_bytes=1_048_576),
         pool=pool or PoolSpec(),
         telemetry=TelemetrySpec(log_format="text"),
-        nodes={f"db-{name}": Node(name=f"db-{name}", url=url) for name, url in zip(names, urls, strict=True)},
-        clusters={name: Cluster(name=name, primary=f"db-{name}") for name in names},
+        nodes=nodes,
+        clusters=clusters,
         databases={"default": DatabaseSpec(name="default", shards=tuple(names))},
     )
 
@@ -166,13 +193,22 @@ async def serving(
     """The whole application, started by its lifespan, on databases that are migrated already."""
     recorder = Recorder()
     shape = topology(urls, servers=replace(ServerSpec(), **servers))
-    platform = Platform(shape, modules=modules(), home=home, sink=recorder, check_calls=True)
+    platform = Platform(shape, modules=modules(), home=home, sink=recorder, routing=QUICK, check_calls=True)
     made = application(platform, settings)
     app = layered(platform, made)
     async with lifespan(app):
+        await _replicas_serve(platform)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://market") as client:
             yield Api(client, platform, recorder, made.state.storefront)
+
+
+async def _replicas_serve(platform: Platform) -> None:
+    """Return when every replica is read from, as long after the start."""
+    async with asyncio.timeout(60):
+        for servers in platform.servers.values():
+            while any(replica.state != "serving" for replica in servers.replicas):
+                await asyncio.sleep(0.02)
 
 
 @asynccontextmanager
