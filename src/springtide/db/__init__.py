@@ -10,10 +10,13 @@ scatter       one statement on every shard, rows merged
 keyset        pages behind a cursor
 migrate       tables brought to the newest migration on every shard
 causality     positions in the write-ahead log
+consistency   how fresh a read has to be
+members       who may belong to a cluster
+servers       who of a cluster answers a read
 """
 
 from springtide.db._writing import WriteTransaction
-from springtide.db.consistency import Consistency
+from springtide.db.consistency import Consistency, reading
 from springtide.db.ids import MAX_ID, Ids
 from springtide.db.keyset import Column, Keyset, Page, Step, asc, desc
 from springtide.db.migrate import MigrationStatus, Migrator
@@ -49,4 +52,5 @@ __all__ = [
     "asc",
     "bucket_of",
     "desc",
+    "reading",
 ]
