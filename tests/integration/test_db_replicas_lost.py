@@ -10,6 +10,8 @@ from pathlib import Path
 from tests._cluster import Cluster
 from tests.replicated import QUICK, Session, registers, serving
 
+from springtide.db.pool import Pool
+
 Clusters = Callable[..., Cluster]
 
 
@@ -32,3 +34,12 @@ async def test_a_replica_without_a_free_connection_costs_no_read(
         finally:
             await asyncio.to_thread(replica.thaw)
         assert await stuck == 0
+
+
+async def test_a_connection_broken_off_between_two_answers_is_taken_back(database_url: str) -> None:
+    """A replica is given up while somebody holds a connection whose answers have all come: nothing fails."""
+    async with Pool(database_url) as pool:
+        async with pool.acquire() as held:
+            assert await held.fetch_value("select 1") == 1
+            pool.sever()
+        assert await pool.fetch_value("select 2") == 2

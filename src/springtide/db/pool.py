@@ -522,7 +522,7 @@ class Pool:
             self._returned.set()
         if link.closed:
             return
-        if link.broken:
+        if link.broken or link.raw.is_closed():  # broken off (`sever`) after its last answer had come
             self._lose(link)
         elif (
             link.unsettled
