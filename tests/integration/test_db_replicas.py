@@ -18,9 +18,10 @@ from tests.servers import LoopThread
 
 from springtide.context import CausalityToken, RequestContext, activate
 from springtide.db import Consistency, bucket_of
+from springtide.db._looking import Eye
 from springtide.db.causality import SEGMENT_BYTES, parse_lsn
 from springtide.db.members import Fixed, Member
-from springtide.errors import Unavailable
+from springtide.errors import DatabaseUnavailable, Unavailable
 from springtide.signals import Signal, StatementFinished
 from springtide.testing.history import Operation, check
 
@@ -260,6 +261,47 @@ async def test_reads_of_one_request_at_the_same_time_are_answered_by_one_replica
                 await asyncio.gather(*(db.read("k").fetch_value("select 1") for _ in range(5)))
                 assert list(context.causality.witnesses.values()) != ["?"]
         assert all(replica.reads for replica in servers.replicas) and not servers.primary_reads
+
+
+async def test_a_session_that_has_seen_a_newer_primary_is_not_answered_by_the_old_one(
+    calm: Cluster, tmp_path: Path
+) -> None:
+    """Its token comes from a process that found the new primary first: this one looks for it, and then says
+    that it cannot be found, instead of showing what the old primary has."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        ann = Session(db, "ann")
+        ann.token = "main:2:0"
+        with pytest.raises(DatabaseUnavailable, match="newer primary"):
+            await ann.read("k")
+        with pytest.raises(DatabaseUnavailable, match="newer primary"):
+            async with ann.request(), db.read("k"):
+                pass
+
+
+async def test_a_role_without_any_privilege_can_look(calm: Cluster) -> None:
+    """An application's own role sees no details of the receiver: it falls back on what the standby keeps."""
+    sql = "drop role if exists plain; create role plain login password 'plain'"
+    for statement in sql.split(";"):
+        await asyncio.to_thread(calm.primary.query, statement)
+    await asyncio.to_thread(calm.replicas[0].catch_up)
+    await asyncio.to_thread(calm.replicas[0].query, "checkpoint")
+    for server, standby in ((calm.primary, False), (calm.replicas[0], True)):
+        eye = Eye(f"postgresql://plain:plain@127.0.0.1:{server.port}/{calm.dbname}", timeout=10.0)
+        privileged = Eye(calm.url(server), timeout=10.0)
+        try:
+            seen, full = await eye.look(), await privileged.look()
+            assert (seen.recovering, seen.timeline, seen.run, seen.system) == (
+                standby,
+                1,
+                full.run,
+                full.system,
+            )
+            assert seen.position is not None and full.position is not None
+            assert seen.position <= full.position
+        finally:
+            eye.close()
+            privileged.close()
 
 
 # -- the world breaks ----------------------------------------------------------------------------------

@@ -114,6 +114,11 @@ class Watch:
     def primary_node(self) -> str | None:
         return self._standing.primary
 
+    @property
+    def epoch(self) -> int:
+        """The timeline on which the primary was seen; 0 before it was."""
+        return self._log.epoch
+
     async def open(self) -> None:
         try:
             await self._regroup()

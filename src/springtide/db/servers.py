@@ -65,6 +65,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+EPOCH_TIMEOUT = 2.0
+"""Seconds that a read waits for a primary that its session has seen already and this process has not."""
+
 CAPTURE_TIMEOUT = 1.0
 """Seconds that a caller waits for the position after its commit; without it, its session is in doubt."""
 
@@ -372,6 +375,7 @@ class Servers:
             return await self._while_it_answers(consistency, operation)
         if token is None:
             return await operation(self.primary)
+        await self._newest(token)
         if not self._worth_asking(consistency, token):
             try:
                 return await operation(self.primary)
@@ -419,6 +423,8 @@ class Servers:
             token.doubt(self.cluster)
         if consistency.staleness is not None and self._watch.headless.is_set():
             raise self._unknown(consistency, None)
+        if token is not None:
+            await self._newest(token)
         block = self.primary.transaction(**options)
         try:
             tx = await block.__aenter__()
@@ -436,6 +442,27 @@ class Servers:
             await block.__aexit__(type(error), error, error.__traceback__)
             raise
         await block.__aexit__(None, None, None)
+
+    async def _newest(self, token: CausalityToken) -> None:
+        """Return when the primary is on the timeline that the session has seen, or a later one.
+
+        Another process may find a new primary first. What it let its client see, the old one never has.
+        """
+        need = token.positions.get(self.cluster)
+        if need is None or not 0 < self._watch.epoch < need.epoch:
+            return
+        context = current()
+        left = context.remaining(self._clock.monotonic()) if context is not None else None
+        limit = EPOCH_TIMEOUT if left is None else min(left, EPOCH_TIMEOUT)
+        try:
+            async with asyncio.timeout(limit):
+                while self._watch.epoch < need.epoch:
+                    self._watch.doubt()
+                    await self._clock.sleep(self.settings.look_every / 2)
+        except TimeoutError:
+            raise DatabaseUnavailable(
+                f"the session has seen a newer primary of {self.cluster} than can be found", retry_after=1.0
+            ) from None
 
     def _unknown(self, consistency: Consistency, error: DatabaseUnavailable | None) -> StalenessUnknown:
         return StalenessUnknown(
