@@ -14,16 +14,19 @@ import asyncpg
 import pytest
 from tests._cluster import Cluster, cluster
 from tests.replicated import QUICK, READ, Session, members, registers, serving, states, until
-from tests.servers import LoopThread
+from tests.servers import LoopThread, PostgresServer
 
 from springtide.context import CausalityToken, RequestContext, activate
 from springtide.db import Consistency, bucket_of
 from springtide.db._looking import Eye
 from springtide.db.causality import SEGMENT_BYTES, parse_lsn
 from springtide.db.members import Fixed, Member
+from springtide.db.pool import Pool
+from springtide.db.servers import Servers
 from springtide.errors import DatabaseUnavailable, Unavailable
 from springtide.signals import Signal, StatementFinished
 from springtide.testing.history import Operation, check
+from springtide.testing.lifecycle import stress
 
 Clusters = Callable[..., Cluster]
 
@@ -302,6 +305,30 @@ async def test_a_role_without_any_privilege_can_look(calm: Cluster) -> None:
         finally:
             eye.close()
             privileged.close()
+
+
+async def test_servers_survive_storms_of_start_stop_and_cancel(calm: Cluster) -> None:
+    """At every await of a start, with looks and pools under way: no task and no connection is left."""
+
+    def made() -> Servers:
+        return Servers(
+            "main",
+            Pool(calm.url(), cluster="main"),
+            Fixed(members(calm)),
+            replica_pool=lambda member: Pool(member.url, size=2, reserved=0),
+            settings=QUICK,
+        )
+
+    await stress(made, storms=5, pause=0.02)
+    ours = "select count(*) from pg_stat_activity where application_name in"
+    ours += " ('springtide', 'springtide-look')"
+    for server in calm.servers:
+        await until_gone(server, ours)
+
+
+async def until_gone(server: PostgresServer, sql: str) -> None:
+    while await asyncio.to_thread(server.query, sql) != "0":
+        pass
 
 
 # -- the world breaks ----------------------------------------------------------------------------------
