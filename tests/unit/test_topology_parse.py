@@ -395,3 +395,14 @@ prepared_statements = 100
     assert topology.cluster_url("main") == "postgresql://s@127.0.0.1:5/main"
     assert topology.client_url("far") == "postgresql://u:p@pool:6432/shop?sslmode=verify-full"
     assert topology.client_url("other") == "postgresql://u:p@pool:6433/alias"
+
+
+def test_with_tls_a_given_server_must_say_that_it_is_encrypted() -> None:
+    """A url without sslmode would connect in the clear where the server lets it."""
+    text = HEAD + "[network]\n[nodes.db]\nurl = 'postgresql://u:secret@h/x"
+    fault = only(text + "'")
+    assert "nodes.db.url: must say sslmode=verify-full or verify-ca or require, because network.tls" in fault
+    assert "secret" not in fault
+    assert "must say sslmode" in only(text + "?sslmode=prefer'")
+    assert loads(text + "?sslmode=require'").network is not None
+    assert loads(text.replace("[network]", "[network]\ntls = false") + "'").network is not None

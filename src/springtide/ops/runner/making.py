@@ -81,7 +81,13 @@ async def initialise(place: Place) -> None:
     try:
         staging = await uncut(pgdata.Staging, place.data, place.account)
         initdb = place.install.program("initdb")
-        arguments = await asyncio.to_thread(staging.arguments, initdb, place.password, durable=place.durable)
+        arguments = await asyncio.to_thread(
+            staging.arguments,
+            initdb,
+            place.password,
+            durable=place.durable,
+            major=place.install.major,
+        )
         await place.run("make its data folder", arguments)
         await uncut(staging.finish)
     finally:

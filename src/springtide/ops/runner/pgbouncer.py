@@ -25,8 +25,9 @@ from urllib.parse import quote
 
 from springtide.errors import ProcessCrashed, RunnerError
 from springtide.lifecycle import StartStop
-from springtide.ops.runner import logs, pgdata, ports, processes
+from springtide.ops.runner import access, logs, pgdata, ports, processes
 from springtide.ops.runner.accounts import Account, server_account
+from springtide.ops.runner.certificates import verified
 from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.home import Home
 from springtide.ops.runner.installs import SHARED
@@ -75,6 +76,7 @@ class PgBouncer:
     """`urls` are the servers' by the name under which clients reach each. `port` None means a free one, kept
     over restarts. `query_wait` bounds the wait of a statement for one of `server_connections`.
 
+    `tls`: clients must speak TLS and verify its certificate, `secrets/<name>.crt`.
     `prepared_statements` per server connection are kept for clients (PgBouncer 1.21 or newer); 0: none.
     """
 
@@ -90,6 +92,7 @@ class PgBouncer:
         max_clients: int = 1000,
         query_wait: float = 30.0,
         prepared_statements: int = 0,
+        tls: bool = False,
         start_timeout: float = 30.0,
         shared: Path = SHARED,
         cgroup: Cgroup | None = None,
@@ -111,6 +114,7 @@ class PgBouncer:
         self._max_clients = max_clients
         self._query_wait = query_wait
         self._prepared_statements = prepared_statements
+        self._tls = tls
         self._start_timeout = start_timeout
         self._shared = shared
         self._cgroup = cgroup
@@ -160,7 +164,8 @@ class PgBouncer:
     def url(self, name: str = "") -> str:
         """Where clients reach the server called `name`; without one, the url to which they add it."""
         user = f"{USER}:{quote(self._password, safe='')}"
-        return f"postgresql://{user}@{HOST}:{self.port}/{quote(name, safe='')}"
+        proof = f"?{verified(self.home / 'secrets')}" if self._tls else ""
+        return f"postgresql://{user}@{HOST}:{self.port}/{quote(name, safe='')}{proof}"
 
     async def start(self) -> None:
         await self._life.start()
@@ -183,15 +188,15 @@ class PgBouncer:
         if self._process is None:
             return
         try:
-            self._write()
+            self.reload()
         except OSError as error:
             self._urls = before
             raise pgdata.explain(error, f"tell PgBouncer {self.name} where its servers are:") from error
-        self.reload()
 
     def reload(self) -> None:
-        """Have it read its files again: addresses, and certificates that were renewed."""
+        """Have it read its files again: addresses, and its certificate after it was renewed."""
         if self._process is not None:
+            self._write()
             self._process.send(signal.SIGHUP)
 
     def _running(self) -> Process:
@@ -241,8 +246,12 @@ class PgBouncer:
             max_clients=self._max_clients,
             query_wait=self._query_wait,
             prepared_statements=self._prepared_statements,
-            tls=False,
+            tls=self._tls,
         )
+        if self._tls:
+            assert self._account is not None
+            certificate, key = self._folder / "server.crt", self._folder / "server.key"
+            access.copy_certificate(self.home / "secrets" / self.name, certificate, key, self._account)
         roots = {to.sslrootcert for to in databases.values() if to.sslrootcert is not None}
         for root in roots:
             self._replace("servers.crt", Path(root).read_text())

@@ -29,6 +29,9 @@ from springtide.ops.runner.installs import make_shared
 __all__ = ["Postmaster", "Staging", "clear_stale", "locate", "postmaster", "settings_file", "write_settings"]
 
 SUPERUSER = "springtide"
+BUILTIN_LOCALE = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")
+"""Same order and case rules on every machine, no libc involved; older versions take libc's."""
+
 NEEDED_BYTES = 128 * 1024 * 1024
 """A new cluster with its first two WAL segments takes about 60 MB; the rest lets it work."""
 
@@ -128,7 +131,7 @@ class Staging:
                     os.kill(pid, signal.SIGKILL)
             shutil.rmtree(left, ignore_errors=True)
 
-    def arguments(self, initdb: Path, password: str, *, durable: bool) -> list[str]:
+    def arguments(self, initdb: Path, password: str, *, durable: bool, major: int) -> list[str]:
         self.password_file.touch(mode=0o600)
         self.password_file.write_text(password + "\n")
         self._account.own(self.password_file)
@@ -139,9 +142,7 @@ class Staging:
             f"--pwfile={self.password_file}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
-            "--locale-provider=builtin",
-            "--builtin-locale=C.UTF-8",  # same order and case rules on every machine, no libc involved
-            "--locale=C",
+            *(BUILTIN_LOCALE if major >= 17 else ("--locale=C.UTF-8",)),
             "--data-checksums",
             "--no-instructions",
         ]

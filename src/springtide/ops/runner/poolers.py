@@ -43,6 +43,7 @@ class Poolers:
             max_clients=spec.max_clients,
             query_wait=topology.servers.request_timeout,
             prepared_statements=spec.prepared_statements,
+            tls=topology.network is not None and topology.network.tls,
             cgroup=cgroup,
         )
         self._programs[node.name] = program
@@ -54,6 +55,11 @@ class Poolers:
     def urls(self) -> dict[str, str]:
         """Where clients reach each, by node; those that were started once."""
         return {name: program.url() for name, program in self._programs.items() if program.known}
+
+    def reload(self, node: str) -> None:
+        """Have the pooler of `node`, if it is one, read its certificate again."""
+        if node in self._programs:
+            self._programs[node].reload()
 
     def repoint(self, topology: Topology) -> None:
         """Tell each where the primaries of its clusters are, as `topology` knows it now.

@@ -22,9 +22,11 @@ from urllib.parse import quote
 
 from springtide.errors import RunnerError
 from springtide.lifecycle import StartStop
-from springtide.ops.runner import making, pgdata, ports, processes, psql, standby
+from springtide.ops.runner import access, making, pgdata, ports, processes, psql, standby
+from springtide.ops.runner.access import Access
 from springtide.ops.runner.accounts import server_account
 from springtide.ops.runner.backups import archiving as archive
+from springtide.ops.runner.certificates import verified
 from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.installs import SHARED, find_install, reachable_install
 from springtide.ops.runner.making import Place, uncut
@@ -68,6 +70,7 @@ class EmbeddedPostgres:
         follows: Upstream | None = None,
         confirming: Sequence[str] = (),
         as_found: bool = False,
+        access: Access | None = None,
         durable: bool = True,
         archiving: archive.Archiving | None = None,
         start_timeout: float = 60.0,
@@ -92,6 +95,7 @@ class EmbeddedPostgres:
         self._wanted_port = port
         self._max_connections = max_connections
         self._as_found = as_found
+        self._access = access
         self._durable = durable
         self._archiving = archiving
         self._start_timeout = start_timeout
@@ -143,7 +147,12 @@ class EmbeddedPostgres:
 
     def url(self, dbname: str = "postgres") -> str:
         user = f"{pgdata.SUPERUSER}:{quote(self._known().password, safe='')}"
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{quote(dbname, safe='')}"
+        proof = f"?{verified(self.home / 'secrets')}" if self._tls else ""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{quote(dbname, safe='')}{proof}"
+
+    @property
+    def _tls(self) -> bool:
+        return self._access is not None and self._access.tls
 
     async def start(self) -> None:
         await self._life.start()
@@ -286,7 +295,7 @@ class EmbeddedPostgres:
             node=self.name,
             data=data,
             account=account,
-            install=reachable_install(find_install(origin), account, shared=self._shared),
+            install=reachable_install(find_install(origin, tls=self._tls), account, shared=self._shared),
             password=pgdata.secret(self._password_file(self.name), data, shared_with=upstream),
             log=self.log,
             durable=self._durable,
@@ -337,6 +346,7 @@ class EmbeddedPostgres:
         usable = self._wanted_port in (None, found.port) and found.status == "ready"
         # A replaced primary that still runs, or a replica that is to be repaired, is no server to adopt.
         follows = await asyncio.to_thread(standby.is_standby, data)
+        usable = usable and await asyncio.to_thread(access.has_tls, data) == self._tls
         usable = usable and (self._as_found or follows == (self.follows is not None))
         usable = usable and await asyncio.to_thread(standby.repair_wanted, data) is None
         if usable and not await asyncio.to_thread(processes.suspended, found.pid):
@@ -380,6 +390,9 @@ class EmbeddedPostgres:
         )
         if self.follows is not None:
             standby.write_passfile(place.data / standby.PASSFILE, place.password, place.account)
+        text += access.settings(self._access, place.data)
+        kept = self.home / "secrets" / self.name
+        access.install(self._access, place.data, place.account, user=pgdata.SUPERUSER, kept=kept)
         pgdata.write_settings(place.data, text, place.account)
 
     async def _launch_on_a_port(self, place: Place) -> None:

@@ -14,6 +14,7 @@ Small on purpose: it imports no web framework and no database driver, and starts
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import logging
 import os
@@ -27,7 +28,8 @@ from typing import Any
 from springtide.clock import Clock, SystemClock
 from springtide.errors import CgroupError, RunnerError
 from springtide.lifecycle import Periodic
-from springtide.ops.runner import given, logs, pgdata, ports, processes
+from springtide.ops.runner import certificates, given, logs, pgdata, ports, processes
+from springtide.ops.runner.access import Access
 from springtide.ops.runner.backups.plan import Plan
 from springtide.ops.runner.backups.schedule import Schedule
 from springtide.ops.runner.beside import BesideProgram, Surroundings
@@ -50,6 +52,7 @@ _log = logging.getLogger(__name__)
 
 DRAIN = 10.0
 ROTATE_EVERY = 5.0
+RENEW_EVERY = 12 * 3600.0
 
 
 class Supervisor:
@@ -99,6 +102,9 @@ class Supervisor:
             },
         )
         self._control = Control(home.run, self._operator.handle)
+        self._renewal = Periodic(
+            "renew certificates", functools.partial(self._certify, authority=False), every=RENEW_EVERY
+        )
         self._rotation = Periodic("rotate logs", self._rotate, every=ROTATE_EVERY)
         self._identity = processes.identify(os.getpid())
         self._plan = None if topology.backups is None else Plan(topology, home)
@@ -171,9 +177,32 @@ class Supervisor:
         self.home.write_environment(self._variables)
         await self._migrate()
 
+    async def _certify(self, *, authority: bool) -> None:
+        """Make what is missing and renew what ends soon; whoever has a new certificate reads it."""
+        nodes = self._certified()
+        if not nodes:
+            return
+        renewed = await certificates.ensure(self.home.path / "secrets", nodes, authority=authority)
+        for keeper in self._keepers.values():
+            for node, member in keeper.members.items():
+                if node in renewed and member.server.state == "running":
+                    await member.server.reload()
+        for node in renewed:
+            self._poolers.reload(node)
+
+    def _certified(self) -> list[str]:
+        """The nodes started here that prove who they are by a certificate."""
+        network = self.topology.network
+        if network is None or not network.tls:
+            return []
+        kinds = ("postgres", "pgbouncer")
+        return [n.name for n in self.topology.nodes.values() if n.supervised and n.kind in kinds]
+
     async def _start_databases(self) -> None:
         if self._plan is not None:
             await asyncio.to_thread(self._plan.prepare)
+        await self._certify(authority=True)
+        await self._renewal.start()
         self._keepers = {
             group.name: Keeper(
                 group.name,
@@ -213,8 +242,11 @@ class Supervisor:
 
     async def _database(self, name: str) -> EmbeddedPostgres:
         """The server of one node. In a cluster all have the same bounds: a replica needs its primary's."""
-        node = self.topology.nodes[name]
+        node, network = self.topology.nodes[name], self.topology.network
         group = await self._limits(name, Limits(cpu=node.cpu, memory_bytes=node.memory_bytes))
+        if network is not None and network.tls and self._keepers:  # it was added while the others run
+            await certificates.ensure(self.home.path / "secrets", [name], authority=False)
+        access = Access(tls=network.tls, app_only=network.database_from_app_only) if network else None
         return EmbeddedPostgres(
             name,
             home=self.home.path,
@@ -222,6 +254,7 @@ class Supervisor:
             port=node.port,
             max_connections=max_connections(self.topology, name),
             archiving=None if self._plan is None else await asyncio.to_thread(self._plan.archiving, name),
+            access=access,
             cgroup=group,
         )
 
@@ -357,6 +390,7 @@ class Supervisor:
             results = await asyncio.gather(*group, return_exceptions=True)
             errors += [error for error in results if isinstance(error, Exception)]
         await self._rotation.stop()
+        await self._renewal.stop()
         for cgroup in self._cgroups:
             await asyncio.to_thread(cgroup.remove)
         if errors:
