@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from springtide.db._link import is_local
+from springtide.db._tls import tls
 from springtide.errors import ConfigurationError, DatabaseUnavailable
 from springtide.ops.advise.findings import Advice, Finding
 
@@ -95,7 +95,7 @@ async def _connect(url: str) -> asyncpg.Connection[Any]:
             timeout=CONNECT_TIMEOUT,
             statement_cache_size=0,
             server_settings={"application_name": "springtide advise"},
-            ssl=False if is_local(url) else None,
+            ssl=await tls(url),
         )
     except (OSError, asyncpg.PostgresError, TimeoutError) as error:
         raise DatabaseUnavailable(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from springtide.errors import ConfigurationError, RunnerError
 from springtide.ops.runner import pgdata
@@ -137,7 +137,8 @@ class Plan:
             url = found.cluster_url(group.cluster)
         except ConfigurationError as error:
             raise RunnerError("the platform does not run: start it with `springtide up`") from error
-        base = url.rpartition("/")[0] + "/postgres"
+        # Without its sslrootcert, which the account may not read: libpq encrypts by itself where it can.
+        base = urlunsplit(urlsplit(url)._replace(path="/postgres", query=""))
         node = found.clusters[group.cluster].primary
         data = pgdata.locate(
             self.home.path,
