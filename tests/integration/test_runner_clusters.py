@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import random
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
 from tests._keeping import kept, primaries, until
 from tests.servers import scratch
@@ -16,7 +22,9 @@ from tests.servers import scratch
 from springtide.errors import RunnerError
 from springtide.ops.runner import pgdata
 from springtide.ops.runner.clusters import Keeper
-from springtide.ops.runner.records import read_record
+from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.ops.runner.records import Record, read_record
+from springtide.ops.runner.standby import is_standby, slot_name
 
 
 @pytest.fixture
@@ -92,6 +100,208 @@ async def test_a_dead_primary_is_replaced(home: Path, how: str) -> None:
         assert await writer.lost() == set()
         assert await asyncio.to_thread(primaries, home) == [keeper.primary]
         assert keeper.role("db") == "replica" and keeper.epoch == 2
-        record = await asyncio.to_thread(read_record, home / "clusters", "main")
-        assert record is not None and (record.primary, record.promoting) == (keeper.primary, False)
+        noted = await asyncio.to_thread(record, home)
+        assert (noted.primary, noted.promoting) == (keeper.primary, False)
+    assert await asyncio.to_thread(left, home) == []
+
+
+async def write_until_it_fails(home: Path, acked: list[int]) -> None:
+    """Rows to the first primary, one commit each."""
+    found = await asyncio.to_thread(pgdata.postmaster, home / "data" / "db")
+    assert found is not None
+    password = (home / "secrets" / "db.password").read_text().strip()
+    connection = await asyncpg.connect(
+        host="127.0.0.1", port=found.port, user="springtide", password=password, database="postgres"
+    )
+    try:
+        await connection.execute("create table if not exists kept (id int)")
+        while True:
+            await connection.execute("insert into kept values ($1)", len(acked))
+            acked.append(len(acked))
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        pass
+    finally:
+        connection.terminate()
+
+
+def record(home: Path) -> Record:
+    found = read_record(home / "clusters", "main")
+    assert found is not None
+    return found
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "dead": lambda home: True,
+    "decided": lambda home: record(home).promoting,
+    "fenced": lambda home: is_standby(home / "data" / "db"),
+    "promoted": lambda home: record(home).epoch == 2 and not is_standby(home / "data" / record(home).primary),
+    "done": lambda home: record(home).epoch == 2 and not record(home).promoting,
+}
+
+
+async def die_and_kill_the_runner(home: Path, reached: Callable[[Path], bool]) -> list[int]:
+    """Kill the primary under writes, then the runner at a moment of the failover; what was acknowledged."""
+    options = json.dumps({"replicas": ["r1", "r2"], "quorum": True})
+    command = [sys.executable, "-m", "tests._keeping", str(home), options]
+    runner = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    acked: list[int] = []
+    try:
+        assert runner.stdout is not None and await runner.stdout.readline() == b"up\n"
+        writing = asyncio.ensure_future(write_until_it_fails(home, acked))
+        await until(lambda: asyncio.sleep(0, len(acked) > 20))
+        for process in await asyncio.to_thread(pgdata.servers, home / "data" / "db"):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        await writing
+        await until(lambda: asyncio.to_thread(reached, home))
+    finally:
+        runner.kill()
+        await runner.wait()
+    return acked
+
+
+async def recovered(home: Path, acked: list[int]) -> None:
+    """A new runner: one primary, which has every acknowledged row; all others follow it; nothing is left."""
+    async with kept(home, replicas=("r1", "r2"), quorum=True) as keeper:
+        await until(lambda: streaming(keeper))
+        assert await asyncio.to_thread(primaries, home) == [keeper.primary]
+        rows = (await keeper.server().query("select id from kept")).split()
+        assert set(acked) - {int(row) for row in rows} == set()
+        await keeper.server().query("insert into kept values (-1)")
+        assert keeper.settled and len(keeper.replicas) == 2
+    assert await asyncio.to_thread(left, home) == []
+
+
+@pytest.mark.parametrize("moment", ["dead", "decided", "promoted"])
+async def test_the_runner_is_killed_in_the_middle_of_a_promotion(home: Path, moment: str) -> None:
+    """What was decided is finished by the next runner; what was not, is not: never two primaries."""
+    acked = await die_and_kill_the_runner(home, MOMENTS[moment])
+    await recovered(home, acked)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("attempt", range(20))
+async def test_the_runner_is_killed_at_any_moment_of_a_promotion(home: Path, attempt: int) -> None:
+    """As above, at a random time after one of the moments."""
+    reached = random.choice(list(MOMENTS.values()))
+    acked = await die_and_kill_the_runner(
+        home, lambda path: reached(path) and (time.sleep(random.uniform(0, 0.5)) or True)
+    )
+    await recovered(home, acked)
+
+
+async def test_a_primary_of_a_cluster_without_quorum_is_started_again_where_it_is(home: Path) -> None:
+    """It loses nothing, and nobody is promoted; the replicas go on following."""
+    async with kept(home, replicas=("r1",), failover_after=30.0) as keeper:
+        await keeper.server().query("create table kept (id int); insert into kept values (1)")
+        pid = keeper.server().pid
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: asyncio.sleep(0, keeper.members["db"].child.restarts == 1))
+        await until(lambda: streaming(keeper))
+        assert (keeper.primary, keeper.epoch) == ("db", 1)
+        assert await keeper.server().query("select id from kept") == "1"
+
+
+async def test_a_primary_that_cannot_come_back_is_replaced(home: Path) -> None:
+    """Without quorum: its folder is broken, so in the end the replica takes over, and it is copied."""
+    async with kept(home, replicas=("r1",), failover_after=1.0) as keeper:
+        await keeper.server().query("create table kept (id int); insert into kept values (1)")
+        await until(lambda: streaming(keeper))
+        (keeper.server().data / "global" / "pg_control").rename(home / "lost")
+        os.kill(keeper.server().pid, signal.SIGKILL)
+        await until(lambda: asyncio.sleep(0, keeper.primary == "r1" and keeper.settled))
+        await until(lambda: streaming(keeper))
+        assert await keeper.server("db").query("select id from kept") == "1"
+
+
+async def test_nobody_is_promoted_who_may_lack_an_acknowledged_commit(home: Path) -> None:
+    """With quorum and one replica unheard, which may have confirmed alone: the primary is started again."""
+    async with kept(home, replicas=("r1", "r2"), quorum=True) as keeper:
+        await keeper.server().query("create table kept (id int)")
+        await until(lambda: streaming(keeper))
+        silent = keeper.server("r1")
+        for process in await asyncio.to_thread(pgdata.servers, silent.data):
+            os.kill(process, signal.SIGSTOP)
+        await keeper.server().query("insert into kept values (1)")  # only r2 confirms it
+        for process in await asyncio.to_thread(pgdata.servers, keeper.server("r2").data):
+            os.kill(process, signal.SIGSTOP)
+        for process in await asyncio.to_thread(pgdata.servers, silent.data):
+            os.kill(process, signal.SIGCONT)
+        os.kill(keeper.server().pid, signal.SIGKILL)
+        await until(lambda: asyncio.sleep(0, keeper.members["db"].child.restarts == 1))
+        assert (keeper.primary, keeper.epoch) == ("db", 1)
+        assert await keeper.server().query("select id from kept") == "1"
+        for process in await asyncio.to_thread(pgdata.servers, keeper.server("r2").data):
+            os.kill(process, signal.SIGCONT)
+
+
+async def test_writes_wait_for_a_replica_and_that_is_told(home: Path) -> None:
+    """With quorum and no replica that confirms, a write waits and the notice says so, until one is back."""
+    async with kept(home, replicas=("r1",), quorum=True) as keeper:
+        await keeper.server().query("create table kept (id int)")
+        await keeper.members["r1"].child.stop()
+        writing = asyncio.ensure_future(keeper.server().query("insert into kept values (1)", timeout=90.0))
+        await until(lambda: asyncio.sleep(0, "writes wait" in (keeper.notice or "")))
+        assert not writing.done()
+        await keeper.members["r1"].child.start()
+        await writing
+        await until(lambda: asyncio.sleep(0, keeper.notice is None))
+
+
+async def test_a_killed_replica_comes_back(home: Path) -> None:
+    """It is started again and streams; the primary and the other replica are not touched."""
+    async with kept(home, replicas=("r1", "r2")) as keeper:
+        pids = {node: keeper.server(node).pid for node in ("db", "r2")}
+        os.kill(keeper.server("r1").pid, signal.SIGKILL)
+        await until(lambda: asyncio.sleep(0, keeper.members["r1"].child.restarts == 1))
+        await until(lambda: streaming(keeper))
+        assert {node: keeper.server(node).pid for node in ("db", "r2")} == pids
+
+
+async def test_a_replica_that_lost_its_log_is_copied_anew(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its slot was invalidated while it was away: it is rebuilt by a base backup, which the log says."""
+    async with kept(home, replicas=("r1",)) as keeper:
+        server = keeper.server()
+        await server.query("create table kept (id int)")
+        replica = keeper.server("r1")
+        for process in await asyncio.to_thread(pgdata.servers, replica.data):
+            os.kill(process, signal.SIGSTOP)
+        await server.query("alter system set max_slot_wal_keep_size = '1MB'")
+        await server.query("alter system set wal_keep_size = 0; select pg_reload_conf()")
+        for _ in range(4):
+            await server.query("insert into kept values (1); select pg_switch_wal(); checkpoint")
+        said = "select wal_status from pg_replication_slots"
+        await until(lambda: is_lost(server, said))
+        await until(lambda: asyncio.sleep(0, keeper.members["r1"].child.restarts >= 1))
+        await until(lambda: streaming(keeper))
+        assert await replica.query("select count(*) from kept") == "4"
+        assert "copied anew" in caplog.text
+
+
+async def is_lost(server: EmbeddedPostgres, sql: str) -> bool:
+    await server.query("checkpoint")
+    return await server.query(sql) == "lost"
+
+
+async def test_members_come_and_go_under_writes(home: Path) -> None:
+    """Replicas are added and removed with quorum while rows are written: none is lost, no slot is left."""
+    async with kept(home, replicas=("r1",), quorum=True) as keeper:
+        await keeper.server().query("create table kept (id int)")
+        writer = Writer(keeper)
+        writing = asyncio.ensure_future(writer.run())
+        await keeper.add("r2")
+        assert (await asyncio.to_thread(record, home)).voters == ("r1", "r2")
+        await keeper.remove("r1")
+        assert (await asyncio.to_thread(record, home)).voters == ("r2",)
+        acked = len(writer.acked)
+        await until(lambda: asyncio.sleep(0, len(writer.acked) > acked + 3))
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert await writer.lost() == set()
+        assert await keeper.server().query("select slot_name from pg_replication_slots") == slot_name("r2")
+        assert "r2" in await keeper.server().query("show synchronous_standby_names")
+        with pytest.raises(RunnerError, match="has to stay"):
+            await keeper.remove("r2")
     assert await asyncio.to_thread(left, home) == []
