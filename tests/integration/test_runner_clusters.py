@@ -67,7 +67,9 @@ def left(home: Path) -> list[object]:
 
 
 async def streaming(keeper: Keeper) -> bool:
-    """Whether every replica streams from the primary."""
+    """Whether every replica runs and streams from the primary."""
+    if not all(child.running for child in keeper.children):
+        return False
     try:
         said = await keeper.server().query(
             "select count(*) from pg_stat_replication where state = 'streaming'"
@@ -266,14 +268,14 @@ async def test_a_replica_that_lost_its_log_is_copied_anew(
         server = keeper.server()
         await server.query("create table kept (id int)")
         replica = keeper.server("r1")
-        for process in await asyncio.to_thread(pgdata.servers, replica.data):
-            os.kill(process, signal.SIGSTOP)
+        await keeper.members["r1"].child.stop()
         await server.query("alter system set max_slot_wal_keep_size = '1MB'")
         await server.query("alter system set wal_keep_size = 0; select pg_reload_conf()")
         for _ in range(4):
             await server.query("insert into kept values (1); select pg_switch_wal(); checkpoint")
         said = "select wal_status from pg_replication_slots"
         await until(lambda: is_lost(server, said))
+        await keeper.members["r1"].child.start()
         await until(lambda: asyncio.sleep(0, keeper.members["r1"].child.restarts >= 1))
         await until(lambda: streaming(keeper))
         assert await replica.query("select count(*) from kept") == "4"

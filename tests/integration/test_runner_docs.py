@@ -36,16 +36,23 @@ def written() -> Iterator[Project]:
         yield Project(outside.folder / "guests")
 
 
-def test_every_command_of_the_page_is_understood() -> None:
-    """Each line of the overview parses, with all its options, and every runner command is in it."""
+@pytest.mark.parametrize(
+    "at, names",
+    [
+        (1, ["new", *cli.AREAS["springtide.ops.runner.commands"]]),
+        (3, ["replicas"] * 4),
+    ],
+)
+def test_every_command_of_the_page_is_understood(at: int, names: list[str]) -> None:
+    """Each line of the overviews parses, with all its options, and every runner command is in them."""
     asked = []
-    for line in PAGE.split("```")[1].strip().splitlines():
+    for line in PAGE.split("```")[at].strip().splitlines():
         usage = re.sub(r"[\[\]]", "", line.split("   ")[0])
-        values = {"NAME": "x", "N": "0", "FILE": "x", "NODE": "x", "LINES": "5"}
+        values = {"NAME": "x", "N": "0", "FILE": "x", "NODE": "x", "LINES": "5", "CLUSTER": "x"}
         given = [values.get(word, word) for word in usage.split()][1:]
         assert callable(cli._parser(given).parse_args(given).run)
         asked.append(given[0])
-    assert asked == ["new", *cli.AREAS["springtide.ops.runner.commands"]]
+    assert asked == names
 
 
 def test_the_example_of_a_test_database_runs(
@@ -84,7 +91,7 @@ def test_the_home_looks_as_described(written: Project) -> None:
     described = {row.split("/")[0] for row in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)}
     written.run("up", "-d", "--port", "0")
     try:
-        assert {path.name for path in written.home.iterdir()} == described
+        assert {path.name for path in written.home.iterdir()} == described - {"clusters"}  # no replicas here
         nodes = {node["node"] for node in written.status()["nodes"]}
         found = {path.stem for path in (written.home / "logs").iterdir()}
         assert nodes | {"supervisor", "migrate"} == found

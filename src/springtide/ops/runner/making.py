@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -21,7 +21,7 @@ from springtide.ops.runner.accounts import Account
 from springtide.ops.runner.installs import Install
 from springtide.ops.runner.standby import Upstream
 
-__all__ = ["Place", "copy", "initialise", "rewind", "uncut"]
+__all__ = ["Place", "copy", "initialise", "rewind", "to_its_end", "uncut"]
 
 _log = logging.getLogger(__name__)
 
@@ -167,6 +167,16 @@ async def uncut(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) 
     running = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+async def to_its_end(work: Awaitable[None]) -> None:
+    """Await `work` to its end although this task is cancelled meanwhile; that is raised after it."""
+    running = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait([running])
         raise
