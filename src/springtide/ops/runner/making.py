@@ -98,6 +98,8 @@ async def ensure_slot(place: Place, upstream: Upstream) -> None:
     """The node's slot on its upstream, which keeps the WAL that the node has not got yet."""
     await psql.ask(
         place.install.program("psql"),
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        " WHERE slot_name = :'slot' AND wal_status = 'lost' AND NOT active;\n"  # it is of no use to anybody
         "SELECT pg_create_physical_replication_slot(:'slot', true)"
         " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = :'slot');\n",
         who=f"PostgreSQL {upstream.node}",
