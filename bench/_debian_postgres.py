@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import socket
-from asyncio.subprocess import DEVNULL
+import subprocess
 from pathlib import Path
 from types import TracebackType
 
@@ -62,9 +62,7 @@ class DebianPostgres:
     async def _as_owner(self, *command: object) -> None:
         """PostgreSQL refuses to run as root."""
         user = "postgres" if os.getuid() == 0 else None
-        process = await asyncio.create_subprocess_exec(
-            *map(str, command), user=user, group=user, cwd="/",
-            stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL,
+        await asyncio.to_thread(
+            subprocess.run, [str(part) for part in command], user=user, group=user, cwd="/", check=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        if await process.wait():
-            raise RuntimeError(f"{command[0]} failed; see {self.folder}/log")

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["HELD_OUT", "SEEN", "Case", "Expected", "Traffic"]
 
-ROWS = 20_000
+ROWS = 12_000
 FILLER = "repeat('x', 60)"
 
 
@@ -23,7 +23,7 @@ class Traffic:
 
     sql: str
     args: Callable[[int], tuple[Any, ...]] = lambda n: ()
-    calls: int = 12
+    calls: int = 8
     loop: str = ""
 
     def text(self, table: str) -> str:

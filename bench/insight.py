@@ -14,6 +14,7 @@ any other finding about a case's tables is false.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import logging
@@ -34,7 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from bench._debian_postgres import DebianPostgres
-from bench._harness import arguments, finish
+from bench._harness import finish
 from bench._insight_cases import HELD_OUT, SEEN, Case, Expected
 from springtide.context import Entry, RequestContext, activate
 from springtide.db._statements import describe
@@ -341,7 +342,11 @@ async def measure(home: Path, quick: bool) -> dict[str, object]:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the embedded server alone")
+    options = parser.parse_args()
     logging.getLogger("springtide").setLevel(logging.ERROR)
     home = Path(tempfile.mkdtemp(prefix="springtide-bench-"))
     home.chmod(0o755)

@@ -37,6 +37,7 @@ import uvloop
 
 from bench._harness import alternate, arguments, drive, finish
 from springtide.context import RequestContext, activate
+from springtide.db.insight import Insight
 from springtide.db.pool import Pool
 from springtide.ops.runner import pgdata
 from springtide.ops.runner.postgres import EmbeddedPostgres
@@ -77,8 +78,9 @@ async def springtide_pool(url: str) -> AsyncIterator[Contender]:
 
 @contextlib.asynccontextmanager
 async def in_a_request(url: str) -> AsyncIterator[Contender]:
-    """The same pool as the platform runs it: every read with a deadline, a ledger and metrics."""
-    async with Pool(url, size=SIZE, reserved=0, sink=MetricsSink(process=False)) as pool:
+    """The same pool as the platform runs it: every read with a deadline, a ledger, metrics, insight."""
+    insight, metrics = Insight(), MetricsSink(process=False)
+    async with Pool(url, size=SIZE, reserved=0, sink=metrics, insight=insight) as pool:
 
         async def read(key: int) -> object:
             with activate(RequestContext(deadline=time.monotonic() + 30.0)):

@@ -26,6 +26,7 @@ INSERT INTO author SELECT g, 'author ' || g FROM generate_series(1, 12) g;
 INSERT INTO book SELECT g, g % 12 + 1, 'book ' || g FROM generate_series(1, 60) g;
 CREATE SEQUENCE visits;
 CREATE FUNCTION visit() RETURNS bigint LANGUAGE sql VOLATILE AS $$ SELECT nextval('visits') $$;
+CREATE VIEW guessing AS SELECT random() AS guess, id FROM author;
 CREATE VIEW visiting AS SELECT visit() AS number;
 """
 
@@ -198,6 +199,8 @@ async def test_a_slow_statement_is_told_with_its_plan_and_without_its_arguments(
         ("SELECT id FROM author FOR UPDATE", False),
         ("SELECT nextval('visits')", False),
         ("SELECT visit()", False),
+        ("SELECT pg_sleep(0)", False),
+        ("SELECT * FROM guessing", False),
         ("SELECT number FROM visiting", False),
         ("UPDATE author SET name = 'x'", False),
     ],

@@ -187,8 +187,11 @@ def test_whoever_runs_the_loop_is_not_the_place() -> None:
         ledger = Ledger()
         await asyncio.gather(*(origin["read"](ledger.add(Part.SQL, 0.001, "select ?")) for _ in range(12)))
 
+    def script() -> None:
+        asyncio.run(main())
+
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, main()).result()
+        pool.submit(script).result()
     assert only(table).sites == {}
 
 

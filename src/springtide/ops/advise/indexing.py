@@ -125,8 +125,8 @@ async def _pick(one: Asked, tried: Sequence[Candidate], weigh: _Weighing, min_ga
     all_of_them = await weigh(tried)
     if all_of_them is None or all_of_them.cost > cost * (1 - min_gain):
         return []
-    tables = {tried[place].table.key for place in all_of_them.used}
-    left = [candidate for candidate in tried if candidate.table.key in tables]
+    wanted = {(tried[place].table.key, key) for place in all_of_them.used for key in tried[place].columns}
+    left = [one for one in tried if {(one.table.key, key) for key in one.columns} <= wanted]
     picked: list[Candidate] = []
     while left and len(picked) < MAX_NEW:
         costs: list[tuple[float, Candidate]] = []
