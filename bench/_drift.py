@@ -22,14 +22,18 @@ MAX_LAG = 5.0
 
 
 class Drift:
-    """`run` until cancelled; `fail_over` beside it. `done` counts what was done."""
+    """`run` until cancelled; `fail_over` beside it. `done` counts what was done.
 
-    def __init__(self, cluster: Cluster, *, seed: int) -> None:
+    deadly: replicas are also stopped and killed; without, they only lag.
+    """
+
+    def __init__(self, cluster: Cluster, *, seed: int, deadly: bool) -> None:
         self.done: Counter[str] = Counter()
         self._cluster = cluster
         self._chance = random.Random(seed)
         self._turns = {node.name: asyncio.Lock() for node in cluster.nodes}
         self._absent = asyncio.Lock()
+        self._weights = (35, 30, 15, 10, 10) if deadly else (50, 20, 30, 0, 0)
 
     async def run(self) -> None:
         for place, node in enumerate(self._cluster.replicas):  # lag of every size from the beginning
@@ -70,11 +74,11 @@ class Drift:
 
     async def _trouble(self, node: Node) -> None:
         chance = self._chance
-        what = chance.choices(["delay", "current", "hold", "freeze", "kill"], [35, 30, 15, 10, 10])[0]
+        what = chance.choices(["delay", "current", "hold", "freeze", "kill"], self._weights)[0]
         self.done[what] += 1
         match what:
             case "delay":
-                node.delay(chance.uniform(0.0, MAX_LAG))
+                node.delay(chance.uniform(0.0 if chance.random() < 0.5 else MAX_LAG / 2, MAX_LAG))
             case "current":
                 node.delay(0.0)
             case "hold":

@@ -74,7 +74,7 @@ class Fleet:
         self._runs += 1
         first = self._runs * KEYS  # keys of its own for every run: what was there before is nobody's
         keys = [number << 10 | (number * 7) % 1024 for number in range(first, first + KEYS)]
-        drift = Drift(self._world, seed=seed)
+        drift = Drift(self._world, seed=seed, deadly=pin == "token")
         drifting = asyncio.create_task(drift.run())
         begun = time.monotonic()
         plans = [
