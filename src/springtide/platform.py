@@ -15,7 +15,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -508,11 +508,10 @@ class Platform:
         if not queues:
             return []
         pool = self.topology.pool
-        dsns = {shard: self.topology.cluster_url(shard) for queue in queues for shard in queue.database.pools}
         return [
             Worker(
                 queues,
-                dsns=dsns,
+                dsns=_Primaries(self.topology, self.servers),
                 # each job may hold a connection, and half of them are for everything else
                 slots=max((pool.size - pool.reserved) // 2, 1),
                 drain=drain,
@@ -609,6 +608,24 @@ def load_modules(topology: Topology) -> list[Module]:
     if not (isinstance(made, Sequence) and all(isinstance(module, Module) for module in made)):
         raise ConfigurationError(f"modules = {topology.modules!r} must give a list of Module, got {made!r}")
     return list(made)
+
+
+class _Primaries(Mapping[str, str]):
+    """Where the primary of each cluster answers now, past every pooler."""
+
+    def __init__(self, topology: Topology, servers: Mapping[str, Servers]) -> None:
+        self._topology = topology
+        self._servers = servers
+
+    def __getitem__(self, cluster: str) -> str:
+        servers = self._servers.get(cluster)
+        return (servers and servers.address) or self._topology.cluster_url(cluster)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._topology.clusters)
+
+    def __len__(self) -> int:
+        return len(self._topology.clusters)
 
 
 def _is_service(made: Any) -> bool:

@@ -49,6 +49,7 @@ async def stored(world: Cluster, folder: Path) -> AsyncIterator[tuple[FaultProxy
     async with FaultProxy(target=world.primary.port) as proxy:
         options: dict[str, Any] = {"size": 4, "reserved": 0, "outage_timeout": 60.0}
         async with notes([through(proxy, world.url())], folder, **options) as database:
+            database.pools["main"].watched(lambda: None)
             yield proxy, database, database.pools["main"]
 
 

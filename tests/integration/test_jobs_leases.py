@@ -308,7 +308,7 @@ async def test_a_worker_survives_storms_of_start_stop_and_cancel(
 async def test_bell_and_listener_survive_storms(database_urls: Urls) -> None:
     await stress(Bell, storms=4)
     await stress(
-        lambda: Listener(database_urls[0], cluster="main", heard=lambda _: None), storms=4, pause=0.05
+        lambda: Listener(lambda: database_urls[0], cluster="main", heard=lambda _: None), storms=4, pause=0.05
     )
 
 
@@ -359,7 +359,7 @@ async def test_a_listener_that_loses_its_connection_listens_again(
 ) -> None:
     """Killed by the server, it connects again and reports everything as new."""
     heard: list[str | None] = []
-    listener = Listener(database_urls[0], cluster="main", heard=heard.append)
+    listener = Listener(lambda: database_urls[0], cluster="main", heard=heard.append)
     await listener.start()
     try:
         await until(lambda: heard == [None])
@@ -379,7 +379,7 @@ async def test_a_silent_connection_is_found_out(database_urls: Urls, postgres: P
     heard: list[str | None] = []
     async with FaultProxy(target=postgres.port) as proxy:
         url = database_urls[0].replace(f":{postgres.port}/", f":{proxy.port}/")
-        listener = Listener(url, cluster="main", heard=heard.append, probe=0.2)
+        listener = Listener(lambda: url, cluster="main", heard=heard.append, probe=0.2)
         await listener.start()
         try:
             await until(lambda: heard == [None])
@@ -394,7 +394,7 @@ async def test_a_silent_connection_is_found_out(database_urls: Urls, postgres: P
 async def test_many_commits_are_few_notifications(database: Database, database_urls: Urls) -> None:
     """Rings are coalesced, and none is sent within a producer's transaction."""
     heard: list[str | None] = []
-    listener = Listener(database_urls[0], cluster="main", heard=heard.append)
+    listener = Listener(lambda: database_urls[0], cluster="main", heard=heard.append)
     bell = Bell(spacing=0.05)
     await bell.start()
     await listener.start()

@@ -150,6 +150,7 @@ async def test_without_a_server_callers_wait_for_the_next_one(two: tuple[str, st
     async with Pool(
         two[0], size=2, reserved=0, acquire_timeout=1.0, outage_timeout=60.0, server_settings=NAME
     ) as pool:
+        pool.watched(lambda: None)
         pool.move(None)
         assert pool.dsn is None
         waiting = [asyncio.create_task(pool.fetch_value(WHERE)) for _ in range(3)]
@@ -170,15 +171,18 @@ async def test_a_busy_pool_is_no_outage(two: tuple[str, str]) -> None:
     and without an outage_timeout an outage is waited for as long as everything else."""
     options: Any = {"size": 1, "reserved": 0, "acquire_timeout": 1.0, "server_settings": NAME}
     async with Pool(two[0], outage_timeout=6 * PATIENCE, **options) as pool, pool.acquire():
+        pool.watched(lambda: None)
         with pytest.raises(PoolTimeout):
             async with asyncio.timeout(PATIENCE):
                 await pool.fetch_value(WHERE)
         with within(0.02), pytest.raises(DeadlineExceeded):
             await pool.fetch_value(WHERE)
-    async with Pool(two[0], **options) as pool:
-        pool.move(None)
-        with pytest.raises(DatabaseUnavailable):
-            await pool.fetch_value(WHERE)
+    for more in ({}, {"outage_timeout": 6 * PATIENCE}):  # nobody watches: there is nobody to wait for
+        async with Pool(two[0], **options, **more) as pool:
+            pool.move(None)
+            with pytest.raises(DatabaseUnavailable):
+                async with asyncio.timeout(PATIENCE):
+                    await pool.fetch_value(WHERE)
     with pytest.raises(ValueError, match=r"outage_timeout must be >= acquire_timeout or None, got 1 < 2\.0"):
         Pool(two[0], outage_timeout=1)
 
@@ -260,6 +264,7 @@ async def test_a_standby_is_no_primary(world: Cluster) -> None:
     async with Pool(
         world.url(), size=4, reserved=0, primary_only=True, outage_timeout=60.0, server_settings=NAME
     ) as pool:
+        pool.watched(lambda: None)
         await pool.execute("CREATE TABLE tally (n int)")
         await pool.execute("INSERT INTO tally VALUES (1)")
         await asyncio.to_thread(replica.catch_up)

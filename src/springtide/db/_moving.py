@@ -15,8 +15,9 @@ belongs to a history that is over, so a COMMIT it confirms now must not count as
 
 Behind a pooler the connections go to it as before: whoever runs it tells it of the new primary.
 
-Without a server (`move(None)`, or none that can be reached) callers wait for `outage_timeout` or until their
-deadline, instead of `acquire_timeout`: they would only come back. `max_waiting` bounds how many.
+Without a server (`move(None)`, or none that can be reached), while somebody watches, callers wait for
+`outage_timeout` or until their deadline, instead of `acquire_timeout`: they would only come back.
+`max_waiting` bounds how many.
 """
 
 from __future__ import annotations

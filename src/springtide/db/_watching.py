@@ -111,6 +111,13 @@ class Watch:
         return [server.health for name, server in known if name != self._standing.primary]
 
     @property
+    def address(self) -> str | None:
+        """Where the primary itself answers; None while none is known. May be asked from another thread."""
+        name = self._standing.primary if self.replicated else next(iter(tuple(self._servers)), None)
+        server = self._servers.get(name) if name is not None else None
+        return server.member.url if server is not None else None
+
+    @property
     def primary_node(self) -> str | None:
         return self._standing.primary
 

@@ -76,7 +76,8 @@ class Pool:
     that cannot work.
 
     `primary_only`: a server that says it is a standby counts as one that cannot be reached. While no server
-    can be, callers wait for `outage_timeout` seconds (None: as always) or until their deadline.
+    can be, and somebody watches for another one (`watched`), callers wait for `outage_timeout` seconds (None:
+    as always) or until their deadline.
     `pooled`: a transaction pooler (PgBouncer) is in between, so nothing is kept in a session: deadlines of
     single statements are kept by cancelling alone, those of transactions by SET LOCAL, and statements that
     would keep something raise SessionStateRefused. `prepared_statements`: the pooler tracks them (PgBouncer
@@ -128,7 +129,7 @@ class Pool:
         self._common_size = size - reserved
         self._max_waiting = max_waiting
         self._acquire_timeout = acquire_timeout
-        self._outage_timeout = acquire_timeout if outage_timeout is None else outage_timeout
+        self._outage_timeout = outage_timeout
         self._idle_seconds = idle
         self._clock = clock or SystemClock()
         self._monotonic = self._clock.monotonic
@@ -357,7 +358,7 @@ class Pool:
             finally:
                 self._put(link)
             if give_up is None:
-                give_up = self._monotonic() + self._outage_timeout
+                give_up = self._monotonic() + self._patience()
             if refused is not None:
                 now = self._monotonic()
                 left = context.remaining(now) if context is not None else None
@@ -398,7 +399,7 @@ class Pool:
                 if attempt > RETRIES and not link.unserved:
                     raise
                 if give_up is None:
-                    give_up = self._monotonic() + self._outage_timeout
+                    give_up = self._monotonic() + self._patience()
                 if link.unserved and self._monotonic() >= give_up:
                     raise
             except BaseException:
@@ -445,7 +446,7 @@ class Pool:
             raise PoolClosed(f"the pool of {self.cluster} is not running")
         begun = self._monotonic()
         context = current()
-        in_outage = self._outage_timeout if timeout is None else timeout
+        in_outage = self._patience() if timeout is None else timeout
         if timeout is None:
             timeout = self._acquire_timeout
         remaining = context.remaining(begun) if context is not None else None
@@ -482,6 +483,12 @@ class Pool:
             if context is not None:
                 context.ledger.add(Part.POOL, seconds)
             self._sink.emit(PoolWaited(self.cluster, priority.name.lower(), seconds, outcome))
+
+    def _patience(self) -> float:
+        """Seconds to wait for a server when there is none."""
+        if self._moves.watcher is None or self._outage_timeout is None:
+            return self._acquire_timeout
+        return self._outage_timeout
 
     def _expire(self, waiter: Waiter, timeout: float, more: float, remaining: float | None) -> None:
         """The end of a wait, unless there is no server: then `more` seconds are left to wait for one."""

@@ -181,6 +181,11 @@ class Servers:
     async def stop(self) -> None:
         await self._life.stop()
 
+    @property
+    def address(self) -> str | None:
+        """Where the primary itself answers, for connections beside the pool; None while none is known."""
+        return self._watch.address
+
     # -- for people ------------------------------------------------------------------------------------
 
     @property

@@ -58,7 +58,8 @@ class Lease:
 class Heart:
     """A lifecycle service. `lost` is called in the worker's loop with leases that are not ours any more.
 
-    It may be called again for the same lease until it is released.
+    It may be called again for the same lease until it is released. `dsns` is looked at anew before each beat,
+    from the thread: a mapping that changes leads the heart to another primary.
     """
 
     name = "jobs heartbeat"
@@ -74,7 +75,7 @@ class Heart:
         clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
-        self._dsns = dict(dsns)
+        self._dsns = dsns
         self._seconds = lease
         self._every = every
         self._stall = stall
@@ -152,7 +153,7 @@ class Heart:
                 acquire_timeout=BEAT_TIMEOUT,
                 server_settings={"application_name": "springtide heartbeat"},
             )
-            for shard, dsn in self._dsns.items()
+            for shard, dsn in tuple(self._dsns.items())
         }
         beating = Supervised(f"{self.name} loop", lambda: self._beats(loop, pools), max_backoff=self._every)
         try:
@@ -204,6 +205,7 @@ class Heart:
         sent = self._monotonic()
         try:
             async with asyncio.timeout(BEAT_TIMEOUT * 2):
+                pool.move(self._dsns[store.shard])
                 if pool.state != "running":
                     await pool.start()
                 with activate(RequestContext(deadline=sent + BEAT_TIMEOUT, priority=Priority.CRITICAL)):

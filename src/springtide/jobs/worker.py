@@ -10,6 +10,7 @@ Nothing that was committed is dropped: it is finished, dead and visible, parked 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,8 @@ class Queue:
 class Worker:
     """A lifecycle service; `stop` drains. It starts whether its databases answer or not.
 
-    dsns:      address of each shard's server, for the connections that hear the bell and renew leases.
+    dsns:      address of each shard's server, for the connections that hear the bell and renew leases; asked
+               anew for each of them, so that they follow a primary (also from another thread).
     slots:     jobs at once; each may need a connection of the pools, so keep it below their size.
     lease:     seconds after which a job whose worker is gone is run again by another.
     heartbeat: seconds between renewals; at most a third of the lease, so that one may fail.
@@ -115,7 +117,7 @@ class Worker:
             lines, slots=slots, lease=lease, poll=poll, drain=drain, label=name, clock=clock, sink=sink
         )
         heart = Heart(
-            {shard: dsns[shard] for shard in sorted(shards)},
+            dsns,
             lease=lease,
             every=heartbeat,
             stall=stall,
@@ -125,7 +127,13 @@ class Worker:
         )
         dispatcher.heart = heart
         listeners = [
-            Listener(dsns[shard], cluster=shard, heard=_heard(dispatcher, shard), clock=clock, sink=sink)
+            Listener(
+                functools.partial(dsns.__getitem__, shard),
+                cluster=shard,
+                heard=_heard(dispatcher, shard),
+                clock=clock,
+                sink=sink,
+            )
             for shard in sorted(shards)
         ]
         keepers = [

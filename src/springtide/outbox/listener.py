@@ -1,8 +1,8 @@
 """Hear the bell of one server, on a connection of its own.
 
-connecting -> listening -> (lost, or silent to a probe) connecting. Each time it begins to listen it reports
-everything as new, because what was rung before was not heard. A connection that is broken without a sign
-(LISTEN dies silently) is found by a probe every `probe` seconds.
+connecting -> listening -> (lost, silent to a probe, or moved away) connecting. Each time it begins to listen
+it reports everything as new, because what was rung before was not heard. A connection that is broken without
+a sign (LISTEN dies silently) is found by a probe every `probe` seconds.
 It needs a direct connection to the server: LISTEN does not work through transaction pooling.
 """
 
@@ -31,12 +31,13 @@ PROBE_TIMEOUT = 5.0
 class Listener:
     """A lifecycle service. `heard` is called in the event loop with a schema, or None for "any of them".
 
-    It starts whether the server is there or not, and keeps trying.
+    It starts whether the server is there or not, and keeps trying. `dsn` is asked before each connection and
+    at each probe, so a listener goes where its primary has gone.
     """
 
     def __init__(
         self,
-        dsn: str,
+        dsn: Callable[[], str],
         *,
         cluster: str,
         heard: Callable[[str | None], None],
@@ -67,8 +68,9 @@ class Listener:
         await self._task.stop()
 
     async def _listen(self) -> None:
+        dsn = self._dsn()
         pool = Pool(
-            self._dsn,
+            dsn,
             cluster=self._cluster,
             size=1,
             reserved=0,
@@ -78,13 +80,13 @@ class Listener:
         try:
             await pool.start()
             async with pool.acquire() as connection:
-                await self._listen_on(connection)
+                await self._listen_on(connection, dsn)
         finally:
             await pool.stop()  # also when the start was cancelled: it goes on by itself
         raise DatabaseUnavailable(f"the connection that listens to {self._cluster} was lost")
 
-    async def _listen_on(self, connection: Connection) -> None:
-        """Return when the connection is lost; raise when a probe fails."""
+    async def _listen_on(self, connection: Connection, dsn: str) -> None:
+        """Return when the connection is lost or leads to the wrong server; raise when a probe fails."""
         raw = connection.raw
         lost = asyncio.Event()
         raw.add_termination_listener(lambda _: lost.set())
@@ -95,6 +97,8 @@ class Listener:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await lost.wait()
+            if self._dsn() != dsn:
+                return
             if not lost.is_set():
                 deadline = self._clock.monotonic() + PROBE_TIMEOUT
                 with activate(RequestContext(deadline=deadline)):

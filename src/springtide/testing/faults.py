@@ -59,10 +59,13 @@ class FaultProxy:
         assert self._server is not None
         self._server.close()
         self.resume()
+        self.refuse()
+        for _ in range(5):
+            await asyncio.sleep(0)  # connections that were just accepted get their handlers, which end them
         self.cut()
         for task in self._tasks:
             task.cancel()
-        if self._handlers:
+        while self._handlers:
             await asyncio.wait(self._handlers)
         await self._server.wait_closed()
         for _ in range(3):
@@ -143,7 +146,9 @@ class FaultProxy:
         finally:
             self._tasks.difference_update(both)
             self._pairs.remove(pair)
-            self._orphans.discard(writer)
+            if writer in self._orphans:  # nobody else closes it when its client has left first
+                self._orphans.discard(writer)
+                writer.transport.abort()
 
     async def _pump(
         self,
