@@ -36,14 +36,14 @@ from springtide.context import RequestContext, activate, current
 from springtide.lifecycle import StartStop
 from springtide.signals import CausalityChecked, NullSink, Sink
 from springtide.web._jar import MARK, PIN, Jar, read_cookies, remove_cookie, set_cookie
-from springtide.web._seal import CausalityKeys, Seal, Sealed, new_client
+from springtide.web._seal import CausalityKeys, Seal, Sealed, new_client, new_key
 from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from springtide.context import Identity
     from springtide.identity.positions import Found, Positions
 
-__all__ = ["HEADER", "LIFETIME", "Carried", "Carrier", "CausalityKeys", "CausalityLayer"]
+__all__ = ["HEADER", "LIFETIME", "Carried", "Carrier", "CausalityKeys", "CausalityLayer", "new_key"]
 
 HEADER = b"springtide-causality"
 
