@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -18,7 +20,7 @@ from tests.servers import LoopThread, PostgresServer
 
 from springtide.context import CausalityToken, RequestContext, activate
 from springtide.db import Consistency, bucket_of
-from springtide.db._looking import Eye
+from springtide.db._looking import BLIND, Eye
 from springtide.db.causality import SEGMENT_BYTES, parse_lsn
 from springtide.db.members import Fixed, Member
 from springtide.db.pool import Pool
@@ -369,6 +371,30 @@ async def test_a_position_of_a_replica_that_was_killed_means_nothing_to_its_next
         for _ in range(2):
             assert await ann.read("k") == version
         assert not check(ann.history)
+
+
+async def test_a_crash_of_one_process_is_another_run_under_the_same_start(own_cluster: Clusters) -> None:
+    """The postmaster starts its standby anew from the last restart point, and its own start time stays."""
+    world = await asyncio.to_thread(own_cluster, replicas=1)
+    (replica,) = world.replicas
+    eye = Eye(world.url(replica), timeout=5.0)
+    try:
+        before = await eye.look()
+        connection = await asyncpg.connect(world.url(replica))
+        os.kill(await connection.fetchval("select pg_backend_pid()"), signal.SIGKILL)
+        await until(connection.is_closed)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    after = await eye.look()
+                except BLIND:  # it is being recovered
+                    continue
+                if after.run != before.run:
+                    break
+        assert after.run.started == before.run.started and after.run.reset > before.run.reset
+        assert after.recovering and after.system == before.system
+    finally:
+        eye.close()
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.stress)])

@@ -326,15 +326,20 @@ def readable(replicas: Sequence[Health], unseen: float, settings: RoutingSetting
     return tuple(chosen)
 
 
+def near(candidates: Sequence[Health], zone: str) -> Sequence[Health]:
+    """Those of this zone if there is one, else all."""
+    return [one for one in candidates if one.zone == zone] or candidates
+
+
 def two_choices(candidates: Sequence[Health], zone: str, draw: random.Random) -> Health | None:
     """One of `candidates`, of this zone if one is; None when there is none."""
-    near = [one for one in candidates if one.zone == zone] or candidates
-    if len(near) < 2:
-        return near[0] if near else None
-    shares = [one.share for one in near]
-    first, second = draw.choices(near, shares, k=2) if sum(shares) else draw.choices(near, k=2)
+    closest = near(candidates, zone)
+    if len(closest) < 2:
+        return closest[0] if closest else None
+    shares = [one.share for one in closest]
+    first, second = draw.choices(closest, shares, k=2) if sum(shares) else draw.choices(closest, k=2)
     if first is second:
-        others = [one for one in near if one is not first]
+        others = [one for one in closest if one is not first]
         second = draw.choice(others) if len(others) > 1 else others[0]
     busy, other = first.in_flight * second.share, second.in_flight * first.share
     return second if other < busy else first

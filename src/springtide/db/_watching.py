@@ -18,8 +18,10 @@ import functools
 import logging
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 from springtide.clock import Clock
+from springtide.context import Position
 from springtide.db import _replicas
 from springtide.db._link import RawConnection
 from springtide.db._looking import BLIND, Eye, Look, run_of
@@ -32,7 +34,7 @@ from springtide.errors import DatabaseUnavailable, MembersUnknown, PoolTimeout
 from springtide.lifecycle import Periodic, Supervised
 from springtide.signals import PrimaryChanged, ReplicaChanged, Sink
 
-__all__ = ["Watch"]
+__all__ = ["Choice", "Watch"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,22 @@ MEMBERS_EVERY = 1.0
 
 LEAST_PAUSE = 0.1
 """Part of the pause between two looks that is kept whatever happens."""
+
+
+class Choice(NamedTuple):
+    """Who answers one read.
+
+    `position` is what it was known to have and `witness` names its run; both are None for the primary.
+    `why` says what kept the replicas from a read that the primary gets: strong, alone, "no session", "none
+    serves", behind, unsure (what the session has seen is not bounded), unproven, writes, refused.
+    """
+
+    pool: Pool
+    node: str
+    why: str
+    position: Position | None
+    witness: str | None
+    health: Health | None
 
 
 class _Server:
@@ -95,6 +113,10 @@ class Watch:
         self.listening: tuple[Health, ...] = ()
         """Replicas that answer, whatever they have."""
         self.pools: dict[str, Pool] = {}
+        self.runs: dict[str, Choice] = {}
+        """Whom a session may go on reading from, by witness: `readable`."""
+        self.near: tuple[Choice, ...] = ()
+        """Those of `readable` to draw from when nothing else decides; empty while their shares differ."""
         self.headless = asyncio.Event()
         """Set while there is no primary, or it does not answer."""
 
@@ -279,6 +301,14 @@ class Watch:
         self.listening = tuple(server.health for server in self._servers.values() if server.pool is not None)
         recent = self._monotonic() - self._log.seen
         self.readable = _replicas.readable(self.listening, recent, self._settings)
+        choices = [
+            Choice(self.pools[one.node], one.node, "", one.position, one.witness, one)
+            for one in self.readable
+        ]
+        self.runs = {one.witness: one for one in choices if one.witness is not None}
+        near = _replicas.near(self.readable, self._settings.zone)
+        equal = len({one.share for one in near}) == 1
+        self.near = tuple(one for one in choices if one.health in near) if equal else ()
 
     def _find_primary(self) -> None:
         seen = [

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import asyncpg
 from asyncpg import exceptions as pg
@@ -39,7 +39,7 @@ from springtide.context import CausalityToken, Position, current
 from springtide.db import _replicas
 from springtide.db._looking import CAPTURE, captured
 from springtide.db._replicas import Health, RoutingSettings
-from springtide.db._watching import Watch
+from springtide.db._watching import Choice, Watch
 from springtide.db.consistency import Consistency
 from springtide.db.members import Member, Members
 from springtide.db.pool import Pool
@@ -113,22 +113,6 @@ class ReplicaState:
     reads: int
 
 
-class Choice(NamedTuple):
-    """Who answers one read.
-
-    `position` is what it was known to have and `witness` names its run; both are None for the primary.
-    `why` says what kept the replicas from a read that the primary gets: strong, alone, "no session", "none
-    serves", behind, unsure (what the session has seen is not bounded), unproven, writes, refused.
-    """
-
-    pool: Pool
-    node: str
-    why: str
-    position: Position | None
-    witness: str | None
-    health: Health | None
-
-
 class Servers:
     """See the module. A lifecycle service; `primary` is started and stopped by whoever made it.
 
@@ -155,6 +139,7 @@ class Servers:
         self.settings = settings or RoutingSettings()
         self._clock = clock or SystemClock()
         self._draw = random.Random()  # noqa: S311 - spreads load
+        self._random = self._draw.random
         self._reads: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._watch = Watch(
@@ -238,6 +223,10 @@ class Servers:
         the primary, `cover` of what `capture` answered on the same connection (else `doubt`).
         """
         level = consistency.level
+        if level == "session" and token is not None and not without:
+            quick = self._quickly(token)
+            if quick is not None:
+                return quick
         if level == "strong":
             return self._to_primary("strong")
         if level == "eventual":
@@ -262,6 +251,31 @@ class Servers:
         return Choice(
             self._watch.pools[chosen.node], chosen.node, "", chosen.position, chosen.witness, chosen
         )
+
+    def _quickly(self, token: CausalityToken) -> Choice | None:
+        """The usual case of a session, without a list: whom it read from last, or the less busy of any two
+        whose shares are equal. None: it takes a closer look."""
+        cluster, watch = self.cluster, self._watch
+        witness = token.witnesses.get(cluster) or token.leaning.get(cluster)
+        if witness is not None:
+            choice = watch.runs.get(witness)
+        else:
+            near = watch.near
+            count = len(near)
+            if count > 1:
+                place = int(self._random() * count)
+                choice = near[place]
+                other = near[(place + 1 + int(self._random() * (count - 1))) % count]
+                if other[5].in_flight < choice[5].in_flight:  # type: ignore[union-attr]  # replicas have one
+                    choice = other
+            else:
+                choice = near[0] if near else None
+        if choice is None:
+            return None
+        need, have = token.position(cluster), choice[3]
+        if need is None or (have is not None and have[0] == need[0] and have[1] >= need[1]):
+            return choice
+        return None
 
     def _to_primary(self, why: str) -> Choice:
         return Choice(self.primary, self._watch.primary_node or "primary", why, None, None, None)
