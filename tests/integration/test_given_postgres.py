@@ -19,6 +19,7 @@ from tests.integration._platforms import Project, project
 
 from springtide.errors import RunnerError
 from springtide.ops.runner import given
+from springtide.topology.budget import Demand
 
 pytestmark = pytest.mark.needs("postgresql-15")
 
@@ -117,3 +118,15 @@ def test_a_whole_application_runs_on_it(server: str) -> None:
             assert json.loads(made.get("/api/notes"))[0]["text"] == "kept"
         finally:
             made.run("down")
+
+
+async def test_a_server_with_too_few_connections_is_refused_with_the_sum(server: str) -> None:
+    """What the server really takes counts, less what is kept for the superuser and what its role may have."""
+    demand = Demand()
+    demand.add(60, "(servers.count 2 + workers.count 1) * pool.size 20")
+    await given.check({"main": url(server)}, demands={"main": demand})
+    demand.add(4000, "4000 (people)")
+    with pytest.raises(
+        RunnerError, match=r"takes \d+ connections .*pool.size 20 \+ 4000 \(people\) = 4060 do"
+    ):
+        await given.check({"main": url(server)}, demands={"main": demand})

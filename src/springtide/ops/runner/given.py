@@ -14,14 +14,30 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from springtide.errors import RunnerError
+from springtide.topology.budget import ADVICE, Demand
 
 __all__ = ["check", "main"]
 
 OLDEST = 15
 
 
-async def check(urls: Mapping[str, str], *, timeout: float = 10.0) -> None:
-    """`urls`: cluster -> url. Raises RunnerError naming every cluster that cannot be used."""
+ROOM = """
+SELECT least(
+    current_setting('max_connections')::int
+        - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int END,
+    nullif(rolconnlimit, -1),
+    (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
+)
+FROM pg_roles WHERE rolname = current_user
+"""
+"""What our role may open to our database; a null counts for nothing in least()."""
+
+
+async def check(
+    urls: Mapping[str, str], *, demands: Mapping[str, Demand] | None = None, timeout: float = 10.0
+) -> None:
+    """`urls`: cluster -> url, `demands`: cluster -> what the fleet may open to its server. Raises RunnerError
+    naming every cluster that cannot be used."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
@@ -33,7 +49,12 @@ async def check(urls: Mapping[str, str], *, timeout: float = 10.0) -> None:
         env={**os.environ, "PGCONNECT_TIMEOUT": str(round(timeout))},
     )
     try:
-        out, _ = await process.communicate(json.dumps(dict(urls)).encode())
+        asked = {
+            name: [url, demand.amount, str(demand)] if demand is not None else [url, 0, ""]
+            for name, url in urls.items()
+            for demand in ((demands or {}).get(name),)
+        }
+        out, _ = await process.communicate(json.dumps(asked).encode())
     finally:
         if process.returncode is None:
             process.kill()
@@ -45,7 +66,7 @@ async def check(urls: Mapping[str, str], *, timeout: float = 10.0) -> None:
         raise RunnerError("\n".join(problems))
 
 
-async def _problem(url: str, timeout: float) -> str:
+async def _problem(url: str, needed: int, sum_: str, timeout: float) -> str:
     import asyncpg
 
     parts = urlsplit(url)
@@ -62,16 +83,24 @@ async def _problem(url: str, timeout: float) -> str:
         return f"{where} cannot be reached: {error}"
     try:
         version = connection.get_server_version()
+        room = await connection.fetchval(ROOM, timeout=timeout) if needed else None
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return f"{where} did not say how many connections it takes: {str(error) or type(error).__name__}"
     finally:
         connection.terminate()
     if version.major < OLDEST:
         return f"{where} is version {version.major}, and {OLDEST} is the oldest that works: upgrade it"
+    if room is not None and room < needed:
+        return (
+            f"{where} takes {room} connections of {parts.username!r} (max_connections, limits of role and "
+            f"database), and {sum_} do not fit: raise its limit, {ADVICE}"
+        )
     return ""
 
 
-async def _problems(urls: Mapping[str, str], timeout: float) -> dict[str, str]:
-    found = await asyncio.gather(*(_problem(url, timeout) for url in urls.values()))
-    return dict(zip(urls, found, strict=True))
+async def _problems(asked: Mapping[str, tuple[str, int, str]], timeout: float) -> dict[str, str]:
+    found = await asyncio.gather(*(_problem(*target, timeout) for target in asked.values()))
+    return dict(zip(asked, found, strict=True))
 
 
 def main() -> int:

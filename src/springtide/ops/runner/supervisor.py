@@ -45,6 +45,7 @@ from springtide.ops.runner.poolers import Poolers
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.programs import PythonProgram
 from springtide.topology import Addresses, Topology, check_built
+from springtide.topology.budget import server_demand
 
 __all__ = ["Supervisor"]
 
@@ -224,7 +225,9 @@ class Supervisor:
             if self.topology.nodes[cluster.primary].given
         }
         if given_urls:
-            work.append(given.check(given_urls))
+            nodes = server_demand(self.topology)
+            demands = {name: nodes[self.topology.clusters[name].primary] for name in given_urls}
+            work.append(given.check(given_urls, demands=demands))
         await _together(work)
         for cluster in self.topology.clusters.values():
             if (keeper := self._kept().get(cluster.primary)) is not None:
