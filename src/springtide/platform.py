@@ -26,7 +26,7 @@ from springtide.db import Database, ShardMap, idempotency
 from springtide.db.consistency import Consistency
 from springtide.db.durability import check_quorum
 from springtide.db.insight import Insight
-from springtide.db.members import Fixed, Member, Members, RunnerFile
+from springtide.db.members import Fixed, Member, Members, Patroni, RunnerFile
 from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
 from springtide.db.servers import RoutingSettings, Servers
@@ -397,7 +397,7 @@ class Platform:
     def _pool(self, cluster: str, replica: Member | None = None) -> Pool:
         spec = self.topology.pool
         pooler = self.topology.pooler(cluster) if replica is None else None
-        replaced = replica is None and bool(self.topology.clusters[cluster].replicas)
+        replaced = replica is None and self.topology.clusters[cluster].replicated
         return Pool(
             self.topology.client_url(cluster) if replica is None else replica.url,
             cluster=cluster if replica is None else f"{cluster}/{replica.node}",
@@ -434,6 +434,8 @@ class Platform:
         spec = self.topology.clusters[cluster]
         if addresses is not None and self.topology.nodes[spec.primary].supervised:
             return RunnerFile(addresses, cluster, dbname=spec.dbname, describe=self._described)
+        if spec.patroni:
+            return Patroni(spec.patroni, cluster, url=self.topology.cluster_url(cluster))
         if not spec.replicas:
             return None
         members = []

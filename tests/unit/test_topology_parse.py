@@ -406,3 +406,19 @@ def test_with_tls_a_given_server_must_say_that_it_is_encrypted() -> None:
     assert "must say sslmode" in only(text + "?sslmode=prefer'")
     assert loads(text + "?sslmode=require'").network is not None
     assert loads(text.replace("[network]", "[network]\ntls = false") + "'").network is not None
+
+
+def test_patroni_names_the_servers_of_a_given_cluster() -> None:
+    """It stands for replicas, for durability too; beside a list of them or over a node that the runner starts
+    it is refused."""
+    text = "name = 'x'\napp = 'x:app'\n[nodes.db]\n{url}\n[clusters.main]\nprimary = 'db'\n{more}\n"
+    text += (
+        "patroni = ['http://10.0.0.1:8008']\n[databases.default]\nshards = ['main']\ndurability = 'quorum'"
+    )
+    url = "url = 'postgresql://u@h/x'"
+    assert loads(text.format(url=url, more="")).clusters["main"].replicated
+    with pytest.raises(TopologyError, match=r"give nodes\.db\.url"):
+        loads(text.format(url="", more=""))
+    listed = f"{url}\n[nodes.other]\nurl = 'postgresql://u@h2/x'"
+    with pytest.raises(TopologyError, match=r"remove clusters\.main\.replicas"):
+        loads(text.format(url=listed, more="replicas = ['other']"))

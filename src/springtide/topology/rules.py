@@ -154,6 +154,12 @@ def _clusters(topology: Topology) -> Iterator[TopologyFault]:
     databases: dict[tuple[str, str], str] = {}
     for name, cluster in topology.clusters.items():
         key = f"clusters.{name}"
+        if cluster.patroni and cluster.replicas:
+            rule = f"names the replicas itself: remove {key}.replicas"
+            yield _fault(f"{key}.patroni", list(cluster.patroni), rule)
+        if cluster.patroni and (node := topology.nodes.get(cluster.primary)) and node.supervised:
+            rule = f"is for a given cluster: give nodes.{cluster.primary}.url"
+            yield _fault(f"{key}.patroni", list(cluster.patroni), rule)
         if cluster.primary in cluster.replicas:
             yield _fault(f"{key}.replicas", cluster.primary, "must not list the cluster's primary")
         for replica in cluster.replicas:
@@ -188,7 +194,7 @@ def _databases(topology: Topology) -> Iterator[TopologyFault]:
         for shard in database.shards:
             if shard not in topology.clusters:
                 yield _fault(key, shard, _missing("cluster", shard, topology.clusters))
-            elif database.durability == "quorum" and not topology.clusters[shard].replicas:
+            elif database.durability == "quorum" and not topology.clusters[shard].replicated:
                 rule = f"needs a replica that confirms commits: give clusters.{shard}.replicas one"
                 yield _fault(f"databases.{name}.durability", database.durability, rule)
 

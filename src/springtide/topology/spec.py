@@ -234,6 +234,18 @@ class Cluster(Checked):
     failover_after: Annotated[
         float, Key(says="a primary counts as dead when it was silent for", unit="s", rule=above(0))
     ] = 5.0
+    patroni: Annotated[
+        tuple[str, ...],
+        Key(
+            says="REST addresses of the Patroni that runs it; the primary's url gives the account",
+            rule=each(matching(r"https?://[^\s/@]+/?", 'must look like "http://host:8008"')),
+        ),
+    ] = ()
+
+    @property
+    def replicated(self) -> bool:
+        """True when it has replicas, or Patroni says which."""
+        return bool(self.replicas or self.patroni)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
