@@ -96,18 +96,29 @@ async def initialise(place: Place) -> None:
 
 async def ensure_slot(place: Place, upstream: Upstream) -> None:
     """The node's slot on its upstream, which keeps the WAL that the node has not got yet."""
-    await psql.ask(
-        place.install.program("psql"),
+    await _ask(
+        place,
+        upstream,
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
         " WHERE slot_name = :'slot' AND wal_status = 'lost' AND NOT active;\n"  # it is of no use to anybody
         "SELECT pg_create_physical_replication_slot(:'slot', true)"
         " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = :'slot');\n",
+        slot=standby.slot_name(place.node),
+    )
+
+
+async def _ask(
+    place: Place, upstream: Upstream, sql: str, *, timeout: float = 10.0, **variables: str
+) -> None:
+    await psql.ask(
+        place.install.program("psql"),
+        sql,
         who=f"PostgreSQL {upstream.node}",
         port=upstream.port,
         user=pgdata.SUPERUSER,
         password=place.password,
-        timeout=10.0,
-        slot=standby.slot_name(place.node),
+        timeout=timeout,
+        **variables,
     )
 
 
@@ -140,6 +151,8 @@ async def rewind(place: Place, upstream: Upstream) -> None:
     await asyncio.to_thread(standby.want_repair, place.data, "copy")
     try:
         await ensure_slot(place, upstream)  # first, so that what is needed afterwards is kept
+        # Before PostgreSQL 16 pg_rewind learns of a new timeline only by a checkpoint on it.
+        await _ask(place, upstream, "CHECKPOINT;\n", timeout=60.0)
         passfile = place.data / standby.PASSFILE
         await asyncio.to_thread(standby.write_passfile, passfile, place.password, place.account)
         # A server that crashed is recovered first, by PostgreSQL in single-user mode, which no standby can.
