@@ -41,7 +41,7 @@ from springtide.testing.history import Operation, Read, Violation, Write, check
 from springtide.topology import Addresses, Roles
 
 PROCESSES = 3
-RUNS, QUICK_RUNS = 20, 5
+RUNS, QUICK_RUNS = 20, 4
 DETECT = 0.1
 """Seconds between two looks at whether the primary's process is there."""
 
