@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -19,6 +20,9 @@ from tests.integration._platforms import Project, project
 
 from springtide.errors import RunnerError
 from springtide.ops.runner import given
+from springtide.ops.runner.backups import server as backed
+from springtide.ops.runner.backups.store import Store
+from springtide.ops.runner.backups.taking import take, verify
 from springtide.topology.budget import Demand
 
 pytestmark = pytest.mark.needs("postgresql-15")
@@ -130,3 +134,22 @@ async def test_a_server_with_too_few_connections_is_refused_with_the_sum(server:
         RunnerError, match=r"takes \d+ connections .*pool.size 20 \+ 4000 \(people\) = 4060 do"
     ):
         await given.check({"main": url(server)}, demands={"main": demand})
+
+
+async def test_a_given_server_is_backed_up(server: str, tmp_path: Path) -> None:
+    """By its own version's programs, pg_verifybackup among them; a user without REPLICATION is told so."""
+    url = f"postgresql://owner:{PASSWORD.replace(' ', '%20')}@{server}/shop"
+    found, store, log = await backed.given(url), Store(tmp_path, "main"), tmp_path / "log"
+    taken = await take(store, found, keep=1, max_rate_bytes=2**30, log=log, fast=True)
+    assert (taken.backup.major, found.programs.parts[-2]) == (15, "15")
+    account = backed.own_account()
+    assert await verify(store, taken.backup, found.programs, account, log=log) == []
+    victim = store.data(taken.backup) / "global" / "pg_control"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    (problem,) = await verify(store, taken.backup, found.programs, account, log=log)
+    assert "is damaged" in problem and "pg_verifybackup" in problem
+    await found.ask("CREATE ROLE plain LOGIN PASSWORD 'x'")
+    plain = await backed.given(f"postgresql://plain:x@{server}/shop")
+    with pytest.raises(RunnerError, match="needs the attribute REPLICATION"):
+        await take(store, plain, keep=1, max_rate_bytes=2**30, log=log, fast=True)
+    assert await asyncio.to_thread(store.backups) == [taken.backup]
