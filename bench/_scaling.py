@@ -29,8 +29,8 @@ __all__ = ["LIMIT", "measure"]
 LIMIT = 0.15
 """Of one processor, per node."""
 
-OWNERS, PER_OWNER = 50, 4_000
-CALLERS = 48
+OWNERS, PER_OWNER = 50, 2_000
+CALLERS = 24
 
 FILL = f"""
 create table register.item as
