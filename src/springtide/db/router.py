@@ -290,6 +290,6 @@ class Database:
         """A transaction on the primary of a shard, whose position the request's token takes."""
         options["synchronous_commit"] = self._confirmation.get(shard)
         servers = self.servers.get(shard)
-        if servers is None or not servers.replicated:
+        if servers is None:
             return self.pools[shard].transaction(**options)
         return servers.transaction(**options)

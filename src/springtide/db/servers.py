@@ -518,9 +518,11 @@ class Servers:
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Transaction]:
         """`Pool.transaction` on the primary, noted in the request's token: after COMMIT the position of the
-        log, on the same connection; a doubt when that could not be learnt, or the block has not committed."""
+        log, on the same connection; a doubt when that could not be learnt, or the block has not committed.
+
+        Whether there are replicas is asked at the end: one may have come and have settled meanwhile."""
         context = current()
-        if context is None or not self.replicated:
+        if context is None:
             async with self.primary.transaction(**options) as tx:
                 yield tx
             return
@@ -528,6 +530,8 @@ class Servers:
 
         async def note(link: Link) -> None:
             nonlocal covered
+            if not self.replicated:
+                return
             statement = self.primary._statements.get(CAPTURE)
             async with asyncio.timeout(CAPTURE_TIMEOUT):
                 row = await link.perform(asyncpg.Connection.fetchrow, CAPTURE, (), statement, limited=False)
@@ -538,12 +542,12 @@ class Servers:
             async with self.primary.transaction(**options) as tx:
                 tx.note(note)
                 yield tx
-            token.written = True  # also when nobody knows where
+            token.written = token.written or self.replicated  # also when nobody knows where
         except CommitUnknown:
-            token.written = True
+            token.written = token.written or self.replicated
             raise
         finally:
-            if not covered:
+            if not covered and self.replicated:
                 token.doubt(self.cluster)
 
 
