@@ -514,8 +514,8 @@ async def test_replay_that_cannot_wait_for_a_read_sends_it_elsewhere(
 async def test_a_promoted_replica_takes_over_and_sessions_go_on(
     own_cluster: Clusters, tmp_path: Path
 ) -> None:
-    """Positions of the old timeline pass at the primary alone; eventual reads never fail; a replica that did
-    not follow is not read from, whatever its position."""
+    """Positions of the old timeline pass at the primary alone, until it has been asked for one of the new;
+    eventual reads never fail; a replica that did not follow is not read from, whatever its position."""
     world = await asyncio.to_thread(own_cluster, replicas=3)
     heir, follower, _ = world.replicas
     async with registers(world, tmp_path) as (db, servers):
@@ -523,6 +523,8 @@ async def test_a_promoted_replica_takes_over_and_sessions_go_on(
         ann, bob = Session(db, "ann"), Session(db, "bob")
         version = await ann.write("k")
         await bob.read("k")
+        eve = Session(db, "eve")
+        await eve.write("other")
         for replica in world.replicas:
             await asyncio.to_thread(replica.catch_up)
         over = asyncio.Event()
@@ -530,7 +532,7 @@ async def test_a_promoted_replica_takes_over_and_sessions_go_on(
         async def watcher() -> int:
             count = 0
             while not over.is_set():
-                async with Session(db, "eve").request():
+                async with Session(db, "watcher").request():
                     await db.read("k", consistency=EVENTUAL).fetch_value("select 1")
                 count += 1
             return count
@@ -548,6 +550,10 @@ async def test_a_promoted_replica_takes_over_and_sessions_go_on(
         await until(lambda: [r.state for r in servers.replicas if r.node == "replica-2"] == ["serving"])
         assert await ann.read("k") == version + 1
         assert await bob.read("k") >= version
+        assert eve.token.startswith("main:1:")
+        for _ in range(2):  # the second asks the primary where it is
+            assert await eve.read("k") == version + 1
+        assert eve.token.startswith("main:2:")
         strayed = next(r for r in servers.replicas if r.node == "replica-3")
         assert strayed.state == "ejected" and "timeline" in strayed.reason
         over.set()

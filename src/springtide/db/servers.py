@@ -494,7 +494,10 @@ class Servers:
         """Whether a replica would answer this session's reads if what it has seen were bounded."""
         if consistency.level != "session" or self.cluster not in token.witnesses:
             return False
-        able, _ = _replicas.of_session(self._watch.readable, token.position(self.cluster), None)
+        need = token.position(self.cluster)
+        if need is not None and need.epoch < self._watch.epoch:
+            need = None  # nobody reaches what was seen of a primary before this one: asking brings that up
+        able, _ = _replicas.of_session(self._watch.readable, need, None)
         return bool(able)
 
     async def _cover(self, token: CausalityToken, fetch_one: Callable[[str], Awaitable[Any]]) -> None:
