@@ -25,7 +25,7 @@ from springtide.db.causality import SEGMENT_BYTES, parse_lsn
 from springtide.db.members import Fixed, Member
 from springtide.db.pool import Pool
 from springtide.db.servers import Servers
-from springtide.errors import DatabaseUnavailable, Unavailable
+from springtide.errors import DatabaseUnavailable, MembersUnknown, Unavailable
 from springtide.signals import Signal, StatementFinished
 from springtide.testing.history import Operation, check
 from springtide.testing.lifecycle import stress
@@ -618,6 +618,68 @@ async def test_members_come_and_go(own_cluster: Clusters, tmp_path: Path) -> Non
         streams += " where application_name in ('springtide', 'springtide-look')"
         await until(lambda: servers._watch._leaving == set())
         assert await asyncio.to_thread(world.replicas[0].query, streams) == "0"
+
+
+class Shrinking:
+    """Members that are told once more to have changed when the gate is open."""
+
+    def __init__(self, known: list[Member]) -> None:
+        self.known = known
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def members(self) -> list[Member]:
+        await self.gate.wait()
+        if len(self.known) == 1:
+            self.gate.clear()
+        return self.known
+
+
+async def test_what_is_written_is_noted_until_everybody_has_learnt_that_the_last_replica_left(
+    own_cluster: Clusters, tmp_path: Path
+) -> None:
+    """A process that still knows the replica does not let it answer a session that has written through one
+    that does not; after `settle` nothing is noted any more."""
+    world = await asyncio.to_thread(own_cluster, replicas=1)
+    source = Shrinking(members(world))
+    async with (
+        registers(world, tmp_path, source=source) as (aware, alone),
+        registers(world, tmp_path, migrate=False) as (unaware, servers),
+    ):
+        await serving(alone, 1)
+        await serving(servers, 1)
+        async with held(world):
+            source.known = source.known[:1]
+            await until(lambda: not alone.replicas)
+            ann = Session(aware, "ann")
+            version = await ann.write("k")
+            ann.db = unaware
+            assert await ann.read("k") == version
+        while alone.replicated:
+            source.gate.set()
+            await asyncio.sleep(0.05)
+        ann.db, ann.token = aware, ""
+        await ann.write("k")
+        assert ann.token == ""
+
+
+class Unknown:
+    async def members(self) -> list[Member]:
+        raise MembersUnknown("nobody tells")
+
+
+async def test_while_nobody_tells_who_there_is_writes_are_noted(calm: Cluster, tmp_path: Path) -> None:
+    """A process that starts then may not take itself to be alone: others read from replicas."""
+    async with (
+        registers(calm, tmp_path, source=Unknown()) as (blind, _),
+        registers(calm, tmp_path, migrate=False) as (db, servers),
+    ):
+        await serving(servers, 1)
+        async with held(calm):
+            ann = Session(blind, "ann")
+            version = await ann.write("blind")
+            ann.db = db
+            assert await ann.read("blind") == version
 
 
 async def test_a_choice_by_hand_keeps_the_same_promises(calm: Cluster, tmp_path: Path) -> None:

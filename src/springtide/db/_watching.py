@@ -8,6 +8,9 @@ A replica has a pool as long as it answers, made for one run of the server: it r
 A replica that does not answer is given up with its connections, so whoever waits on it is answered elsewhere.
 While one server is known alone, nobody is looked at.
 
+Processes learn at different times that the last replica is gone, and until then they go on reading from it.
+So commits are captured, and reads noted, for `settle` longer; and while it is not known who there is at all.
+
 Decisions are `_roles` (the primary) and `_replicas` (the rest); this file is their hands and eyes.
 """
 
@@ -107,6 +110,9 @@ class Watch:
         self._log = PrimaryLog()
         self._leaving: set[asyncio.Task[None]] = set()
         self._membership: Periodic | None = None
+        self._alone_since: float | None = None
+        self.replicated = False
+        """Whether some process of the platform may read from a replica."""
         self.segment_bytes = SEGMENT_BYTES
         self.readable: tuple[Health, ...] = ()
         """Replicas that are read from."""
@@ -121,13 +127,14 @@ class Watch:
         """Set while there is no primary, or it does not answer."""
 
     @property
-    def replicated(self) -> bool:
+    def watching(self) -> bool:
+        """Whether there is more than one server: then they are looked at."""
         return len(self._servers) > 1
 
     @property
     def replicas(self) -> list[Health]:
         """Every known server but the primary, in the order of their names."""
-        if not self.replicated:
+        if not self.watching:
             return []
         known = sorted(self._servers.items())
         return [server.health for name, server in known if name != self._standing.primary]
@@ -135,7 +142,7 @@ class Watch:
     @property
     def address(self) -> str | None:
         """Where the primary itself answers; None while none is known. May be asked from another thread."""
-        name = self._standing.primary if self.replicated else next(iter(tuple(self._servers)), None)
+        name = self._standing.primary if self.watching else next(iter(tuple(self._servers)), None)
         server = self._servers.get(name) if name is not None else None
         return server.member.url if server is not None else None
 
@@ -176,6 +183,7 @@ class Watch:
         if self._leaving:
             await asyncio.wait(list(self._leaving))
         self._standing, self._log = Standing(), PrimaryLog()
+        self.replicated, self._alone_since = False, None
 
     async def _regroup(self) -> None:
         """Bring the servers in line with who belongs to the cluster now."""
@@ -183,6 +191,7 @@ class Watch:
             members = await self._members.members()
         except MembersUnknown as error:
             _log.warning("%s: %s", self._name, error)
+            self.replicated = self.replicated or not self._servers
             return
         wanted = {member.node: member for member in members}
         for name, server in list(self._servers.items()):
@@ -200,9 +209,10 @@ class Watch:
                     settings=self._settings,
                 )
                 self._servers[name] = _Server(member, eye, health)
-        if not self.replicated:
+        if not self.watching:
             await self._alone(members[0])
             return
+        self.replicated, self._alone_since = True, None
         self._conclude(None, 0.0)
         self._primary.watched(self.doubt)
         for server in self._servers.values():
@@ -219,6 +229,11 @@ class Watch:
         """One server is known: it is the primary, and nobody needs to look at it."""
         (server,) = self._servers.values()
         await self._rest(server)
+        now = self._monotonic()
+        if self._alone_since is None:
+            self._alone_since = now
+        if now - self._alone_since >= self._settings.settle:
+            self.replicated = False
         self._primary.watched(None)
         self._primary.move(self._url(member))
         self._conclude(None, 0.0)
@@ -274,7 +289,7 @@ class Watch:
     def _conclude(self, looked: _Server | None, sent: float) -> None:
         """Who is the primary, how is each replica, who is read from: after whatever has changed."""
         now = self._monotonic()
-        if self.replicated:
+        if self.watching:
             self._find_primary()
         if looked is not None and looked.member.node == self._standing.primary:
             assert looked.look is not None
@@ -290,7 +305,7 @@ class Watch:
             if health.missing_since is not None or not health.standby:
                 self._give_up(server)
         leader = self._servers.get(self._standing.primary or "")
-        if self.replicated and (leader is None or leader.look is None or self._primary.dsn is None):
+        if self.watching and (leader is None or leader.look is None or self._primary.dsn is None):
             self.headless.set()
         else:
             self.headless.clear()

@@ -175,7 +175,8 @@ class Servers:
 
     @property
     def replicated(self) -> bool:
-        """Whether a replica is known: then what sessions see is noted, and each commit is captured."""
+        """Whether a replica may be read from, by whatever process: then what sessions see is noted, and each
+        commit is captured."""
         return self._watch.replicated
 
     @property
@@ -468,7 +469,7 @@ class Servers:
         Another process may find a new primary first. What it let its client see, the old one never has.
         """
         need = token.positions.get(self.cluster)
-        if need is None or not 0 < self._watch.epoch < need.epoch:
+        if need is None or not 0 < self._watch.epoch < need.epoch or not self._watch.watching:
             return
         context = current()
         left = context.remaining(self._clock.monotonic()) if context is not None else None
