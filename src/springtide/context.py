@@ -195,13 +195,14 @@ class CausalityToken:
     is asked again only when a position is known to cover all of it. Two witnesses at once are `DOUBT`.
     """
 
-    __slots__ = ("_positions", "_witnesses", "grown", "leaning", "pinned", "written")
+    __slots__ = ("_positions", "_sights", "_witnesses", "grown", "leaning", "pinned", "written")
 
     def __init__(
         self, positions: Mapping[str, Position] | None = None, witnesses: Mapping[str, str] | None = None
     ) -> None:
         self._positions: dict[str, Position] = dict(positions or {})
         self._witnesses: dict[str, str] = dict(witnesses or {})
+        self._sights: dict[str, int] = {}
         self.leaning: dict[str, str] = {}
         """cluster -> who was asked last: of this request alone, so that its reads at the same time agree."""
         self.pinned = False
@@ -218,6 +219,7 @@ class CausalityToken:
 
     def saw(self, cluster: str, witness: str) -> None:
         """The session has seen an answer of `witness` (12 hexadecimal digits: one run of one server)."""
+        self._sights[cluster] = self._sights.get(cluster, 0) + 1
         known = self._witnesses.get(cluster)
         if known != witness and known != DOUBT:
             self._witnesses[cluster] = witness if known is None else DOUBT
@@ -227,15 +229,25 @@ class CausalityToken:
         """The session has seen more than can be said: its reads go to the primary until `cover`."""
         self.saw(cluster, DOUBT)
 
-    def cover(self, cluster: str, position: Position) -> None:
-        """All that the session has seen of the cluster lies before `position`: no witness is needed."""
+    def sights(self, cluster: str) -> int:
+        """How often the session has seen an answer that no position covered yet; see `cover`."""
+        return self._sights.get(cluster, 0)
+
+    def cover(self, cluster: str, position: Position, *, sights: int | None = None) -> None:
+        """All that the session has seen of the cluster lies before `position`: no witness is needed.
+
+        `sights` is their number when the position was asked for: what has been seen since then, by a read at
+        the same time, may lie behind it, and keeps its witness.
+        """
         self.observe(cluster, position)
+        if sights is not None and sights != self.sights(cluster):
+            return
         if self._witnesses.pop(cluster, None) is not None:
             self.grown += 1
 
-    def wrote(self, cluster: str, position: Position) -> None:
+    def wrote(self, cluster: str, position: Position, *, sights: int | None = None) -> None:
         """The session has committed, and `position`, read on the primary after the commit, covers it."""
-        self.cover(cluster, position)
+        self.cover(cluster, position, sights=sights)
         self.written = True
 
     def merge(self, other: CausalityToken) -> None:

@@ -682,6 +682,28 @@ async def test_while_nobody_tells_who_there_is_writes_are_noted(calm: Cluster, t
             assert await ann.read("blind") == version
 
 
+async def test_a_read_at_the_same_time_as_a_commit_is_not_covered_by_its_position(
+    calm: Cluster, tmp_path: Path
+) -> None:
+    """What a replica answers between the question where the log is and its answer may lie behind that."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        async with Session(db, "ann").request() as context, servers.primary.acquire() as connection:
+            token = context.causality
+
+            async def overtaken(sql: str) -> Any:
+                row = await connection.fetch_one(sql)
+                await Session(db, "bob").write("k")
+                await asyncio.to_thread(calm.replicas[0].catch_up)
+                await db.read("k").fetch_one(READ, bucket_of("k"), "k")
+                return row
+
+            await servers._cover(token, overtaken)
+            assert list(token.positions) == list(token.witnesses) == ["main"]
+            await servers._cover(token, connection.fetch_one)
+            assert not token.witnesses
+
+
 async def test_a_choice_by_hand_keeps_the_same_promises(calm: Cluster, tmp_path: Path) -> None:
     """`choose`, `saw`, `capture` and `cover` are what adapters of other libraries are made of."""
     async with registers(calm, tmp_path) as (_, servers):
@@ -695,7 +717,8 @@ async def test_a_choice_by_hand_keeps_the_same_promises(calm: Cluster, tmp_path:
         token.doubt("main")
         assert servers.choose(Consistency.SESSION, token).why == "unsure"
         async with servers.primary.acquire() as connection:
-            token.cover("main", await servers.capture(connection.raw))
+            sights = token.sights("main")
+            token.cover("main", await servers.capture(connection.raw), sights=sights)
         await until(lambda: servers.choose(Consistency.SESSION, token).node == "replica-1")
         assert servers.choose(STRONG, token).why == "strong"
         assert servers.choose(Consistency.SESSION, None).why == "no session"

@@ -503,6 +503,7 @@ class Servers:
 
     async def _cover(self, token: CausalityToken, fetch_one: Callable[[str], Awaitable[Any]]) -> None:
         """Ask the primary how far it is, after it has answered; leaves a doubt when that does not work."""
+        sights = token.sights(self.cluster)
         try:
             row = await fetch_one(CAPTURE)
         except BaseException as error:
@@ -511,7 +512,7 @@ class Servers:
                 raise
             _log.debug("%s: no position after a read: %r", self.name, error)
             return
-        token.cover(self.cluster, captured(row, segment_bytes=self._watch.segment_bytes))
+        token.cover(self.cluster, captured(row, segment_bytes=self._watch.segment_bytes), sights=sights)
 
     # -- writing ---------------------------------------------------------------------------------------
 
@@ -537,9 +538,11 @@ class Servers:
             if not self.replicated:
                 return
             statement = self.primary._statements.get(CAPTURE)
+            sights = token.sights(self.cluster)
             async with asyncio.timeout(CAPTURE_TIMEOUT):
                 row = await link.perform(asyncpg.Connection.fetchrow, CAPTURE, (), statement, limited=False)
-            token.wrote(self.cluster, captured(row, segment_bytes=self._watch.segment_bytes))
+            position = captured(row, segment_bytes=self._watch.segment_bytes)
+            token.wrote(self.cluster, position, sights=sights)
             covered = True
 
         try:

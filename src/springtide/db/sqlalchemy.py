@@ -242,15 +242,16 @@ class RoutedSession(Session):
             return
         servers = self._routing.servers
         raw = connection.connection.driver_connection
+        sights = self._token.sights(servers.cluster)
         try:
             position = await_only(asyncio.wait_for(servers.capture(raw), CAPTURE_TIMEOUT))  # type: ignore[arg-type]
         except Exception as error:
             _log.debug("%s: no position after a transaction: %r", servers.name, error)
             return
         if written:
-            self._token.wrote(servers.cluster, position)
+            self._token.wrote(servers.cluster, position, sights=sights)
         else:
-            self._token.cover(servers.cluster, position)
+            self._token.cover(servers.cluster, position, sights=sights)
         self._covered = True
 
 
