@@ -30,7 +30,7 @@ LIMIT = 0.15
 """Of one processor, per node."""
 
 OWNERS, PER_OWNER = 50, 2_000
-CALLERS = 24
+CALLERS_PER_NODE = 16
 
 FILL = f"""
 create table register.item as
@@ -98,7 +98,7 @@ async def one_round(platform: Platform, nodes: Sequence[Node], *, seconds: float
             done += 1
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(CALLERS):
+        for _ in range(CALLERS_PER_NODE * len(nodes)):
             group.create_task(caller())
         await asyncio.sleep(0.5)  # until every node works at its limit
         before, begun, first = [used_cpu(node) for node in nodes], time.monotonic(), done
