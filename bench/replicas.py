@@ -14,8 +14,9 @@
   (one round trip; a session that did not write makes none).
 - `read_scaling_1_to_3`: read throughput with three replicas over one, every node limited to 0.15 of a core;
   `read_scaling_least_used` is the share of its limit that the least busy of them used. Needs root.
+- `pgbouncer_...`: connections and throughput through PgBouncer beside direct ones; see bench/_pooling.py.
 
-`python -m bench.replicas staleness` runs one part alone (staleness, share, scaling).
+`python -m bench.replicas staleness` runs one part alone (staleness, share, scaling, pooling).
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from typing import Any
 
 import uvloop
 
-from bench import _scaling
+from bench import _pooling, _scaling
 from bench._cluster import cluster
 from bench._harness import finish
 from bench._registers import platform_over
 from bench._share import replica_share, token_capture, token_check
 from bench._staleness import Seen, fleet
 
-PARTS = ("staleness", "share", "scaling")
+PARTS = ("staleness", "share", "scaling", "pooling")
 
 
 async def staleness(*, quick: bool) -> dict[str, Any]:
@@ -85,6 +86,10 @@ async def share(*, quick: bool) -> dict[str, Any]:
 
 async def scaling(*, quick: bool) -> dict[str, Any]:
     return await _scaling.measure(rounds=5, seconds=0.8 if quick else 8.0)
+
+
+async def pooling(*, quick: bool) -> dict[str, Any]:
+    return await _pooling.measure(quick)
 
 
 def faults(figures: dict[str, Any]) -> list[str]:
