@@ -9,9 +9,8 @@
   Both must be > 0, or the harness would not see a stale read.
 - `replica_share_50ms`: share of session reads that replicas serve: 1,000 sessions, a request per second each,
   5 % writes, 50 ms lag.
-- `choose_us`: choosing a server for a session read by its token, in CPU time; `token_check_us` what the token
-  adds to choosing any. `token_capture_us`: what a write costs more because its position is read after COMMIT
-  (one round trip; a session that did not write makes none).
+- `token_check_us`: choosing a server for a session read by its token, in CPU time. `token_capture_us`: what a
+  write costs more because its position is read after COMMIT (one round trip; who did not write makes none).
 - `read_scaling_1_to_3`: read throughput with three replicas over one, every node limited to 0.15 of a core;
   `read_scaling_least_used` is the share of its limit that the least busy of them used. Needs root.
 - `pgbouncer_...`: connections and throughput through PgBouncer beside direct ones; see bench/_pooling.py.
@@ -30,7 +29,7 @@ from bench import _pooling, _scaling
 from bench._cluster import cluster
 from bench._harness import finish
 from bench._registers import platform_over
-from bench._share import replica_share, token_capture, token_check
+from bench._share import replica_share, token_capture, token_check_us
 from bench._staleness import Seen, fleet
 
 PARTS = ("staleness", "share", "scaling", "pooling")
@@ -79,7 +78,7 @@ async def share(*, quick: bool) -> dict[str, Any]:
         platform_over(world, world.replicas) as platform,
         platform_over(world, []) as alone,
     ):
-        figures: dict[str, Any] = {**token_check(platform, rounds=5)}
+        figures: dict[str, Any] = {"token_check_us": token_check_us(platform, rounds=5)}
         figures |= await token_capture(platform, alone, rounds=5 if quick else 9)
         return figures | await replica_share(world, platform, seconds=6.0 if quick else 60.0)
 
