@@ -195,7 +195,7 @@ class CausalityToken:
     is asked again only when a position is known to cover all of it. Two witnesses at once are `DOUBT`.
     """
 
-    __slots__ = ("_positions", "_sights", "_witnesses", "grown", "leaning", "pinned", "written")
+    __slots__ = ("_positions", "_sights", "_witnesses", "grown", "leaning", "pinned", "sighted", "written")
 
     def __init__(
         self, positions: Mapping[str, Position] | None = None, witnesses: Mapping[str, str] | None = None
@@ -209,6 +209,8 @@ class CausalityToken:
         self.written = False
         self.grown = 0
         """How often a position or a witness changed: equal numbers mean that nothing changed in between."""
+        self.sighted = 0
+        """How often an answer was seen that no position covered yet, also from a witness that was known."""
 
     def observe(self, cluster: str, position: Position) -> None:
         """The session has seen what the cluster had at `position`."""
@@ -219,6 +221,7 @@ class CausalityToken:
 
     def saw(self, cluster: str, witness: str) -> None:
         """The session has seen an answer of `witness` (12 hexadecimal digits: one run of one server)."""
+        self.sighted += 1
         self._sights[cluster] = self._sights.get(cluster, 0) + 1
         known = self._witnesses.get(cluster)
         if known != witness and known != DOUBT:

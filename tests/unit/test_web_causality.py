@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from springtide.context import CausalityToken, Identity, Position, current
+from springtide.context import DOUBT, CausalityToken, Identity, Position, current
 from springtide.signals import CausalityChecked, Signal
 from springtide.testing.clock import ManualClock
 from springtide.web._jar import MAX_READ, Jar, read_cookies
@@ -73,6 +73,9 @@ class World:
         if "seen" in query:
             context.causality.saw("main", query["seen"])
         response = Response("fine")
+        if "lost" in query:
+            context.causality.doubt("main")
+            context.causality.written = True
         if "cache" in query:
             response.headers["cache-control"] = query["cache"]
         if "network" in query:
@@ -252,6 +255,48 @@ async def test_an_older_answer_that_arrives_last_takes_nothing_away() -> None:
     assert (await browser.knows()).positions == {"main": Position(1, 100)}
     (await browser.ask("/?wrote=110"))()
     assert len(browser.jar) == 1
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+async def test_what_is_read_beside_a_write_stays_known(order: list[int]) -> None:
+    """The write's position covers what was seen before it, and not what its witness answered meanwhile to
+    another request: that one's answer says so, whichever arrives first."""
+    browser = Browser(World())
+    (await browser.ask(f"/?seen={WITNESS}&session=7"))()
+    for position in (7, 9):
+        answers = [await browser.ask(f"/?wrote={position}"), await browser.ask(f"/?seen={WITNESS}")]
+        for number in order:
+            answers[number]()
+        token = await browser.knows()
+        assert token.positions == {"main": Position(1, position)}
+        assert token.witnesses == {"main": WITNESS}
+    (await browser.ask("/?wrote=11"))()
+    assert not (await browser.knows()).witnesses
+    assert len(browser.jar) == 1
+
+
+async def test_however_many_read_on_at_the_same_time_the_browser_is_not_pinned() -> None:
+    """All of them say the same under one name."""
+    world = World()
+    browser = Browser(world)
+    (await browser.ask(f"/?seen={WITNESS}&session=7"))()
+    for _ in range(3):
+        answers = [await browser.ask(f"/?seen={WITNESS}") for _ in range(40)]
+        for arrive in answers:
+            arrive()
+        assert len(browser.jar) == 1
+    token = await browser.knows()
+    assert token.witnesses == {"main": WITNESS} and not token.pinned
+
+
+async def test_a_write_whose_position_is_not_known_is_told_to_a_session_in_doubt() -> None:
+    """It is in doubt already, and another answer may be ending that at the same time."""
+    browser = Browser(World())
+    (await browser.ask("/?seen=?&session=7"))()
+    covering, writing = await browser.ask("/?wrote=5"), await browser.ask("/?lost=1")
+    writing()
+    covering()
+    assert (await browser.knows()).witnesses == {"main": DOUBT}
 
 
 @settings(max_examples=60, deadline=None)

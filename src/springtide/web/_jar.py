@@ -8,6 +8,9 @@ issued last (in a process, or by process) is not enough. Hence:
     1  every answer that has something to say sets a cookie of a NEW name, `springtide-c-<process><number>`
     2  the same answer removes the cookies that its request brought, because the new one says all they said
     3  a request's token is the maximum of all the cookies that it brings
+    4  an answer that has read on from the witness that its request brought, and has nothing else to say, says
+       that again: another answer may have covered that witness and removed it before this one read. All such
+       answers to the same cookies say it under one name (`again`), so however many they are, it is one more
 
 A name is never used twice, so an answer can only remove what it covers: whatever the order of arrival, each
 token the browser was ever given is in the jar, or a later one that was made from it, until it has expired
@@ -24,13 +27,14 @@ Pure, but for the state above and the process's own random name.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from springtide.web._seal import Sealed, Seen
 
-__all__ = ["MARK", "PIN", "Jar", "read_cookies", "remove_cookie", "set_cookie"]
+__all__ = ["MARK", "PIN", "Jar", "again", "read_cookies", "remove_cookie", "set_cookie"]
 
 MARK = b"springtide-c-"
 PIN = "springtide-c-pin"
@@ -77,6 +81,11 @@ class Jar:
             del self._waiting[next(iter(self._waiting))]
         self._count += 1
         return f"springtide-c-{self._process}{_base36(self._count)}"
+
+
+def again(names: Collection[str]) -> str:
+    """The name of the cookie that says once more what the cookies of these names say together."""
+    return MARK.decode() + hashlib.blake2b(" ".join(sorted(names)).encode(), digest_size=10).hexdigest()
 
 
 def read_cookies(header: bytes) -> tuple[list[tuple[str, str]], bool]:

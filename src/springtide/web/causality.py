@@ -8,8 +8,8 @@ the text of `_seal.py`. What is not ours is as if it were not there, and is coun
 
     header   to a client that sent one, and to every one whose request wrote. A client that asks several
              things at once sends back all that it got (one header each, or with commas between)
-    cookies  when the request wrote; and when a client that uses cookies has seen more than before, or is
-             signed in by a session, unless the answer is for shared caches
+    cookies  when the request wrote; and when a client that uses cookies has seen more than before, or has
+             read on from its witness, or is signed in by a session, unless the answer is for shared caches
     neither  when nothing was seen: an anonymous client's answers stay as cacheable as they were
 
 An answer with a token is for its client alone: `public` and `s-maxage` in its Cache-Control give way to
@@ -19,7 +19,8 @@ the time one expires it says nothing any more. Witnesses are.
 A client with an identity that brought no token, or is given one now, may never bring any. What it has seen
 is kept for the identity, before the answer goes out, and looked up when its next request first reads at
 `session` level from what has replicas (`identity/positions.py`); nothing is kept or asked for clients that
-bring one.
+bring one. Of requests of one identity at the same time, one that only reads on from its witness keeps
+nothing: that would be a write for each read. What it saw is not known to those that follow a write beside it.
 
 What is written after the answer has begun (a stream, a background task) has been acknowledged by nothing,
 and travels nowhere but to later reads of the same request.
@@ -32,10 +33,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from springtide.clock import Clock, SystemClock
-from springtide.context import RequestContext, activate, current
+from springtide.context import CausalityToken, RequestContext, activate, current
 from springtide.lifecycle import StartStop
 from springtide.signals import CausalityChecked, NullSink, Sink
-from springtide.web._jar import MARK, PIN, Jar, read_cookies, remove_cookie, set_cookie
+from springtide.web._jar import MARK, PIN, Jar, again, read_cookies, remove_cookie, set_cookie
 from springtide.web._seal import CausalityKeys, Seal, Sealed, new_client, new_key
 from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,6 +76,7 @@ class Carried:
 
     __slots__ = (
         "believed", "by_cookie", "by_header", "found", "grown", "names", "positions", "renew", "sealed",
+        "sighted",
     )  # fmt: skip
 
     def __init__(self, positions: Positions | None, sealed: Sealed = NOTHING) -> None:
@@ -85,6 +87,7 @@ class Carried:
         self.believed = False
         self.renew = False
         self.grown = 0
+        self.sighted = 0
         self.positions = positions
         self.found: Found | None = None
 
@@ -165,9 +168,12 @@ class Carrier:
 
     def has_news(self, carried: Carried | None, context: RequestContext) -> bool:
         """Whether `give` has something to do; cheap, because most answers have nothing to say."""
+        token = context.causality
         if carried is None:
-            return context.causality.grown > 0
-        return carried.by_header or carried.renew or context.causality.grown != carried.grown
+            return token.grown > 0
+        if carried.by_header or carried.renew or token.written or token.grown != carried.grown:
+            return True
+        return _reads_on(carried, token)
 
     async def give(
         self, carried: Carried | None, context: RequestContext, scope: Scope, headers: Headers
@@ -178,7 +184,7 @@ class Carrier:
             return headers
         carried = carried or Carried(None)
         token, identity = context.causality, context.identity
-        news = carried.renew or token.grown != carried.grown
+        news = carried.renew or token.written or token.grown != carried.grown
         if news and identity is not None and not carried.believed and carried.positions is not None:
             versions = carried.found.versions if carried.found is not None else {}
             await carried.positions.keep(identity.subject, token, versions)
@@ -190,9 +196,13 @@ class Carrier:
         given: Headers = []
         if carried.by_header or token.written:
             given.append((HEADER, seal.seal(sealed, now).encode("ascii")))
+        secure = scope.get("scheme") in ("https", "wss")
         if token.written or (news and self._is_followed(carried, identity, headers)):
-            secure = scope.get("scheme") in ("https", "wss")
             given += [(b"set-cookie", line) for line in self._cookies(seal, carried, sealed, now, secure)]
+        elif _reads_on(carried, token) and self._is_followed(carried, identity, headers):
+            name, text = again(carried.names), seal.seal(sealed, now)
+            given.append((b"set-cookie", set_cookie(name, text, max_age=self._lifetime, secure=secure)))
+            given += [(b"set-cookie", remove_cookie(old, secure=secure)) for old in carried.names]
         return [*_private(headers), *given] if given else headers
 
     def _is_followed(self, carried: Carried, identity: Identity | None, headers: Headers) -> bool:
@@ -249,7 +259,7 @@ class Carrier:
             return carried
         sealed.tell(context.causality)
         carried.names = names
-        carried.grown = context.causality.grown
+        carried.grown, carried.sighted = context.causality.grown, context.causality.sighted
         carried.renew = sealed.is_due(now, self._lifetime * RENEW)
         self._jar.back(sealed, now)
         return carried
@@ -305,6 +315,11 @@ class CausalityLayer:
                 await send(message)
 
             await self._app({**scope, "headers": inner}, receive, given)
+
+
+def _reads_on(carried: Carried, token: CausalityToken) -> bool:
+    """Whether the request has seen more of a witness that its cookies name."""
+    return bool(carried.names) and token.sighted != carried.sighted and bool(token.witnesses)
 
 
 def _directives(value: bytes) -> list[bytes]:
