@@ -18,7 +18,7 @@ from tests._cluster import Cluster, cluster
 from tests.replicated import QUICK, READ, Session, members, registers, serving, states, until
 from tests.servers import LoopThread, PostgresServer
 
-from springtide.context import CausalityToken, RequestContext, activate
+from springtide.context import DOUBT, CausalityToken, RequestContext, activate
 from springtide.db import Consistency, bucket_of
 from springtide.db._looking import BLIND, Eye
 from springtide.db.causality import SEGMENT_BYTES, parse_lsn
@@ -232,7 +232,8 @@ async def test_every_form_of_a_read_follows_its_consistency(calm: Cluster, tmp_p
 
 
 async def test_what_a_replica_cannot_do_is_done_by_the_primary(calm: Cluster, tmp_path: Path) -> None:
-    """A statement that writes, openly or inside a function, and what is not in the log."""
+    """A statement that writes, openly or inside a function, and what is not in the log. Who writes so is
+    known to have written, whatever consistency the read was to have."""
     async with registers(calm, tmp_path) as (db, servers):
         await serving(servers, 1)
         async with db.write("x") as tx:
@@ -247,10 +248,22 @@ async def test_what_a_replica_cannot_do_is_done_by_the_primary(calm: Cluster, tm
             assert await reader.fetch_value("insert into registers.unlogged values (2) returning n") == 2
             assert await reader.fetch_value("select registers.writes()") == 1
             assert await reader.fetch_value("select count(*) from registers.unlogged") == 2
+        for statement, writes in {
+            "select count(*) from registers.unlogged": False,
+            "delete from registers.unlogged returning n": True,
+            "select registers.writes()": True,
+        }.items():
+            async with Session(db, "bob").request() as context:
+                await db.read("x", consistency=EVENTUAL).fetch_value(statement)
+                assert (context.causality.written, DOUBT in context.causality.witnesses.values()) == (
+                    writes,
+                    writes,
+                )
         async with db.write("x") as tx:
             await tx.execute("drop function registers.writes()")
             await tx.execute("drop table registers.unlogged")
-        assert servers.primary_reads["refused"] == 2 and states(servers) == ["serving"]
+        assert (servers.primary_reads["refused"], servers.primary_reads["writes"]) == (4, 2)
+        assert states(servers) == ["serving"]
 
 
 async def test_reads_of_one_request_at_the_same_time_are_answered_by_one_replica(

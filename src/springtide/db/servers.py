@@ -78,8 +78,8 @@ connection away before anybody has looked in vain."""
 CONFLICTS = (pg.SerializationError, pg.DeadlockDetectedError)
 """On a standby, where nothing is written, these come from replay alone."""
 
-REFUSED = (pg.ReadOnlySQLTransactionError, pg.FeatureNotSupportedError)
-"""What a standby cannot do: write, or read what is not in the log."""
+REFUSED = (pg.FeatureNotSupportedError,)
+"""What a standby cannot do besides writing: read what is not in the log."""
 
 
 class Row(Protocol):
@@ -304,6 +304,8 @@ class Servers:
                 without += (choice.node,)
                 self._watch.doubt()
                 continue
+            except pg.ReadOnlySQLTransactionError:
+                return await self._write("refused", operation)
             except REFUSED:
                 refused = self._to_primary("refused")
                 return await self._on_primary(consistency, token, refused, operation)
@@ -312,6 +314,22 @@ class Servers:
             if token is not None and choice.witness is not None:
                 token.saw(self.cluster, choice.witness)
             return answer
+
+    async def _write(self, why: str, operation: Callable[[Reads], Awaitable[T]]) -> T:
+        """One statement that does more than read: whatever was asked for, its session has written."""
+        if not self.replicated:
+            return await operation(self.primary)
+        self._reasons[why] += 1
+        context = current()
+        if context is None:
+            return await operation(self.primary)
+        token = context.causality
+        await self._newest(token)
+        try:
+            return await operation(self.primary)
+        finally:
+            token.doubt(self.cluster)
+            token.written = True
 
     def reading(self, consistency: Consistency) -> Routed:
         """Single statements of this consistency."""
@@ -580,7 +598,7 @@ class _OnReplica:
 class Routed:
     """Single statements of one consistency on one cluster, each on whoever is chosen for it.
 
-    A statement whose text says that it does more than read is the primary's.
+    A statement whose text says that it does more than read is the primary's, and a write of its session.
     """
 
     __slots__ = ("_consistency", "_servers")
@@ -589,14 +607,16 @@ class Routed:
         self._servers = servers
         self._consistency = consistency
 
-    def _of(self, sql: str) -> Consistency:
-        return self._consistency if self._servers.primary.reads(sql) else Consistency.STRONG
+    async def _run(self, sql: str, operation: Callable[[Reads], Awaitable[T]]) -> T:
+        if self._servers.primary.reads(sql):
+            return await self._servers.run(self._consistency, operation)
+        return await self._servers._write("writes", operation)
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
-        return await self._servers.run(self._of(sql), lambda server: server.fetch(sql, *args))
+        return await self._run(sql, lambda server: server.fetch(sql, *args))
 
     async def fetch_one(self, sql: str, *args: Any) -> Any | None:
-        return await self._servers.run(self._of(sql), lambda server: server.fetch_one(sql, *args))
+        return await self._run(sql, lambda server: server.fetch_one(sql, *args))
 
     async def fetch_value(self, sql: str, *args: Any) -> Any:
-        return await self._servers.run(self._of(sql), lambda server: server.fetch_value(sql, *args))
+        return await self._run(sql, lambda server: server.fetch_value(sql, *args))
