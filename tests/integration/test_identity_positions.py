@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from tests.servers import PostgresServer
 
-from springtide.context import DOUBT, CausalityToken, Position
+from springtide.context import DOUBT, CausalityToken, Position, current
 from springtide.db.pool import Pool
 from springtide.identity.positions import Positions
 from springtide.signals import CausalityChecked, Signal, StatementFinished
 from springtide.testing import stress
 from springtide.testing.faults import FaultProxy
+from springtide.web.asgi import Layers
+from springtide.web.causality import Carrier, CausalityKeys, new_key
 
 ONE, TWO = "0123456789ab", "ba9876543210"
 
@@ -87,6 +94,33 @@ async def test_what_one_process_kept_another_one_finds(kept: Callable[..., Await
     assert found.positions == {"main": Position(1, 100), "second": Position(1, 3), "third": Position(2, 1)}
     assert not found.pinned and not found.written
     assert not (await other.lookup(8)).token
+
+
+async def test_who_is_given_proof_of_who_he_is_is_known_by_it(
+    kept: Callable[..., Awaitable[Positions]],
+) -> None:
+    """Registering and logging in: the request had no identity, the next one has, and may bring nothing else;
+    also after requests that brought a token."""
+    positions = await kept()
+    carrier = Carrier(CausalityKeys([new_key()]), name="shop", positions=positions)
+
+    async def answer(request: Request) -> Response:
+        context, query = current(), request.query_params
+        assert context is not None
+        if "wrote" in query:
+            context.causality.wrote("main", Position(1, int(query["wrote"])))
+        context.granted = int(query["granted"])
+        return Response("fine")
+
+    app = Layers(Starlette(routes=[Route("/", answer)]), causality=carrier)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        await http.get("/?wrote=5&granted=7")
+        assert (await positions.lookup(7)).token == token(5)
+        await http.get("/?granted=8")
+        assert (await positions.lookup(8)).token == token(5)
+        http.cookies.clear()
+        await http.get("/?granted=9")
+        assert not (await positions.lookup(9)).token
 
 
 async def test_what_followed_from_a_row_replaces_its_witness(

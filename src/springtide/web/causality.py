@@ -171,6 +171,8 @@ class Carrier:
         token = context.causality
         if carried is None:
             return token.grown > 0
+        if context.granted is not None and token:
+            return True
         if carried.by_header or carried.renew or token.written or token.grown != carried.grown:
             return True
         return _reads_on(carried, token)
@@ -185,9 +187,8 @@ class Carrier:
         carried = carried or Carried(None)
         token, identity = context.causality, context.identity
         news = carried.renew or token.written or token.grown != carried.grown
-        if news and identity is not None and not carried.believed and carried.positions is not None:
-            versions = carried.found.versions if carried.found is not None else {}
-            await carried.positions.keep(identity.subject, token, versions)
+        if carried.positions is not None:
+            await self._keep(carried.positions, carried, context, news=news)
         now = self._clock.now()
         sealed = carried.sealed.after(token, now, renew=self._lifetime * RENEW)
         sealed.client = sealed.client or new_client()
@@ -204,6 +205,21 @@ class Carrier:
             given.append((b"set-cookie", set_cookie(name, text, max_age=self._lifetime, secure=secure)))
             given += [(b"set-cookie", remove_cookie(old, secure=secure)) for old in carried.names]
         return [*_private(headers), *given] if given else headers
+
+    async def _keep(
+        self, positions: Positions, carried: Carried, context: RequestContext, *, news: bool
+    ) -> None:
+        """Keep what was seen for clients that may bring no token with their next request: who brought none
+        with this one, and whoever is given proof of who he is by its answer, whatever he brought."""
+        token, identity, granted = context.causality, context.identity, context.granted
+        known = carried.found.versions if carried.found is not None else {}
+        kept: dict[int, dict[str, int]] = {}
+        if news and identity is not None and not carried.believed:
+            kept[identity.subject] = known
+        if token and granted is not None:
+            kept.setdefault(granted, {})
+        if kept:
+            await asyncio.gather(*(positions.keep(subject, token, kept[subject]) for subject in kept))
 
     def _is_followed(self, carried: Carried, identity: Identity | None, headers: Headers) -> bool:
         """Whether a client whose request only read gets a cookie."""
