@@ -26,7 +26,7 @@ from tests.jobs_support import (
     working,
 )
 
-from springtide.context import Priority, RequestContext, Trace, activate, current
+from springtide.context import CausalityToken, Position, Priority, RequestContext, Trace, activate, current
 from springtide.db import Bucket, Database, bucket_of
 from springtide.errors import ConfigurationError, DeadlineExceeded, JobError, JobFailed, Unavailable
 from springtide.jobs import Enqueuer, Handler, Run, enqueue, job
@@ -181,6 +181,27 @@ async def test_a_unique_job_cannot_begin_before_the_last_who_asked_for_it_commit
             await tx.execute("insert into deeds.effect (bucket, what) values ($1, 'written')", bucket_of("a"))
         await reach(database, "done")
     assert seen == [1]
+
+
+async def test_a_job_that_has_waited_for_long_knows_what_its_last_caller_has_seen(
+    database: Database, database_urls: Urls
+) -> None:
+    """Also of other clusters, where no claim says how far the log is."""
+    seen: list[str] = []
+
+    async def look(deed: Deed, run: Run) -> None:
+        context = current()
+        assert context is not None
+        seen.append(context.causality.encode())
+
+    await add(database, "a", unique_key="k", delay=3600)
+    for pool in database.pools.values():
+        await pool.execute("update deeds._job set enqueued_at = enqueued_at - interval '1 hour'")
+    with activate(RequestContext(causality=CausalityToken({"elsewhere": Position(1, 255)}))):
+        await add(database, "a", unique_key="k")
+    async with working(database, database_urls, [DO], Doer(look)):
+        await reach(database, "done")
+    assert seen == ["elsewhere:1:FF"]
 
 
 # -- order and time ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from springtide.clock import Clock
-from springtide.context import CausalityToken, Priority, RequestContext, activate, detached
+from springtide.context import Priority, RequestContext, activate, detached
 from springtide.db import Bucket, Database
 from springtide.errors import DeadlineExceeded, JobFailed, JobLost
 from springtide.jobs import _retry
@@ -26,9 +26,6 @@ from springtide.jobs.job import Handler, JobKind, Run
 from springtide.outbox.envelope import Envelope
 
 __all__ = ["JobRun", "Route", "judge"]
-
-CAUSALITY_MATTERS = 120.0
-"""Seconds after which what was seen when a job was enqueued is on every server that may be read from."""
 
 
 class Route:
@@ -78,8 +75,6 @@ class JobRun:
             priority=Priority(claimed.priority),
             attempt=claimed.run.attempt,
         )
-        if self._clock.now() - claimed.enqueued_at.timestamp() > CAUSALITY_MATTERS:
-            self.context.causality = CausalityToken()
         if claimed.position is not None:
             self.context.causality.cover(self.store.shard, claimed.position)
         if self.ended_by is None:
