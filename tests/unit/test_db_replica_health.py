@@ -53,8 +53,8 @@ class World:
         self.log = PrimaryLog()
         self.replica = Health("r", now=0.0, settings=settings)
 
-    def primary(self, now: float, lsn: int, epoch: int = 1) -> None:
-        self.log.add(now, Position(epoch, lsn))
+    def primary(self, now: float, lsn: int, epoch: int = 1, run: Run | None = None) -> None:
+        self.log.add(now, Position(epoch, lsn), run)
 
     def at(self, now: float, seen: Look | None) -> State:
         if seen is None:
@@ -110,6 +110,26 @@ def test_a_crash_within_one_postmaster_is_another_run() -> None:
     now = world.serve()
     assert world.at(now + 1, look(40, run=Run(1, 9))) is State.JOINING
     assert world.replica.position == Position(1, 40)
+
+
+def test_nobody_waits_for_what_a_crashed_primary_has_lost() -> None:
+    """No replica ever gets what it had not flushed: nobody is behind that, who joins need not reach it."""
+    for joining in (False, True):
+        world = World()
+        now = 5.2
+        if joining:
+            world.primary(0.0, 100)
+            world.at(0.1, look(100))
+        else:
+            now = world.serve()
+        world.primary(now, 500)
+        world.at(now + 0.1, look(100))
+        assert world.replica.lag_bytes == 400
+        world.primary(now + 1, 200, run=Run(2, 0))
+        world.at(now + 1.1, look(200))
+        world.primary(now + 60, 200, run=Run(2, 0))
+        assert world.at(now + 60.1, look(200)) is State.SERVING
+        assert (world.replica.lag_bytes, world.replica.lag_seconds) == (0, 0.0)
 
 
 def test_lag_has_hysteresis_and_an_idle_primary_is_none() -> None:

@@ -103,24 +103,32 @@ class PrimaryLog:
     A moment is when the look was *sent*: all that was committed before it lies before the position.
     """
 
-    __slots__ = ("_lsns", "_moments", "epoch", "latest", "seen")
+    __slots__ = ("_lsns", "_moments", "_run", "epoch", "latest", "seen")
 
     def __init__(self) -> None:
         self._lsns: list[int] = []
         self._moments: list[float] = []
+        self._run: Run | None = None
         self.epoch = 0
         self.latest: Position | None = None
         self.seen = -math.inf
 
-    def add(self, sent: float, position: Position) -> None:
-        """Looks come in the order in which they were sent; one on an older timeline is nothing."""
+    def add(self, sent: float, position: Position, run: Run | None = None) -> None:
+        """Looks come in the order in which they were sent; one on an older timeline is nothing.
+
+        Another `run` of the primary has lost what the last one had not flushed; no replica ever had that.
+        """
         if position.epoch < self.epoch:
             return
         if position.epoch > self.epoch:
             self._lsns, self._moments = [], []
             self.epoch = position.epoch
+        elif run != self._run:
+            kept = bisect_right(self._lsns, position.lsn)
+            del self._lsns[kept:], self._moments[kept:]
+        self._run = run
         if self._lsns and position.lsn <= self._lsns[-1]:
-            self._moments[-1] = sent  # nothing new, or a primary that forgot what it never acknowledged
+            self._moments[-1] = sent  # nothing new
             position = Position(self.epoch, self._lsns[-1])
         else:
             self._lsns.append(position.lsn)
@@ -274,7 +282,8 @@ class Health:
 
     def _join(self, now: float, log: PrimaryLog) -> None:
         settled = max(self.known_since + self._settings.settle, self.run_since)
-        if self.goal is None or self.goal.epoch != log.epoch:
+        lost = self.goal is not None and log.latest is not None and self.goal > log.latest
+        if self.goal is None or self.goal.epoch != log.epoch or lost:
             self.goal = log.latest if log.latest is not None and log.seen >= settled else None
         if self.goal is None or not reached(self.position, self.goal):
             self.reason = "it has not replayed what the primary had when everybody had learnt of it"

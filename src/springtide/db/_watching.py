@@ -294,7 +294,7 @@ class Watch:
         if looked is not None and looked.member.node == self._standing.primary:
             assert looked.look is not None
             if looked.look.position is not None and not looked.look.recovering:
-                self._log.add(sent, looked.look.position)
+                self._log.add(sent, looked.look.position, looked.look.run)
                 self.segment_bytes = looked.look.segment_bytes
         for server in self._servers.values():
             health = server.health
