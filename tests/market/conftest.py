@@ -1,12 +1,11 @@
 """`api`: market on one logical shard and on two, its tables empty. Migrations run once per run.
 
-With SPRINGTIDE_TEST_REPLICAS=1 each shard has three replicas that lag, and every test finds them where the
-primary was when it began. Tests that count statements or break the server do not run then.
+With replicas or a pooler in between where the environment asks for them (tiers.py); every test finds the
+replicas where the primary was when it began.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from tests._cluster import Cluster as ReplicatedCluster
-from tests._cluster import cluster
-from tests.market.harness import REPLICA_PORTS, Api, serving, topology
+from tests.market import tiers
+from tests.market.harness import Api, serving, topology
 from tests.servers import LoopThread, PostgresServer
 
 from market.platform import modules
@@ -36,22 +35,14 @@ end $$
 """
 
 
-LAGS = (0.1, 0.2, 0.4)
-"""Seconds that the three replicas are behind."""
-
-
 @pytest.fixture(scope="session")
 def _world(_server_loop: LoopThread) -> Iterator[ReplicatedCluster | None]:
     """The server of this run's tests with its replicas, if they are asked for."""
-    if os.environ.get("SPRINGTIDE_TEST_REPLICAS") != "1":
+    if not tiers.replicated():
         yield None
         return
-    with cluster(_server_loop, replicas=len(LAGS), max_connections=300) as world:
-        for replica, seconds in zip(world.replicas, LAGS, strict=True):
-            replica.delay(seconds)
-        os.environ[REPLICA_PORTS] = ",".join(str(replica.port) for replica in world.replicas)
+    with tiers.replicated_server(_server_loop) as world:
         yield world
-        del os.environ[REPLICA_PORTS]
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +70,9 @@ def _databases(
     second = postgres.create_database(template=first)
     for replica in _world.replicas if _world else ():
         replica.catch_up()
-    yield [postgres.url(first), postgres.url(second)]
+    urls = [postgres.url(first), postgres.url(second)]
+    with tiers.over(_server_loop, urls, _world):
+        yield urls
     postgres.drop_database(first)
     postgres.drop_database(second)
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import pytest
+from tests.market import tiers
 from tests.market.realworld import specification
 
 from market.application import application, layered
@@ -27,7 +26,7 @@ from market.storefront.rim import Store
 from springtide.db.servers import RoutingSettings
 from springtide.platform import Platform
 from springtide.signals import Signal, StatementFinished
-from springtide.topology import Cluster, DatabaseSpec, Node, PoolSpec, ServerSpec, TelemetrySpec, Topology
+from springtide.topology import DatabaseSpec, PoolSpec, ServerSpec, TelemetrySpec, Topology
 
 PASSWORD = "correct horse battery"
 
@@ -38,35 +37,15 @@ one_shard = pytest.mark.parametrize("shards", [1], ids=["one-shard"], indirect=T
 """For tests of what is decided before any shard is asked."""
 
 
-REPLICA_PORTS = "SPRINGTIDE_TEST_REPLICA_PORTS"
-"""Where the replicas of the tests' server listen, with commas between; conftest.py sets it."""
-
 QUICK = RoutingSettings(settle=0.2, look_every=0.05, recover=0.1, slow_start=0.0)
-
-
-def replicas_of(url: str) -> list[str]:
-    """The database of `url` on each replica of the tests' server; usually there are none."""
-    ports = os.environ.get(REPLICA_PORTS)
-    parts = urlsplit(url)
-    account = parts.netloc.rpartition(":")[0]
-    return [
-        urlunsplit(parts._replace(netloc=f"{account}:{port}")) for port in (ports.split(",") if ports else ())
-    ]
 
 
 def topology(
     urls: Sequence[str], *, servers: ServerSpec | None = None, pool: PoolSpec | None = None
 ) -> Topology:
-    """One shard per URL, even ranges of buckets; with replicas where the tests' server has some."""
+    """One shard per URL, even ranges of buckets; behind what the tests run over (tiers.py)."""
     names = ["main", "second", "third"][: len(urls)]
-    nodes: dict[str, Node] = {}
-    clusters: dict[str, Cluster] = {}
-    for name, url in zip(names, urls, strict=True):
-        own = {f"db-{name}": url}
-        own |= {f"db-{name}-{number}": other for number, other in enumerate(replicas_of(url), 1)}
-        nodes |= {node: Node(name=node, url=at) for node, at in own.items()}
-        primary, *replicas = own
-        clusters[name] = Cluster(name=name, primary=primary, replicas=tuple(replicas))
+    nodes, clusters, poolers = tiers.shape(dict(zip(names, urls, strict=True)))
     return Topology(
         name="market",
         app="market.asgi:app",
@@ -75,6 +54,7 @@ def topology(
         telemetry=TelemetrySpec(log_format="text"),
         nodes=nodes,
         clusters=clusters,
+        poolers=poolers,
         databases={"default": DatabaseSpec(name="default", shards=tuple(names))},
     )
 

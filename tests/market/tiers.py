@@ -1,0 +1,108 @@
+"""What stands between market and the databases of its tests: nothing, replicas that lag, a pooler, or both.
+
+    SPRINGTIDE_TEST_REPLICAS=1    each shard has three replicas, LAGS behind
+    SPRINGTIDE_TEST_POOLER=1      market reaches each shard through PgBouncer in transaction mode
+
+conftest.py starts what is asked for and says in the environment where it listens, so that processes that a
+test starts find it as well. Only the databases that conftest.py made are behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from tests._cluster import Cluster as ReplicatedCluster
+from tests._cluster import cluster
+from tests._pooler import PoolerServer
+from tests.servers import LoopThread
+
+from springtide.topology import Cluster, Node
+from springtide.topology.layers import PoolerSpec
+
+__all__ = ["LAGS", "over", "pooled", "replicated", "replicated_server", "shape"]
+
+LAGS = (0.1, 0.2, 0.4)
+"""Seconds that the three replicas are behind."""
+
+SERVER_CONNECTIONS = 10
+"""Fewer than market's pool has, so that sessions change hands."""
+
+WHERE = "SPRINGTIDE_TEST_TIERS"
+
+
+def replicated() -> bool:
+    return os.environ.get("SPRINGTIDE_TEST_REPLICAS") == "1"
+
+
+def pooled() -> bool:
+    return os.environ.get("SPRINGTIDE_TEST_POOLER") == "1"
+
+
+@contextmanager
+def replicated_server(loop: LoopThread) -> Iterator[ReplicatedCluster]:
+    with cluster(loop, replicas=len(LAGS), max_connections=300) as world:
+        for replica, seconds in zip(world.replicas, LAGS, strict=True):
+            replica.delay(seconds)
+        yield world
+
+
+@contextmanager
+def over(loop: LoopThread, urls: Sequence[str], world: ReplicatedCluster | None) -> Iterator[None]:
+    """Around the tests on the databases at `urls`: what is asked for stands in front of them."""
+    names = {url: urlsplit(url).path.strip("/") for url in urls}
+    with _pooler(loop, {name: url for url, name in names.items()}) as pooler:
+        os.environ[WHERE] = json.dumps(
+            {
+                url: {
+                    "replicas": [replica.url(name) for replica in world.replicas] if world else [],
+                    "pooler": pooler.url("") if pooler else None,
+                }
+                for url, name in names.items()
+            }
+        )
+        yield
+        del os.environ[WHERE]
+
+
+@contextmanager
+def _pooler(loop: LoopThread, urls: Mapping[str, str]) -> Iterator[PoolerServer | None]:
+    if not pooled():
+        yield None
+        return
+    made = PoolerServer(loop, urls, server_connections=SERVER_CONNECTIONS)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def shape(
+    shards: Mapping[str, str],
+) -> tuple[dict[str, Node], dict[str, Cluster], dict[str, PoolerSpec]]:
+    """Nodes, clusters and poolers of a topology whose shards are at these urls."""
+    around = json.loads(os.environ.get(WHERE, "{}"))
+    nodes: dict[str, Node] = {}
+    clusters: dict[str, Cluster] = {}
+    poolers: dict[str, PoolerSpec] = {}
+    behind: list[str] = []
+    for name, url in shards.items():
+        found = around.get(url, {"replicas": [], "pooler": None})
+        own = {f"db-{name}": url}
+        own |= {f"db-{name}-{number}": other for number, other in enumerate(found["replicas"], 1)}
+        nodes |= {node: Node(name=node, url=at) for node, at in own.items()}
+        primary, *replicas = own
+        clusters[name] = Cluster(name=name, primary=primary, replicas=tuple(replicas))
+        if found["pooler"]:
+            # it knows each cluster by the name of the database
+            nodes["pooler"] = Node(name="pooler", kind="pgbouncer", url=found["pooler"])
+            behind.append(name)
+    if behind:
+        poolers["pooler"] = PoolerSpec(
+            name="pooler", node="pooler", clusters=tuple(behind), server_connections=SERVER_CONNECTIONS
+        )
+    return nodes, clusters, poolers

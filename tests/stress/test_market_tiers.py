@@ -1,0 +1,68 @@
+"""RealWorld and market pass their acceptance tests through a pooler and over three replicas that lag.
+
+Stage 1 is what every run of the tests has. Here the same tests run unchanged: what each client wrote, its
+next request sees, and no session of the server is anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.needs("pgbouncer")
+
+ROOT = Path(__file__).parents[2]
+
+REPLICAS, POOLER = "SPRINGTIDE_TEST_REPLICAS", "SPRINGTIDE_TEST_POOLER"
+
+REALWORLD = (
+    "test_market_articles", "test_market_lists", "test_market_users", "test_market_concurrency",
+    "test_market_transport", "test_market_versions", "test_market_hostile",
+)  # fmt: skip
+
+TRADE = (
+    "test_storefront_pages", "test_storefront_comments", "test_storefront_buying", "test_catalog_api",
+    "test_orders_api", "test_orders", "test_payments", "test_search_api", "test_notifications_api",
+    "test_media_api", "test_dashboard", "test_recommendations_api", "test_market_journeys",
+)  # fmt: skip
+
+EVERY_RUN = ("test_tiers", "test_market_users")
+"""That the tiers are there; registering, logging in, following."""
+
+
+async def passes(*files: str, over: tuple[str, ...], timeout: float, only: str = "") -> None:
+    """Run tests of market in a process of their own, over these tiers; fails with what they printed."""
+    paths = [f"tests/market/{file}.py" for file in files]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pytest", "-q", "-x", "-m", "not stress", "-k", only, "-p", "no:cacheprovider",
+        *paths,
+        cwd=ROOT,
+        env={**os.environ, **dict.fromkeys((REPLICAS, POOLER), "0"), **dict.fromkeys(over, "1")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(timeout):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+    assert process.returncode == 0, output.decode()[-8000:]
+
+
+@pytest.mark.timeout(400)
+async def test_what_every_run_can_afford_passes_behind_both() -> None:
+    await passes(*EVERY_RUN, over=(REPLICAS, POOLER), timeout=380, only="not two-shards")
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("tier", [REPLICAS, POOLER], ids=["replicas", "pooler"])
+@pytest.mark.parametrize("file", [*REALWORLD, *TRADE])
+async def test_acceptance_tests_pass(file: str, tier: str) -> None:
+    await passes(file, over=(tier,), timeout=950)
