@@ -237,7 +237,7 @@ class Idempotency:
         shard = self.database.shards.shard_of(home)
         servers, context = self.database.servers.get(shard), current()
         if context is not None and servers is not None and servers.replicated:
-            context.causality.doubt(shard)
+            context.causality.doubt(servers.cluster)
             context.causality.written = True
 
     async def _begin(self, once: Once, home: Key, id: UUID) -> Claim:

@@ -76,7 +76,7 @@ class JobRun:
             attempt=claimed.run.attempt,
         )
         if claimed.position is not None:
-            self.context.causality.cover(self.store.shard, claimed.position)
+            self.context.causality.cover(self.store.cluster, claimed.position)
         if self.ended_by is None:
             context = detached()
             self._handling = handling = asyncio.get_running_loop().create_task(

@@ -136,6 +136,7 @@ class Store:
         self.shard = shard
         self.pool = database.pools[shard]
         self._servers = database.servers.get(shard)
+        self.cluster = self._servers.cluster if self._servers is not None else shard
         table = f"{database.schema}._job"
         mine = "j.attempt = $3 AND j.worker = $4"
         self._claim = f"""
