@@ -120,7 +120,7 @@ class Load:
 
 async def main(addresses: Path, process: int, processes: int) -> None:
     known = read_addresses(addresses)
-    dbname = "cluster"
+    dbname = "main"
     source = RunnerFile(addresses, "main", dbname=dbname)
     first = (await source.members())[0]
     assert first.node == known.clusters["main"].primary

@@ -1,10 +1,11 @@
 """The primary is killed under load, again and again: what is lost, for how long nothing is written.
 
-Three application processes write and read through a pool that follows the primary, on a primary with two
-replicas of which one must confirm each commit (durability "quorum"). In every run the primary's processes are
-killed with SIGKILL at a random moment; the benchmark finds it dead, promotes the replica that has received
-most, has the other one follow it, and adds a new replica in place of the dead server. The application is told
-nothing: it asks the servers. Then everything that was acknowledged must be there.
+A platform of `springtide up` keeps a primary and two replicas of which one must confirm each commit
+(durability "quorum"). Three application processes write and read through what an application has: a pool that
+follows the primary, replicas, a deadline per request. In every run all processes of the primary are killed
+with SIGKILL at a random moment. The runner notices, promotes a replica by its own rules and lets the old
+primary rejoin; the application is told nothing: it asks the servers. Then everything that was acknowledged
+must be there. The next run begins when both replicas confirm again.
 
     failover_lost_acked       acknowledged writes that are not there afterwards, over all runs (0)
     failover_first_write_s    from the kill to the first acknowledged write that began after it, median (<= 5)
@@ -13,8 +14,7 @@ nothing: it asks the servers. Then everything that was acknowledged must be ther
                               than StalenessUnknown (0)
     stale_strong              strong and session reads, and all other violations the history checker finds (0)
 
-The clients pause between operations, because this is not about throughput. `fsync` is off: what is killed are
-processes, not the machine.
+The clients pause between operations, because this is not about throughput.
 """
 
 from __future__ import annotations
@@ -31,101 +31,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests._cluster import Cluster, Replica, eventually
-from tests.servers import LoopThread, PostgresServer
-
-from bench._failover_app import BOUND, READ, READERS, TABLE
-from springtide.db import bucket_of
-from springtide.ops.runner.processes import identify
+from bench._cluster import until
+from bench._failover_app import BOUND, READERS
+from bench._failover_fleet import Fleet, fleet
 from springtide.testing.history import Operation, Read, Violation, Write, check
-from springtide.topology import Addresses, Roles
 
 PROCESSES = 3
 RUNS, QUICK_RUNS = 20, 4
-DETECT = 0.1
-"""Seconds between two looks at whether the primary's process is there."""
-
-QUORUM = "alter system set synchronous_standby_names = 'ANY 1 (*)'"
-
-
-class Fleet:
-    """The servers by node name, as the runner would know them, and the file in which it says so."""
-
-    def __init__(self, loop: LoopThread, folder: Path) -> None:
-        self.file = folder / "addresses.json"
-        self._cluster = Cluster(loop, replicas=0)
-        self.nodes: dict[str, PostgresServer] = {"node-0": self._cluster.primary}
-        self.primary = "node-0"
-        self._epoch = 1
-        self._made = 0
-        self.told = ""
-        self._cluster.primary.query(TABLE, dbname="cluster")
-        self._cluster.primary.query(QUORUM)
-        for _ in range(2):
-            self.add()
-        self._cluster.primary.query("select pg_reload_conf()")
-        self.confirmed()
-        self.write()
-
-    @property
-    def server(self) -> PostgresServer:
-        return self.nodes[self.primary]
-
-    def add(self) -> None:
-        """A replica of the primary; its copy has the setting for quorum commits too."""
-        self._made += 1
-        self.nodes[f"node-{self._made}"] = self._cluster.add_replica(of=self.server)
-
-    def write(self) -> None:
-        urls = {name: server.url() for name, server in self.nodes.items()}
-        roles = Roles(
-            primary=self.primary,
-            replicas=tuple(name for name in self.nodes if name != self.primary),
-            epoch=self._epoch,
-        )
-        fresh = self.file.with_suffix(".new")
-        fresh.write_text(Addresses(nodes=urls, clusters={"main": roles}).to_json())
-        fresh.replace(self.file)
-
-    def confirmed(self) -> None:
-        quorum = "select count(*) > 0 from pg_stat_replication where sync_state = 'quorum'"
-        eventually(lambda: self.server.query(quorum) == "t")
-
-    def fail_over(self) -> float:
-        """Kill the primary, find it dead, promote who has most; the moment of the kill."""
-        old = self.server
-        identity = identify(old.pid)
-        killed = time.monotonic()
-        old.kill()
-        while identity is not None and identify(identity.pid) == identity:
-            time.sleep(DETECT)
-        dead = time.monotonic() - killed
-        left = {name: server for name, server in self.nodes.items() if name != self.primary}
-        received = "select (pg_last_wal_receive_lsn() - '0/0')::bigint"
-        best = max(left, key=lambda name: int(left[name].query(received)))
-        promoted = left[best]
-        assert isinstance(promoted, Replica)
-        promoted.promote()
-        taken = time.monotonic() - killed
-        self.nodes, self.primary = left, best
-        self._epoch += 1
-        for name, other in left.items():
-            if name != best:
-                assert isinstance(other, Replica)
-                other.follow(promoted)
-        self.write()
-        follows = time.monotonic() - killed
-        self.told = f"dead after {dead:.2f} s, promoted {taken:.2f} s, followed by the other {follows:.2f} s"
-        return killed
-
-    def repair(self) -> None:
-        """A new replica in place of the dead server."""
-        self.add()
-        self.write()
-        self.confirmed()
-
-    def close(self) -> None:
-        self._cluster.close()
 
 
 class Told:
@@ -216,20 +128,20 @@ class Applications:
                 await process.wait()
 
 
-def afterwards(server: PostgresServer, told: Told) -> list[Read]:
+async def afterwards(servers: Fleet, told: Told) -> list[Read]:
     """What every key of the run has on the primary now, as strong reads of one last session."""
+    began = time.monotonic()
+    rows = await servers.fetch("SELECT key, version, value FROM bench.register")
+    there = {row["key"]: row for row in rows}
     found = []
     for key in sorted(told.keys()):
-        sql = READ.replace("$1", str(bucket_of(key))).replace("$2", f"'{key}'")
-        began = time.monotonic()
-        row = server.query(sql, dbname="cluster")
-        version, value = (int(row.split("|")[0]), row.split("|")[1]) if row else (0, None)
+        row = there.get(key)
         found.append(
             Read(
                 session="afterwards",
                 key=key,
-                value=value,
-                version=version,
+                value=row["value"] if row is not None else None,
+                version=row["version"] if row is not None else 0,
                 began=began,
                 ended=time.monotonic(),
                 consistency=READERS["strong"],
@@ -254,13 +166,16 @@ def of_kind(violations: list[Violation], kind: str) -> int:
     )
 
 
-async def run(fleet: Fleet, applications: Applications, number: int, *, quick: bool) -> dict[str, Any]:
+async def run(servers: Fleet, applications: Applications, number: int, *, quick: bool) -> dict[str, Any]:
     await applications.go(number)
     await asyncio.sleep(random.uniform(0.5, 1.0 if quick else 2.0))
-    killed = await asyncio.to_thread(fleet.fail_over)
+    old = servers.primary
+    killed = servers.kill_primary()
+    await asyncio.to_thread(servers.until, lambda: servers.primary != old, "a failover")
+    promoted = time.monotonic() - killed
     await asyncio.sleep(0.7 if quick else 1.5)
     told = await applications.stop()
-    after = await asyncio.to_thread(afterwards, fleet.server, told)
+    after = await afterwards(servers, told)
     violations = check([*told.operations, *after])
     for violation in violations[:5]:
         print(f"    {violation.rule}: {violation.sentence}")
@@ -286,7 +201,7 @@ async def run(fleet: Fleet, applications: Applications, number: int, *, quick: b
         f" eventual failed {result['failed_eventual']}, bounded refused {unproven}"
         f" broken {result['bounded_broken']}; other violations {result['other']}",
     )
-    print(f"    {fleet.told}; errors: {dict(told.failures) or 'none'}", flush=True)
+    print(f"    promoted after {promoted:.2f} s; errors: {dict(told.failures) or 'none'}", flush=True)
     return result
 
 
@@ -298,23 +213,19 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=None)
     options = parser.parse_args()
     runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
-    loop = LoopThread()
-    with tempfile.TemporaryDirectory(prefix="springtide-failover-") as name:
-        folder = Path(name)
-        fleet = await asyncio.to_thread(Fleet, loop, folder)
-        try:
-            applications = await Applications.start(fleet.file, folder)
+    results = []
+    with fleet() as servers:
+        await servers.prepare()
+        await until(servers.whole, "streaming to both replicas")
+        with tempfile.TemporaryDirectory(prefix="springtide-told-") as folder:
+            applications = await Applications.start(servers.file, Path(folder))
             try:
-                results = []
                 for number in range(1, runs + 1):
-                    results.append(await run(fleet, applications, number, quick=options.quick))
+                    results.append(await run(servers, applications, number, quick=options.quick))
                     if number < runs:
-                        await asyncio.to_thread(fleet.repair)
+                        await until(servers.whole, "the return of the old primary")
             finally:
                 await applications.end()
-        finally:
-            await asyncio.to_thread(fleet.close)
-            await asyncio.to_thread(loop.close)
     total = {key: sum(result[key] for result in results) for key in results[0] if key != "first_write"}
     firsts = [result["first_write"] for result in results]
     print(
