@@ -121,7 +121,7 @@ class Fleet:
     async def whole(self) -> bool:
         """Whether both replicas follow and confirm."""
         try:
-            return (await self.fetch(CONFIRMED))[0][0] == 2
+            return bool((await self.fetch(CONFIRMED))[0][0] == 2)
         except (OSError, asyncpg.PostgresError, KeyError, ConfigurationError):
             return False
 

@@ -458,6 +458,7 @@ class Platform:
             members,
             replica_pool=functools.partial(self._pool, cluster),
             primary_url=(lambda _: self.topology.client_url(cluster)) if pooled else None,
+            quorum=self.topology.confirmed(cluster),
             settings=self._routing,
             clock=self.clock,
             sink=self.sink,

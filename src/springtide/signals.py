@@ -25,8 +25,10 @@ __all__ = [
     "PartOmitted",
     "PoolWaited",
     "PrimaryChanged",
+    "QuorumChanged",
     "ReplicaChanged",
     "RequestFinished",
+    "ServerBarred",
     "ServiceChanged",
     "SessionChanged",
     "Signal",
@@ -239,12 +241,34 @@ class PrimaryChanged:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True)
+class ServerBarred:
+    """A server of the cluster is used for nothing by this process: `why` is rival, superseded or stranger.
+    None: it is no such thing any more, or is gone."""
+
+    cluster: str
+    node: str
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class QuorumChanged:
+    """The primary `node` of a cluster with a database of durability "quorum" does not wait for a standby at
+    COMMIT (`waits` False: such writes are refused), or does so again."""
+
+    cluster: str
+    node: str
+    waits: bool
+
+
 Signal = (
     ServiceChanged
     | TaskFailed
     | PoolWaited
     | PrimaryChanged
+    | QuorumChanged
     | ReplicaChanged
+    | ServerBarred
     | ConnectionOpened
     | ConnectionClosed
     | StatementFinished

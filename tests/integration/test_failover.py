@@ -11,14 +11,15 @@ import pytest
 from tests._cluster import Cluster
 from tests.integration.test_pool import Heard, within
 from tests.integration.test_pool_faults import through
-from tests.replicated import READ, Session, registers
+from tests.replicated import READ, Session, members, registers, states, until
 
+from springtide.context import CausalityToken
 from springtide.db import Consistency, bucket_of
 from springtide.db.members import Fixed, Member
 from springtide.db.pool import Pool
 from springtide.db.servers import Servers
 from springtide.errors import CommitUnknown, SpringtideError, StalenessUnknown
-from springtide.signals import PrimaryChanged
+from springtide.signals import PrimaryChanged, ServerBarred
 from springtide.testing.faults import FaultProxy
 from springtide.testing.history import check
 
@@ -180,3 +181,87 @@ async def test_a_process_that_starts_finds_the_primary(world: Cluster) -> None:
         assert pool.dsn == first
         assert await pool.fetch_value("select pg_is_in_recovery()") is False
     await servers.stop()
+
+
+class Listed:
+    """Members that come and go."""
+
+    def __init__(self, members: list[Member]) -> None:
+        self.listed = members
+
+    async def members(self) -> list[Member]:
+        return self.listed
+
+
+async def test_a_rival_is_barred(own_cluster: Callable[..., Cluster], tmp_path: Path) -> None:
+    """Two replicas are promoted to one timeline. The one in use stays, the other is reported and never read
+    from; and because a position on that timeline may be of either history, the third server, a replica, is
+    read from by `eventual` alone. When the rival is taken off the list, that is reported, and the replica
+    serves again. A process that starts while both are there uses neither."""
+    heard = Heard()
+    world = await asyncio.to_thread(own_cluster, replicas=3)
+    first, second, third = world.replicas
+    listed = Listed(members(world))
+    async with registers(world, tmp_path, source=listed, sink=heard) as (db, servers):
+        ann = Session(db, "ann")
+        await ann.write("cart")
+        for replica in world.replicas:
+            await asyncio.to_thread(replica.catch_up)
+        await asyncio.to_thread(world.primary.kill)
+        await asyncio.to_thread(first.promote)
+        await asyncio.to_thread(third.follow, first)
+        await moved(servers.primary, world.url(first))
+        await until(lambda: states(servers).count("serving") == 1)  # the second follows nobody any more
+        assert [health.node for health in servers._watch.readable] == ["replica-3"]
+        assert servers.barred == {}
+
+        await asyncio.to_thread(second.promote)
+        await until(lambda: servers.barred == {"replica-2": "rival"})
+        assert servers.primary.dsn == world.url(first) and "replica-2" not in servers._watch.pools
+        token = CausalityToken.decode(ann.token)
+        for consistency in (Consistency.SESSION, Consistency.bounded(60.0)):
+            assert servers.choose(consistency, token).pool is servers.primary
+        assert servers.choose(Consistency.EVENTUAL, None).node == "replica-3"
+        assert await ann.write("cart") == 2
+        assert await ann.read("cart") == 2
+
+        pool = Pool(world.url(second), primary_only=True, outage_timeout=LONG, reserved=0)
+        late = Servers(
+            "main",
+            pool,
+            Fixed(listed.listed[1:3]),
+            replica_pool=lambda member: Pool(member.url, reserved=0),
+        )
+        await late.start()
+        try:
+            await until(lambda: late.barred == {"replica-1": "rival", "replica-2": "rival"})
+            assert pool.dsn is None
+        finally:
+            await late.stop()
+
+        listed.listed = [member for member in listed.listed if member.node != "replica-2"]
+        await until(lambda: servers.barred == {})
+        await until(lambda: servers.choose(Consistency.bounded(60.0), None).node == "replica-3")
+        assert check(ann.history) == []
+    told = [(signal.node, signal.why) for signal in heard.of(ServerBarred)]
+    assert told == [("replica-2", "rival"), ("replica-2", None)]
+
+
+async def test_a_server_of_another_system_is_not_read_from(
+    own_cluster: Callable[..., Cluster], tmp_path: Path
+) -> None:
+    """A standby of somebody else's primary stands in the list, first of all: it is reported, no connection
+    for reads is opened to it, and not even `eventual` is answered there when nobody else is left."""
+    heard = Heard()
+    world = await asyncio.to_thread(own_cluster, replicas=1)
+    foreign = await asyncio.to_thread(own_cluster, replicas=1)
+    stranger = Member(node="stranger", url=foreign.url(foreign.replicas[0]))
+    source = Fixed([stranger, *members(world)])
+    async with registers(world, tmp_path, source=source, sink=heard) as (db, servers):
+        await Session(db, "ann").write("cart")
+        await until(lambda: servers.barred == {"stranger": "stranger"})
+        await until(lambda: "replica-1" in servers._watch.pools)
+        await asyncio.to_thread(world.replicas[0].kill)
+        await until(lambda: servers._watch.pools == {})
+        assert servers.choose(Consistency.EVENTUAL, None).pool is servers.primary
+    assert [(signal.node, signal.why) for signal in heard.of(ServerBarred)] == [("stranger", "stranger")]

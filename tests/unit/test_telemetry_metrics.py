@@ -71,6 +71,8 @@ class Replica:
 class Servers:
     replicas = (Replica("db-2", "serving", 0, 0.0), Replica("db-3", "ejected", None, None))
     primary_reads: ClassVar = {"behind": 2}
+    barred: ClassVar = {"db-4": "rival"}
+    unconfirmed = True
 
 
 def everything(sink: MetricsSink) -> None:
@@ -107,6 +109,8 @@ def test_replicas_are_shown_with_their_state_and_what_is_known_of_their_lag() ->
     assert value(sink, "springtide_replica_reads_total", **at) == 7
     assert value(sink, "springtide_replica_lag_seconds", cluster="main", node="db-3") is None
     assert value(sink, "springtide_primary_reads_total", cluster="main", reason="behind") == 2
+    assert value(sink, "springtide_server_barred", cluster="main", node="db-4", why="rival") == 1
+    assert value(sink, "springtide_quorum_refused", cluster="main") == 1
 
 
 def value(sink: MetricsSink, name: str, **labels: str) -> float | None:

@@ -29,6 +29,7 @@ from springtide.context import Position
 from springtide.db._link import ASYNCPG_ERRORS, RawConnection
 from springtide.db._tls import tls
 from springtide.db.causality import normalise, parse_lsn
+from springtide.db.durability import WAITING
 
 __all__ = ["BLIND", "CAPTURE", "Eye", "Look", "Run", "captured", "run_of", "witness_of"]
 
@@ -49,7 +50,9 @@ SELECT role.recovering, control.system_identifier AS system, {_RUN},
          ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END AS timeline,
     CASE WHEN role.recovering THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END::text AS lsn,
     pg_last_wal_receive_lsn()::text AS received,
-    file.min_recovery_end_timeline AS kept_timeline, file.min_recovery_end_lsn::text AS kept
+    file.min_recovery_end_timeline AS kept_timeline, file.min_recovery_end_lsn::text AS kept,
+    btrim(current_setting('synchronous_standby_names')) <> ''
+        AND current_setting('synchronous_commit') IN {WAITING} AS waits
 FROM (SELECT pg_is_in_recovery() AS recovering OFFSET 0) AS role
 CROSS JOIN pg_control_system() AS control
 LEFT JOIN pg_stat_get_wal_receiver() AS receiver ON role.recovering AND receiver.pid IS NOT NULL
@@ -75,6 +78,7 @@ class Look:
 
     timeline: that of a primary, of a standby the one it receives or has kept; 0 when it is not known.
     replayed: of a standby, as a plain number, whatever its timeline.
+    waits: COMMIT waits for a standby's disk there, for this account; of a standby, once it is promoted.
     """
 
     run: Run
@@ -85,6 +89,7 @@ class Look:
     replayed: int
     received: int | None
     segment_bytes: int
+    waits: bool = True
 
 
 async def run_of(raw: RawConnection) -> Run:
@@ -125,6 +130,7 @@ def read_look(row: Any) -> Look:
         replayed=lsn,
         received=parse_lsn(row["received"]) if row["received"] is not None else None,
         segment_bytes=row["segment"],
+        waits=row["waits"],
     )
 
 

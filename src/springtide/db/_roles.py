@@ -51,9 +51,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """`primary`: the node to use; None: there is none to be used now. The rest is for people to look at.
+    """`primary`: the node to use; None: there is none to be used now. The rest must be used for nothing,
+    reads included.
 
-    `superseded` and `strangers` must be used for nothing, reads included.
+    While there are `rivals` a position on their timeline may be one of two histories, and proves nothing.
     """
 
     standing: Standing
@@ -62,14 +63,21 @@ class Verdict:
     rivals: frozenset[str] = frozenset()
     strangers: frozenset[str] = frozenset()
 
+    @property
+    def barred(self) -> dict[str, str]:
+        """node -> why it is used for nothing."""
+        kinds = (("rival", self.rivals), ("superseded", self.superseded), ("stranger", self.strangers))
+        return {node: why for why, nodes in kinds for node in sorted(nodes)}
+
 
 def judge(standing: Standing, seen: Sequence[Seen], *, members: Collection[str]) -> Verdict:
     """The verdict over one look at all `members`; those that did not answer are not in `seen`.
 
-    The first of `seen` decides which system is ours when none is known yet.
+    When it is not known yet which system is ours, it is that of most; of as many, that of the first.
     """
     if standing.system is None and seen:
-        standing = replace(standing, system=seen[0].system)
+        systems = [server.system for server in seen]
+        standing = replace(standing, system=max(systems, key=systems.count))
     ours = [server for server in seen if server.system == standing.system]
     strangers = frozenset(server.node for server in seen if server.system != standing.system)
     standing = replace(standing, timeline=max([standing.timeline, *(server.timeline for server in ours)]))

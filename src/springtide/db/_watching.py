@@ -11,6 +11,12 @@ While one server is known alone, nobody is looked at.
 Processes learn at different times that the last replica is gone, and until then they go on reading from it.
 So commits are captured, and reads noted, for `settle` longer; and while it is not known who there is at all.
 
+A server that is barred (a rival, an old primary that came back, one of another system: see `_roles`) has no
+pool. While there is a rival no replica is read from by its position: both primaries write the same timeline,
+so a position may be one of either. `eventual`, which asks for none, goes on.
+
+On a cluster with a quorum database each look at the primary also says whether it waits for a standby.
+
 Decisions are `_roles` (the primary) and `_replicas` (the rest); this file is their hands and eyes.
 """
 
@@ -35,7 +41,7 @@ from springtide.db.members import Fixed, Member, Members
 from springtide.db.pool import Pool
 from springtide.errors import DatabaseUnavailable, MembersUnknown, PoolTimeout
 from springtide.lifecycle import Periodic, Supervised
-from springtide.signals import PrimaryChanged, ReplicaChanged, Sink
+from springtide.signals import PrimaryChanged, QuorumChanged, ReplicaChanged, ServerBarred, Sink
 
 __all__ = ["Choice", "Watch"]
 
@@ -43,6 +49,12 @@ _log = logging.getLogger(__name__)
 
 MEMBERS_EVERY = 1.0
 """Seconds between two looks at who belongs to the cluster."""
+
+WHY = {
+    "rival": "it is a second primary on the timeline of the one in use",
+    "superseded": "it calls itself primary on a timeline that is over",
+    "stranger": "it belongs to another system",
+}
 
 LEAST_PAUSE = 0.1
 """Part of the pause between two looks that is kept whatever happens."""
@@ -67,12 +79,13 @@ class Choice(NamedTuple):
 class _Server:
     """One member: how it is looked at, and what came of it."""
 
-    __slots__ = ("doubted", "eye", "health", "look", "member", "pool", "watching")
+    __slots__ = ("asked", "doubted", "eye", "health", "look", "member", "pool", "watching")
 
     def __init__(self, member: Member, eye: Eye, health: Health) -> None:
         self.member = member
         self.eye = eye
         self.health = health
+        self.asked = False  # whether a look has come to its end, answered or not
         self.look: Look | None = None
         self.pool: Pool | None = None
         self.doubted = asyncio.Event()
@@ -90,6 +103,7 @@ class Watch:
         *,
         replica_pool: Callable[[Member], Pool],
         primary_url: Callable[[Member], str],
+        quorum: bool,
         settings: RoutingSettings,
         clock: Clock,
         sink: Sink,
@@ -100,6 +114,7 @@ class Watch:
         self._members = members
         self._replica_pool = replica_pool
         self._url = primary_url
+        self._quorum = quorum
         self._settings = settings
         self._clock = clock
         self._monotonic = clock.monotonic
@@ -125,6 +140,10 @@ class Watch:
         """Those of `readable` to draw from when nothing else decides; empty while their shares differ."""
         self.headless = asyncio.Event()
         """Set while there is no primary, or it does not answer."""
+        self.barred: dict[str, str] = {}
+        """node -> why it is used for nothing: rival, superseded or stranger."""
+        self.unconfirmed: str | None = None
+        """The primary, while quorum is asked for and it was seen not to wait for a standby at COMMIT."""
 
     @property
     def watching(self) -> bool:
@@ -184,6 +203,7 @@ class Watch:
             await asyncio.wait(list(self._leaving))
         self._standing, self._log = Standing(), PrimaryLog()
         self.replicated, self._alone_since = False, None
+        self.barred, self.unconfirmed = {}, None
 
     async def _regroup(self) -> None:
         """Bring the servers in line with who belongs to the cluster now."""
@@ -274,16 +294,17 @@ class Watch:
         except BLIND as error:
             if server.health.missing_since is None:
                 _log.debug("%s: %s cannot be seen: %r", self._name, server.member.node, error)
-            server.look = None
+            server.asked, server.look = True, None
             server.health.missed(self._monotonic())
             self._conclude(None, sent)
             return
         if server.look is not None and server.look.run != look.run:
             self._give_up(server)
-        server.look = look
+        server.asked, server.look = True, look
         server.health.heard(look, self._monotonic())
         self._conclude(server, sent)
-        if look.recovering and server.pool is None and server.member.weight > 0:
+        usable = look.recovering and server.member.node not in self.barred
+        if usable and server.pool is None and server.member.weight > 0:
             await self._open_pool(server, look)
 
     def _conclude(self, looked: _Server | None, sent: float) -> None:
@@ -302,20 +323,22 @@ class Watch:
             if changed and health.node != self._standing.primary:
                 _log.info("%s: %s is %s: %s", self._name, health.node, health.state, health.reason)
                 self._sink.emit(ReplicaChanged(self._cluster, health.node, health.state, health.reason))
-            if health.missing_since is not None or not health.standby:
+            if health.missing_since is not None or not health.standby or health.node in self.barred:
                 self._give_up(server)
         leader = self._servers.get(self._standing.primary or "")
         if self.watching and (leader is None or leader.look is None or self._primary.dsn is None):
             self.headless.set()
         else:
             self.headless.clear()
+        self._see_whether_it_waits(leader)
         self._settle_view()
 
     def _settle_view(self) -> None:
         self.pools = {name: server.pool for name, server in self._servers.items() if server.pool is not None}
         self.listening = tuple(server.health for server in self._servers.values() if server.pool is not None)
         recent = self._monotonic() - self._log.seen
-        self.readable = _replicas.readable(self.listening, recent, self._settings)
+        ambiguous = "rival" in self.barred.values()
+        self.readable = () if ambiguous else _replicas.readable(self.listening, recent, self._settings)
         choices = [
             Choice(self.pools[one.node], one.node, "", one.position, one.witness, one)
             for one in self.readable
@@ -338,8 +361,11 @@ class Watch:
             if (look := server.look) is not None
         ]
         before = self._standing
+        if before.primary is None and not all(server.asked for server in self._servers.values()):
+            return  # the first to answer may be one of two rivals, or a stranger
         verdict = judge(before, seen, members=self._servers)
         self._standing = verdict.standing
+        self._bar(verdict)
         if verdict.primary is not None:
             server = self._servers[verdict.primary]
             self._primary.move(self._url(server.member))
@@ -352,8 +378,38 @@ class Watch:
             self._primary.move(None)
 
     def _is_no_primary(self, server: _Server, verdict: Verdict) -> bool:
-        unusable = server.member.node in verdict.superseded | verdict.strangers
-        return unusable or (server.look is not None and server.look.recovering)
+        return server.member.node in verdict.barred or (server.look is not None and server.look.recovering)
+
+    def _bar(self, verdict: Verdict) -> None:
+        """One that does not answer is still what it was."""
+        silent = {node for node in self.barred if node in self._servers and self._servers[node].look is None}
+        barred = {node: why for node, why in self.barred.items() if node in silent} | verdict.barred
+        before, self.barred = self.barred, barred
+        for node in sorted(before.keys() | barred.keys()):
+            why = barred.get(node)
+            if why == before.get(node):
+                continue
+            if why is not None:
+                _log.error("%s: %s is used for nothing: %s", self._name, node, WHY[why])
+            else:
+                _log.info("%s: %s is no %s any more", self._name, node, before[node])
+            self._sink.emit(ServerBarred(self._cluster, node, why))
+
+    def _see_whether_it_waits(self, leader: _Server | None) -> None:
+        """What was seen last holds while the primary does not answer."""
+        if not self.watching:
+            self.unconfirmed = None
+        if not self._quorum or leader is None or leader.look is None or leader.look.recovering:
+            return
+        node, waits = leader.member.node, leader.look.waits
+        before, self.unconfirmed = self.unconfirmed, None if waits else node
+        if self.unconfirmed == before:
+            return
+        if waits:
+            _log.info("%s: %s waits for a standby: quorum writes go on", self._name, node)
+        else:
+            _log.error("%s: %s waits for no standby: quorum writes are refused", self._name, node)
+        self._sink.emit(QuorumChanged(self._cluster, node, waits))
 
     async def _open_pool(self, server: _Server, look: Look) -> None:
         """A pool for this run of the server alone."""

@@ -117,6 +117,8 @@ class Servers:
     """See the module. A lifecycle service; `primary` is started and stopped by whoever made it.
 
     replica_pool: makes the pool of a member that is a replica; it is started and stopped here.
+    quorum:       a database on the cluster has durability "quorum": transactions that do not ask for less are
+                  refused while the primary waits for no standby.
     primary_url:  where the primary's pool connects when a member is the primary, such as a pooler in front of
                   it; None means the member itself.
     """
@@ -129,6 +131,7 @@ class Servers:
         *,
         replica_pool: Callable[[Member], Pool],
         primary_url: Callable[[Member], str] | None = None,
+        quorum: bool = False,
         clock: Clock | None = None,
         sink: Sink | None = None,
         settings: RoutingSettings | None = None,
@@ -148,6 +151,7 @@ class Servers:
             members,
             replica_pool=replica_pool,
             primary_url=primary_url or (lambda member: member.url),
+            quorum=quorum,
             settings=self.settings,
             clock=self._clock,
             sink=sink or NullSink(),
@@ -201,6 +205,16 @@ class Servers:
     def primary_reads(self) -> Mapping[str, int]:
         """How many reads the primary had while there were replicas, by why (see `Choice`)."""
         return self._reasons
+
+    @property
+    def barred(self) -> Mapping[str, str]:
+        """node -> why it is used for nothing: rival, superseded or stranger."""
+        return self._watch.barred
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether quorum is asked for and the primary does not wait for a standby."""
+        return self._watch.unconfirmed is not None
 
     async def check(self, node: str) -> None:
         """Raises DatabaseUnavailable when the replica is ejected or not known any more; for health pages."""
@@ -543,11 +557,15 @@ class Servers:
         """`Pool.transaction` on the primary, noted in the request's token: after COMMIT the position of the
         log, on the same connection; a doubt when that could not be learnt, or the block has not committed.
 
-        Whether there are replicas is asked at the end: one may have come and have settled meanwhile."""
+        Whether there are replicas is asked at the end: one may have come and have settled meanwhile.
+        Raises DatabaseUnavailable, undone, when the primary does not confirm as durability asks.
+        """
         context = current()
         if context is None:
             async with self.primary.transaction(**options) as tx:
+                self._refuse_unconfirmed(options)
                 yield tx
+                self._refuse_unconfirmed(options)
             return
         token, covered = context.causality, False
 
@@ -565,8 +583,10 @@ class Servers:
 
         try:
             async with self.primary.transaction(**options) as tx:
+                self._refuse_unconfirmed(options)
                 tx.note(note)
                 yield tx
+                self._refuse_unconfirmed(options)
             token.written = token.written or self.replicated  # also when nobody knows where
         except CommitUnknown:
             token.written = token.written or self.replicated
@@ -574,6 +594,15 @@ class Servers:
         finally:
             if not covered and self.replicated:
                 token.doubt(self.cluster)
+
+    def _refuse_unconfirmed(self, options: Mapping[str, Any]) -> None:
+        """Before its first statement, and before COMMIT: the primary may have become another one since."""
+        node = self._watch.unconfirmed
+        if node is not None and options.get("synchronous_commit") is None:
+            raise DatabaseUnavailable(
+                f'{node} of {self.cluster} waits for no standby at COMMIT, and durability is "quorum"',
+                retry_after=1.0,
+            )
 
 
 class _OnReplica:

@@ -87,13 +87,18 @@ class ReplicaGauges(Protocol):
 class ClusterGauges(Protocol):
     """What of a cluster is shown; `db.servers.Servers` has this shape.
 
-    `primary_reads` counts by reason what the primary had although there are replicas.
+    `primary_reads` counts by reason what the primary had although there are replicas; `barred` says by node
+    why it is used for nothing; `unconfirmed` is true while quorum writes are refused.
     """
 
     @property
     def replicas(self) -> Sequence[ReplicaGauges]: ...
     @property
     def primary_reads(self) -> Mapping[str, int]: ...
+    @property
+    def barred(self) -> Mapping[str, str]: ...
+    @property
+    def unconfirmed(self) -> bool: ...
 
 
 class PoolGauges(Protocol):
@@ -166,7 +171,16 @@ class _Replicas(Collector):
         kept = CounterMetricFamily(
             "springtide_primary_reads", "Reads that no replica could have.", labels=["cluster", "reason"]
         )
+        barred = GaugeMetricFamily(
+            "springtide_server_barred", "1: it is used for nothing.", labels=[*labels, "why"]
+        )
+        unconfirmed = GaugeMetricFamily(
+            "springtide_quorum_refused", "1: the primary waits for no standby.", labels=["cluster"]
+        )
         for cluster, servers in list(self._clusters.items()):
+            unconfirmed.add_metric([cluster], servers.unconfirmed)
+            for node, why in list(servers.barred.items()):
+                barred.add_metric([cluster, node, why], 1)
             for replica in servers.replicas:
                 for one in REPLICA_STATES:
                     state.add_metric([cluster, replica.node, one], one == replica.state)
@@ -178,7 +192,7 @@ class _Replicas(Collector):
                 reads.add_metric([cluster, replica.node], replica.reads)
             for reason, count in list(servers.primary_reads.items()):
                 kept.add_metric([cluster, reason], count)
-        yield from (state, behind, lag, flying, reads, kept)
+        yield from (state, behind, lag, flying, reads, kept, barred, unconfirmed)
 
 
 class MetricsSink:
