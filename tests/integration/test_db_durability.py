@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from tests._cluster import Cluster, eventually
 from tests.integration.test_db_idempotency import COUNT, note, once
-from tests.integration.test_pool import Heard, until, within
+from tests.integration.test_pool import Heard, within
 from tests.integration.test_pool_faults import PATIENCE, through
+from tests.replicated import Session, registers, until
 from tests.sharded import notes
 
-from springtide.db import Database, ShardMap
+from springtide.db import Database, ShardMap, idempotency
 from springtide.db.durability import check_quorum
 from springtide.db.idempotency import Idempotency, Outcome
 from springtide.db.pool import Pool
@@ -26,7 +27,7 @@ from springtide.errors import (
     IdempotencyInFlight,
     IdempotencyLost,
 )
-from springtide.signals import StatementFinished
+from springtide.signals import QuorumChanged, StatementFinished
 from springtide.testing.faults import FaultProxy
 
 WAITING = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'"
@@ -141,6 +142,23 @@ async def test_the_primary_dies_around_commit(world: Cluster, tmp_path: Path, mo
         assert await database.read(3).fetch_value(COUNT) == 1
 
 
+async def test_a_request_looks_for_its_effect_until_its_deadline(
+    world: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to COMMIT is lost with the primary, and the next primary comes later than a request without
+    a deadline would wait: it still hears that the effect is there."""
+    monkeypatch.setattr(idempotency, "RESOLVE_TIMEOUT", 0.0)
+    async with stored(world, tmp_path) as (proxy, database, pool):
+        keys = Idempotency(database)
+        proxy.on(b"COMMIT\0", "stall", side="server")
+        with within(60):
+            asked = asyncio.create_task(keys.run(once(), note(3), home=3))
+        await fail_over(world, pool)
+        assert not (await asked).replayed
+        assert (await keys.run(once(), note(3), home=3)).replayed
+        assert await database.read(3).fetch_value(COUNT) == 1
+
+
 def frozen_after(world: Cluster, moment: str) -> Any:
     made = note(3)
 
@@ -182,6 +200,41 @@ async def test_a_server_that_promises_less_is_refused(world: Cluster, database_u
                     await check_quorum(pool, database="ledger")
             else:
                 await check_quorum(pool, database="ledger")
+
+
+async def test_a_promoted_server_that_waits_for_nobody_takes_no_quorum_writes(
+    world: Cluster, tmp_path: Path
+) -> None:
+    """The standby was never told to wait for one itself. Once it is primary, quorum writes are refused and
+    leave nothing, while reads and writes of databases that ask for less go on; told to wait, it takes them.
+    A transaction that had begun before the setting was taken away is refused at its COMMIT."""
+    heard, promoted = Heard(), world.replicas[0]
+    async with registers(world, tmp_path, sink=heard, quorum=True) as (db, servers):
+        ann = Session(db, "ann")
+        await ann.write("cart")
+        assert not servers.unconfirmed
+        await asyncio.to_thread(world.primary.kill)
+        await asyncio.to_thread(promoted.promote)
+        with (
+            within(PATIENCE),
+            pytest.raises(DatabaseUnavailable, match=r"replica-1 of main waits for no standby"),
+        ):
+            await ann.write("cart")
+        assert await ann.read("cart") == 1 and servers.unconfirmed
+        modest = Database("registers", db.shards, db.pools, servers=db.servers, local_commits=["main"])
+        assert await Session(modest, "bob").write("basket") == 1
+        await asyncio.to_thread(world.add_replica, of=promoted)
+        await asyncio.to_thread(promoted.configure, synchronous_standby_names="ANY 1 (*)")
+        await until(lambda: not servers.unconfirmed)
+        assert await ann.write("cart") == 2
+        with pytest.raises(DatabaseUnavailable, match="waits for no standby"):
+            async with db.write("cart") as tx:
+                await tx.execute("delete from registers.register")
+                await asyncio.to_thread(promoted.configure, synchronous_standby_names="")
+                await until(lambda: servers.unconfirmed)
+        assert await ann.read("cart") == 2
+    told = [(signal.node, signal.waits) for signal in heard.of(QuorumChanged)]
+    assert told == [("replica-1", False), ("replica-1", True), ("replica-1", False)]
 
 
 async def test_only_a_database_without_quorum_commits_locally(world: Cluster, tmp_path: Path) -> None:

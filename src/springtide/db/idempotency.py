@@ -64,7 +64,8 @@ BEGIN_ATTEMPTS = 5
 TIDY_TIMEOUT = 2.0
 CANCELLED_TIDY_TIMEOUT = 0.2
 RESOLVE_TIMEOUT = 15.0
-"""Seconds, if the deadline leaves so many: the primary may have died, and the next one knows the answer."""
+"""Seconds for a request without a deadline: the primary may have died, and the next one knows the answer.
+One with a deadline looks until that: whoever comes later meets the lease for `LEASE_MARGIN` more at most."""
 
 _DIGEST_BYTES = 32
 
@@ -271,9 +272,14 @@ class Idempotency:
     def _lease_now(self) -> float:
         if self._lease is not None:
             return self._lease
+        left = self._time_left(None)
+        return LEASE if left is None else left + LEASE_MARGIN
+
+    def _time_left(self, unbounded: float | None) -> float | None:
+        """Until the deadline of the request; `unbounded` when it has none."""
         context = current()
         left = context.remaining(self.database.clock.monotonic()) if context is not None else None
-        return LEASE if left is None else left + LEASE_MARGIN
+        return unbounded if left is None else left
 
     async def _finish(self, claim: Claim, tx: WriteTransaction, answer: Answer) -> None:
         if tx.database is not self.database or tx.shard != self.database.shards.shard_of(claim.home):
@@ -328,7 +334,7 @@ class Idempotency:
         """
         place = (bucket_of(home), once.digest)
         try:
-            async with timeout(RESOLVE_TIMEOUT), self.database.write(home) as tx:
+            async with timeout(self._time_left(RESOLVE_TIMEOUT)), self.database.write(home) as tx:
                 row = await tx.fetch_one(self._sql.lock, *place)
                 if row is None or row["fingerprint"] != once.fingerprint:
                     return None
