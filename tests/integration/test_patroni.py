@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from tests._patroni import PatroniWorld, patroni_cluster
@@ -12,7 +14,9 @@ from springtide.db.durability import check_quorum
 from springtide.db.members import Member, Patroni
 from springtide.db.pool import Pool
 from springtide.db.servers import RoutingSettings, Servers
-from springtide.errors import CommitUnknown, DatabaseUnavailable
+from springtide.errors import CommitUnknown, ConfigurationError, DatabaseUnavailable
+from springtide.platform import Platform
+from springtide.topology import Topology, loads
 
 pytestmark = pytest.mark.needs("postgresql-15", "patroni", "etcd-server")
 
@@ -77,3 +81,57 @@ async def test_the_application_follows_patroni_s_leader(world: PatroniWorld) -> 
             assert set(acknowledged) <= there
     finally:
         await servers.stop()
+
+
+def topology(world: PatroniWorld, port: int) -> Topology:
+    parts = urlsplit(world.url)
+    account = parts.netloc.rpartition("@")[0]
+    url = urlunsplit(parts._replace(netloc=f"{account}@127.0.0.1:{port}"))
+    return loads(
+        f"""
+        name = "ledger"
+        app = "ledger:app"
+        [pool]
+        size = 4
+        reserved = 1
+        acquire_timeout = 20.0
+        [nodes.db]
+        url = "{url}"
+        [clusters.main]
+        primary = "db"
+        patroni = {[node.rest for node in world.nodes]}
+        [databases.default]
+        shards = ["main"]
+        durability = "quorum"
+        """
+    )
+
+
+@pytest.mark.timeout(180)
+async def test_a_platform_holds_patroni_to_quorum(world: PatroniWorld, tmp_path: Path) -> None:
+    """A platform is told the REST addresses and the url of a server that does not lead. It starts, because
+    Patroni has the leader wait for the other, and writes. The leader is killed: the platform follows, but
+    nobody is left to confirm and Patroni, not told to be strict, stops waiting. So writes are refused, reads
+    go on, and a platform does not start."""
+    old = await asyncio.to_thread(world.leader)
+    follower = next(node for node in world.nodes if node is not old)
+    asked = topology(world, follower.port)
+    async with Platform(asked, home=tmp_path) as platform:
+        pool, servers = platform.pools["main"], platform.servers["main"]
+        assert f":{old.port}/" in (pool.dsn or "")
+        async with servers.transaction() as tx:
+            await tx.execute("CREATE TABLE tally (n int PRIMARY KEY)")
+        assert not servers.unconfirmed
+        await asyncio.to_thread(old.kill)
+        async with asyncio.timeout(90):
+            while f":{follower.port}/" not in (pool.dsn or "") or not servers.unconfirmed:
+                await asyncio.sleep(0.05)
+        with pytest.raises(DatabaseUnavailable, match=rf"{follower.name} of main waits for no standby"):
+            async with servers.transaction() as tx:
+                await tx.execute("INSERT INTO tally VALUES (1)")
+        assert await pool.fetch_value("SELECT count(*) FROM tally") == 0
+        late = Platform(asked, home=tmp_path)
+        with pytest.raises(
+            ConfigurationError, match=r"databases\.default\.durability .* waits for no standby"
+        ):
+            await late.start()
