@@ -20,6 +20,7 @@ from springtide.ops.runner.children import Child
 from springtide.ops.runner.home import Home, NodeState, State
 from springtide.ops.runner.processes import Identity, Stage
 from springtide.ops.runner.programs import PythonProgram
+from springtide.testing import ManualClock
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
 STUBBORN = (
@@ -154,6 +155,29 @@ async def test_once_ready_it_is_started_again_for_ever() -> None:
     assert changes.count("restarting") == 6
     await made.stop()
     assert made.state().state == "stopped" and made.state().identity is None
+
+
+async def test_an_end_is_told_before_any_pause() -> None:
+    """The clock stands still, so no pause ends: who asked to be told has been, and a failure of theirs ends
+    nothing; the program is not started again before its pause."""
+    program, told, clock = Fake(), asyncio.Event(), ManualClock()
+
+    async def ended() -> None:
+        told.set()
+        raise RunnerError("not now")
+
+    made = Child(program, "fake", changed=lambda: None, ended=ended, clock=clock)
+    await made.start()
+    program.ended.set()
+    async with asyncio.timeout(20):
+        await told.wait()
+    assert program.starts == 1 and made.state().state == "restarting"
+    async with asyncio.timeout(20):
+        while made.restarts == 0:
+            await clock.advance(1.0)
+            await asyncio.sleep(0)
+    assert program.starts == 2
+    await made.stop()
 
 
 async def test_a_stop_during_the_start_ends_it() -> None:

@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 class Child:
     """A supervised program. `changed` is called after each change of state, `restarted` after a restart.
 
-    `before` is awaited before each restart and may change what the program is to do; RunnerError from it
-    counts as a start that failed.
+    `ended` is awaited as soon as the program has ended, without a pause. `before` is awaited before each
+    restart and may change what the program is to do; RunnerError from it counts as a start that failed.
 
     Pause before restart n: backoff * 2**(n-1), at most `max_backoff`, times a factor in [0.5, 1.5).
     A run longer than `max_backoff` counts as healthy and starts the series anew.
@@ -45,6 +45,7 @@ class Child:
         *,
         changed: Callable[[], None],
         restarted: Callable[[], None] | None = None,
+        ended: Callable[[], Awaitable[None]] | None = None,
         before: Callable[[], Awaitable[None]] | None = None,
         max_attempts: int = 3,
         backoff: float = 0.2,
@@ -60,6 +61,7 @@ class Child:
         self.restarts = 0
         self._changed = changed
         self._restarted = restarted
+        self._ended = ended
         self._before = before
         self._max_attempts = max_attempts
         self._backoff = backoff
@@ -151,6 +153,11 @@ class Child:
             status = await self.program.wait()
             failures = 0 if self._clock.monotonic() - begun > self._max_backoff else failures
             self._fail(f"ended with {_ending(status)}")
+            if self._ended is not None:
+                try:
+                    await self._ended()
+                except (RunnerError, OSError) as error:
+                    self._fail(str(error))
             while True:
                 failures += 1
                 await self._clock.sleep(self._pause(failures))

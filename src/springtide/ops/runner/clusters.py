@@ -223,6 +223,7 @@ class Keeper:
             "postgres",
             changed=self.changed,
             restarted=lambda: self._restarted(node),
+            ended=lambda: self._replace(node),
             before=lambda: self._before(node),
         )
         server.replicated = len(self._names) > 1 or self.noted
@@ -233,12 +234,16 @@ class Keeper:
 
     # -- restarts and failover -------------------------------------------------------------------------
 
-    async def _before(self, node: str) -> None:
-        """Before a server is started again. Replicas must not wait here: a decision needs to hear them."""
+    async def _replace(self, node: str) -> None:
+        """When the primary has ended, at once: pauses are for restarts, not for a failover."""
         if node == self.primary:
             async with self.deciding:
                 if node == self.primary and not self.record.promoting:
                     await self._decide()
+
+    async def _before(self, node: str) -> None:
+        """Before a server is started again. Replicas must not wait here: a decision needs to hear them."""
+        await self._replace(node)
         member = self.members[node]
         if self.record.promoting and node == self.primary:
             if await member.server.is_standby():
