@@ -20,7 +20,7 @@ from tests._keeping import kept, primaries, until
 from tests.servers import scratch
 
 from springtide.errors import RunnerError
-from springtide.ops.runner import pgdata
+from springtide.ops.runner import pgdata, promoting
 from springtide.ops.runner.clusters import Keeper
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.records import Record, read_record
@@ -105,6 +105,31 @@ async def test_a_dead_primary_is_replaced(home: Path, how: str) -> None:
         noted = await asyncio.to_thread(record, home)
         assert (noted.primary, noted.promoting) == (keeper.primary, False)
     assert await asyncio.to_thread(left, home) == []
+
+
+async def test_a_promotion_that_hangs_is_told_and_carried_out_once_it_can_be(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The replica's recovery is frozen: the step is in the status, ends at its bound, and is done again."""
+    monkeypatch.setattr(promoting, "PROMOTE", 5.0)
+    async with kept(home, replicas=("r1",), quorum=True) as keeper:
+        await keeper.server().query("create table kept (id int); insert into kept values (1)")
+        recovery = int(
+            await keeper.server("r1").query("select pid from pg_stat_activity where backend_type = 'startup'")
+        )
+        os.kill(recovery, signal.SIGSTOP)
+        try:
+            os.kill(keeper.server().pid, signal.SIGKILL)
+            await until(lambda: asyncio.sleep(0, "promote r1, at most" in (keeper.notice or "")))
+            assert keeper.primary == "r1" and not keeper.settled
+            await until(lambda: asyncio.sleep(0, "was not promoted within 5 s" in caplog.text))
+            assert await asyncio.to_thread(primaries, home) == []
+        finally:
+            os.kill(recovery, signal.SIGCONT)
+        await until(lambda: asyncio.sleep(0, keeper.settled))
+        await until(lambda: streaming(keeper))
+        assert keeper.notice is None and keeper.epoch == 2
+        assert await keeper.server("db").query("select id from kept") == "1"
 
 
 async def write_until_it_fails(home: Path, acked: list[int]) -> None:

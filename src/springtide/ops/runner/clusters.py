@@ -1,9 +1,7 @@
 """Keep the servers of one cluster: a primary, its replicas, and a new primary when the old one is gone.
 
-    primary ends -> kill what is left of it -> decide (failover.py)
-        restart in place                                  the usual case: it comes back where it was
-        promote R: write down (records.py) -> fence the old one -> promote R -> tell everybody ->
-                   the other replicas follow R -> the old primary is rewound and follows R
+The keeper starts and stops them, looks every second whether the primary answers, and leaves the rest to
+promoting.py (who is primary), membership.py (who belongs to the cluster), tending.py (replicas that follow).
 
 Invariants: at most one server of the cluster may take writes. A decision is on the disk before anything is
 done about it, and is carried out again, from its beginning, by a runner that finds it half done. A server
@@ -27,10 +25,10 @@ from springtide.errors import RunnerError
 from springtide.lifecycle import Periodic
 from springtide.ops.runner import replication
 from springtide.ops.runner.children import Child
-from springtide.ops.runner.failover import Case, Promote, Restart, Wait, decide
 from springtide.ops.runner.making import to_its_end
 from springtide.ops.runner.membership import Membership
 from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.ops.runner.promoting import Promoting
 from springtide.ops.runner.records import Record, read_record, write_record
 from springtide.ops.runner.standby import Upstream
 from springtide.ops.runner.tending import Tending
@@ -43,11 +41,6 @@ LOOK_EVERY = 1.0
 LINKS_EVERY = 5
 """Looks between two questions about replication, which cost a process."""
 
-PATIENCE = 10.0
-"""Seconds that a decision waits for replicas which do not say how far their log goes."""
-
-ASK_AGAIN = 0.1
-
 
 @dataclass(slots=True)
 class Member:
@@ -57,13 +50,6 @@ class Member:
     child: Child
     unlinked: int = 0
     repairs: int = 0
-
-
-@dataclass(slots=True)
-class _Wanted:
-    node: str
-    forced: bool
-    answer: asyncio.Future[None]
 
 
 class Keeper:
@@ -101,15 +87,13 @@ class Keeper:
         self._clock = clock or SystemClock()
         self.record = Record(primary=primary)
         self.noted = False  # whether the record is on the disk: it is when there was ever a replica
-        self.deciding = asyncio.Lock()
-        self._wanted: _Wanted | None = None
-        self._down: float | None = None
         self._answered = 0.0
         self._looks = 0
         self._watch = Periodic(f"watch cluster {name}", self._look, every=LOOK_EVERY)
         self._watching = False
         self._membership = Membership(self, clock=self._clock)
         self._tending = Tending(self)
+        self._promoting = Promoting(self, auto=auto, failover_after=failover_after, clock=self._clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- what others see -------------------------------------------------------------------------------
@@ -126,6 +110,11 @@ class Keeper:
     def settled(self) -> bool:
         """False while a promotion is under way: nobody should be told of it yet."""
         return not self.record.promoting
+
+    @property
+    def deciding(self) -> asyncio.Lock:
+        """Held by whoever changes who is primary, or who may become it."""
+        return self._promoting.deciding
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -161,30 +150,16 @@ class Keeper:
         for node in self._names:
             await self.add_member(node)
         if self.record.promoting:
-            await self._resume()
+            await self._promoting.resume()
         else:
             await self.members[self.primary].child.start()
         await self._start_replicas()
 
-    async def _resume(self) -> None:
-        """Carry out a promotion that another runner had decided and did not finish."""
-        _log.warning("finishing the promotion of %s in cluster %s", self.primary, self.name)
-        for node in self.replicas:
-            server = self.server(node)
-            await server.locate()
-            if not await server.is_standby():
-                await server.fence()
-        chosen = self.members[self.primary]
-        await chosen.server.locate()
-        if await chosen.server.is_standby():
-            chosen.server.follows = Upstream(self.replicas[0], 1)  # nobody: it only has to be promoted
-        await chosen.child.start()
-        await self._finish()
-
     async def _start_replicas(self) -> None:
         if not self.replicas:
             return
-        self._follow()
+        for node in self.replicas:
+            self.server(node).follows = self.upstream()
         await asyncio.gather(*(self.start_replica(node) for node in self.replicas))
         await self._tending.tidy(self.primary)
         await self.note(voters=self.voters_with(self.replicas))
@@ -194,7 +169,7 @@ class Keeper:
     async def start_watch(self) -> None:
         if not self._watching:
             self._watching = True
-            self._answered = self._clock.monotonic()
+            self.heard()
             await self._watch.start()
 
     async def start_replica(self, node: str) -> None:
@@ -223,8 +198,8 @@ class Keeper:
             "postgres",
             changed=self.changed,
             restarted=lambda: self._restarted(node),
-            ended=lambda: self._replace(node),
-            before=lambda: self._before(node),
+            ended=lambda: self._promoting.ended(node),
+            before=lambda: self._promoting.before(node),
         )
         server.replicated = len(self._names) > 1 or self.noted
         if self.noted and self.quorum:
@@ -232,122 +207,16 @@ class Keeper:
         self.members[node] = Member(server, child)
         return self.members[node]
 
-    # -- restarts and failover -------------------------------------------------------------------------
-
-    async def _replace(self, node: str) -> None:
-        """When the primary has ended, at once: pauses are for restarts, not for a failover."""
-        if node == self.primary:
-            async with self.deciding:
-                if node == self.primary and not self.record.promoting:
-                    await self._decide()
-
-    async def _before(self, node: str) -> None:
-        """Before a server is started again. Replicas must not wait here: a decision needs to hear them."""
-        await self._replace(node)
-        member = self.members[node]
-        if self.record.promoting and node == self.primary:
-            if await member.server.is_standby():
-                member.server.follows = Upstream(self.replicas[0], 1)
-        else:
-            member.server.follows = None if node == self.primary else self.upstream()
-
-    async def _decide(self) -> None:
-        """The primary has ended: promote another one, or return, which starts it again."""
-        if not self.replicas:
-            return
-        await self.server().kill()  # what outlived the postmaster could still acknowledge a commit
-        now = self._clock.monotonic
-        self._down = self._down or now()
-        begun = now()
-        while True:
-            case = Case(
-                held={},
-                quorum=self.quorum,
-                voters=self.record.voters,
-                auto=self._auto,
-                failover_after=self._failover_after,
-                down_for=now() - self._down,
-                waited_for=now() - begun,
-                patience=PATIENCE,
-                wanted=self._wanted.node if self._wanted else None,
-                forced=self._wanted.forced if self._wanted else False,
-            )
-            nodes = self.replicas
-            if nodes and (self.quorum or self._wanted or case.down_for >= self._failover_after):
-                answers = await asyncio.gather(*(replication.held(self.server(node)) for node in nodes))
-                case = replace(case, held=dict(zip(nodes, answers, strict=True)))
-            else:
-                case = replace(case, held=dict.fromkeys(nodes))
-                case = replace(case, waited_for=PATIENCE)
-            decision = decide(case)
-            if not isinstance(decision, Wait):
-                break
-            await self._clock.sleep(ASK_AGAIN)
-        wanted = self._wanted
-        if isinstance(decision, Restart):
-            self.say(f"primary {self.primary} is started again: {decision.why}")
-            _answer(
-                wanted, RunnerError(f"{wanted.node} was not promoted: {decision.why}") if wanted else None
-            )
-            return
-        try:
-            await self._promote(decision)
-        except BaseException:
-            _answer(
-                wanted, RunnerError("the promotion was decided and did not come to its end yet: see status")
-            )
-            raise
-        _answer(wanted, None)
-
-    async def _promote(self, decision: Promote) -> None:
-        old, node = self.primary, decision.node
-        _log.warning(
-            "cluster %s: %s becomes primary instead of %s, with its log at %s: %s",
-            *(self.name, node, old, decision.at, decision.why),
-        )
-        for other in decision.behind:
-            await self.server(other).repair("rewind")
-        others = tuple(name for name in self.members if name != node)
-        await self.note(
-            primary=node,
-            epoch=self.epoch + 1,
-            promoting=True,
-            voters=others if self.quorum else (),
-        )
-        await self.server(old).fence()
-        await self._finish()
-        for other in decision.behind:
-            await self.server(other).kill()  # its child starts it again, repaired
-
-    async def _finish(self) -> None:
-        """The part of a promotion after the old primary is fenced; may be repeated."""
-        server = self.server()
-        if self.quorum:
-            server.confirming = self.replicas
-        await server.promote()
-        await replication.ensure_slots(server, list(self.replicas))
-        await self.note(promoting=False)
-        self._down = None
-        self._answered = self._clock.monotonic()
-        self.say(None)
-        self._follow()
-        await asyncio.gather(*(self._repoint(node) for node in self.replicas))
-
-    async def _complete(self) -> None:
-        """Once more, a promotion that was decided and met an error on its way."""
-        async with self.deciding:
-            if self.record.promoting:
-                for node in self.replicas:
-                    if not await self.server(node).is_standby():
-                        await self.server(node).fence()
-                await self._finish()
+    # -- what the parts share and do ------------------------------------------------------------------
 
     def upstream(self) -> Upstream:
         return Upstream(self.primary, self.server().port)
 
-    def _follow(self) -> None:
+    async def follow(self) -> None:
+        """Every replica follows who is primary now, at once or when it starts again."""
         for node in self.replicas:
             self.server(node).follows = self.upstream()
+        await asyncio.gather(*(self._repoint(node) for node in self.replicas))
 
     async def _repoint(self, node: str) -> None:
         member = self.members[node]
@@ -365,14 +234,10 @@ class Keeper:
             if node != self.primary:
                 await self._repoint(node)
                 await self._tending.tidy(node)
-                return
-            if self.record.promoting:
-                await self._complete()
-            self._down = None
-            self._answered = self._clock.monotonic()
-            self.say(None)
-            self._follow()
-            await asyncio.gather(*(self._repoint(replica) for replica in self.replicas))
+            elif self.settled:
+                await self._promoting.there()
+            else:
+                await self._promoting.complete()
         except (RunnerError, OSError) as error:
             _log.warning("after the restart of %s: %s", node, error)
         self.changed()
@@ -383,26 +248,8 @@ class Keeper:
         task.add_done_callback(self._tasks.discard)
 
     async def promote(self, node: str, *, forced: bool = False) -> None:
-        """Make `node` the primary, by a clean shutdown of the present one if it runs.
-
-        Raises RunnerError when it is not done; the old primary goes on then.
-        """
-        if node == self.primary:
-            raise RunnerError(f"{node} is the primary of cluster {self.name} already")
-        if node not in self.members or not self.members[node].child.running:
-            raise RunnerError(f"{node} is not a running replica of cluster {self.name}")
-        if self._wanted is not None:
-            raise RunnerError(f"{self._wanted.node} is being promoted already")
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._wanted = _Wanted(node, forced, answer)
-        try:
-            if self.members[self.primary].child.running:
-                await self.server().shut_down()
-            await asyncio.wait_for(answer, 120.0)
-        except TimeoutError:
-            raise RunnerError(f"{node} was not promoted within 120 s: see `springtide status`") from None
-        finally:
-            self._wanted = None
+        """Make `node` the primary. Raises RunnerError when it is not done; the old primary goes on then."""
+        await self._promoting.ask(node, forced=forced)
 
     # -- looking after them ----------------------------------------------------------------------------
 
@@ -419,10 +266,10 @@ class Keeper:
         child = self.members[self.primary].child
         if self.record.promoting:
             if child.running and not self.deciding.locked():
-                await self._complete()
+                await self._promoting.complete()
         elif child.running:
             await self._look_at_primary()
-        elif self._down is not None and self._starting_too_long():
+        elif self._starting_too_long():
             _log.error("primary %s does not come back within %g s", self.primary, self._failover_after)
             await self.server().kill()
         if self._looks % LINKS_EVERY == 0:
@@ -430,20 +277,26 @@ class Keeper:
 
     def _starting_too_long(self) -> bool:
         """Without quorum a primary is replaced although it still recovers; with it, only it may have all."""
-        waited = self._clock.monotonic() - (self._down or 0.0)
+        waited = self._promoting.down_for
         able = any(self.members[node].child.running for node in self.replicas)
-        return able and self._auto and not self.quorum and waited > self._failover_after
+        return (
+            able and self._auto and not self.quorum and waited is not None and waited > self._failover_after
+        )
 
     async def _look_at_primary(self) -> None:
         now = self._clock.monotonic
         if await replication.answers(self.server().port, timeout=max(self._failover_after / 2, 0.5)):
-            self._answered = now()
+            self.heard()
             return
         silent = now() - self._answered
-        if self._auto and silent > self._failover_after and self.replicas and self._wanted is None:
+        if self._auto and silent > self._failover_after and self.replicas and not self._promoting.asked:
             _log.error("primary %s did not answer for %.1f s: it is killed", self.primary, silent)
             await self.server().kill()
-            self._answered = now()
+            self.heard()
+
+    def heard(self) -> None:
+        """The primary has answered just now."""
+        self._answered = self._clock.monotonic()
 
     async def confirm(self) -> None:
         """Tell every server who has to confirm commits, now or when it becomes primary."""
@@ -470,12 +323,3 @@ class Keeper:
             if notice is not None:
                 _log.warning("%s", notice)
             self.changed()
-
-
-def _answer(wanted: _Wanted | None, error: Exception | None) -> None:
-    if wanted is None or wanted.answer.done():
-        return
-    if error is None:
-        wanted.answer.set_result(None)
-    else:
-        wanted.answer.set_exception(error)

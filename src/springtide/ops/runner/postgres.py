@@ -234,6 +234,10 @@ class EmbeddedPostgres:
         """Whether the folder is that of a replica; False also for one that is not made yet."""
         return await asyncio.to_thread(standby.is_standby, self._known().data)
 
+    async def repair_wanted(self) -> str | None:
+        """How the folder must be repaired before it is opened again: "rewind", "copy", or not at all."""
+        return await asyncio.to_thread(standby.repair_wanted, self._known().data)
+
     async def repair(self, how: str) -> None:
         """Note that the folder must be repaired before it is opened again: "rewind" or "copy"."""
         await uncut(standby.want_repair, self._known().data, how)
