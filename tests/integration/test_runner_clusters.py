@@ -20,7 +20,7 @@ from tests._keeping import kept, primaries, until
 from tests.servers import scratch
 
 from springtide.errors import RunnerError
-from springtide.ops.runner import pgdata, promoting
+from springtide.ops.runner import clusters, membership, pgdata, promoting
 from springtide.ops.runner.clusters import Keeper
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.records import Record, read_record
@@ -241,8 +241,11 @@ async def test_a_primary_that_cannot_come_back_is_replaced(home: Path) -> None:
         assert await keeper.server("db").query("select id from kept") == "1"
 
 
-async def test_nobody_is_promoted_who_may_lack_an_acknowledged_commit(home: Path) -> None:
+async def test_nobody_is_promoted_who_may_lack_an_acknowledged_commit(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With quorum and one replica unheard, which may have confirmed alone: the primary is started again."""
+    monkeypatch.setattr(promoting, "PATIENCE", 2.0)
     async with kept(home, replicas=("r1", "r2"), quorum=True) as keeper:
         await keeper.server().query("create table kept (id int)")
         await until(lambda: streaming(keeper))
@@ -262,8 +265,11 @@ async def test_nobody_is_promoted_who_may_lack_an_acknowledged_commit(home: Path
             os.kill(process, signal.SIGCONT)
 
 
-async def test_writes_wait_for_a_replica_and_that_is_told(home: Path) -> None:
+async def test_writes_wait_for_a_replica_and_that_is_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With quorum and no replica that confirms, a write waits and the notice says so, until one is back."""
+    monkeypatch.setattr(clusters, "LINKS_EVERY", 1)
     async with kept(home, replicas=("r1",), quorum=True) as keeper:
         await keeper.server().query("create table kept (id int)")
         await keeper.members["r1"].child.stop()
@@ -314,7 +320,7 @@ async def is_lost(server: EmbeddedPostgres, sql: str) -> bool:
     return await server.query(sql) == "lost"
 
 
-async def test_members_come_and_go_under_writes(home: Path) -> None:
+async def test_members_come_and_go_under_writes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas are added and removed with quorum while rows are written: none is lost, no slot is left."""
     async with kept(home, replicas=("r1",), quorum=True) as keeper:
         await keeper.server().query("create table kept (id int)")
@@ -331,6 +337,7 @@ async def test_members_come_and_go_under_writes(home: Path) -> None:
         assert await writer.lost() == set()
         assert await keeper.server().query("select slot_name from pg_replication_slots") == slot_name("r2")
         assert "r2" in await keeper.server().query("show synchronous_standby_names")
+        monkeypatch.setattr(membership, "JOIN", 1.0)
         with pytest.raises(RunnerError, match="has to stay"):
             await keeper.remove("r2")
     assert await asyncio.to_thread(left, home) == []

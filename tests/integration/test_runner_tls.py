@@ -25,6 +25,7 @@ from springtide.ops.runner.access import Access
 from springtide.ops.runner.installs import find_install
 from springtide.ops.runner.pgbouncer import PgBouncer
 from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.ops.runner.standby import Upstream
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NODES = ["db", "pooler"]
@@ -189,6 +190,61 @@ async def test_a_database_answers_the_platform_s_own_role_alone(secured: Secured
     guest = urlsplit(server.url())._replace(netloc=f"guest:right@{HOST}:{server.port}").geturl()
     with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match=r"no pg_hba.conf entry"):
         await asyncpg.connect(guest)
+
+
+@pytest.mark.needs("postgresql-15")
+async def test_replicas_verify_their_primary(tmp_path: Path) -> None:
+    """Base backup, streaming and rewind verify the other server by the authority, or get nothing."""
+    home = scratch("springtide-tls-") / "home"
+    kept = home / "secrets"
+    await asyncio.to_thread(kept.mkdir, parents=True)
+    await certificates.ensure(kept, ["db", "r1"], authority=True)
+    own = await asyncio.to_thread((kept / "ca.crt").read_bytes)
+    await asyncio.to_thread(certificates.renew, tmp_path, [], authority=True, now=datetime.now(UTC))
+    other = await asyncio.to_thread((tmp_path / "ca.crt").read_bytes)
+    server = EmbeddedPostgres("db", home=home, durable=False, access=Access(tls=True, app_only=True))
+    follows = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_replication USING (pid) WHERE state = 'streaming'"
+    try:
+        await server.start()
+        replica = EmbeddedPostgres(
+            "r1", home=home, durable=False, access=Access(tls=True), follows=Upstream("db", server.port)
+        )
+        (kept / "ca.crt").write_bytes(other)
+        with pytest.raises(RunnerError, match="certificate verify failed"):
+            await server.query("SELECT 1")
+        with pytest.raises(RunnerError, match="certificate verify failed"):
+            await replica.start()
+        (kept / "ca.crt").write_bytes(own)
+        try:
+            await replica.start()
+            await settles(server, follows, "t")
+            (replica.data / "springtide_ca.crt").write_bytes(other)
+            await server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+            await settles(server, "SELECT count(*) FROM pg_stat_replication", "0")
+            said = b"certificate verify failed"
+            async with asyncio.timeout(30):
+                while said not in await asyncio.to_thread(replica.log.read_bytes):
+                    await asyncio.sleep(0.02)
+            await replica.reload()  # the runner's copy is written again
+            await settles(server, follows, "t")
+            await server.fence()
+            await server.stop()
+            await replica.promote()
+            server.follows = Upstream("r1", replica.port)
+            await server.start()
+            await settles(replica, follows, "t")
+            assert "pg_rewind: Done!" in await asyncio.to_thread(server.log.read_text)
+        finally:
+            await replica.stop()
+    finally:
+        await server.stop()
+        await asyncio.to_thread(shutil.rmtree, home.parent, ignore_errors=True)
+
+
+async def settles(server: EmbeddedPostgres, sql: str, answer: str) -> None:
+    async with asyncio.timeout(30):
+        while await server.query(sql) != answer:
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture

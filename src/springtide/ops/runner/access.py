@@ -14,9 +14,21 @@ from pathlib import Path
 from springtide.errors import RunnerError
 from springtide.ops.runner.accounts import Account
 
-__all__ = ["Access", "CERTIFICATE", "has_tls", "hba", "install", "settings"]
+__all__ = [
+    "AUTHORITY",
+    "CERTIFICATE",
+    "ROOT",
+    "Access",
+    "has_tls",
+    "hba",
+    "install",
+    "install_root",
+    "settings",
+]
 
-CERTIFICATE, KEY, HBA = "springtide.crt", "springtide.key", "springtide_hba.conf"
+CERTIFICATE, KEY, ROOT = "springtide.crt", "springtide.key", "springtide_ca.crt"
+HBA = "springtide_hba.conf"
+AUTHORITY = "ca.crt"
 LOOPBACK = ("127.0.0.1/32", "::1/128")
 
 
@@ -54,23 +66,34 @@ def hba(access: Access, user: str) -> str:
 
 
 def install(access: Access | None, data: Path, account: Account, *, user: str, kept: Path) -> None:
-    """Write the files that `settings` names; certificate and key are copied from `kept` (without suffix)."""
+    """Write the files that `settings` names, and what a standby proves its upstream with.
+
+    Certificate and key are copied from `kept` (without suffix), the authority's from beside it.
+    """
     if access is None:
         return
     _replace(data / HBA, hba(access, user), account)
     if access.tls:
         copy_certificate(kept, data / CERTIFICATE, data / KEY, account)
+        install_root(kept.with_name(AUTHORITY), data / ROOT, account)
+
+
+def install_root(authority: Path, target: Path, account: Account) -> None:
+    """Copy the authority's certificate to where programs of `account` read it."""
+    _replace(target, _text(authority), account)
 
 
 def copy_certificate(kept: Path, certificate: Path, key: Path, account: Account) -> None:
     """From `kept`.crt and `kept`.key to where a server of `account` reads them."""
     for suffix, target in (("key", key), ("crt", certificate)):
-        source = kept.with_name(f"{kept.name}.{suffix}")
-        try:
-            text = source.read_text()
-        except OSError as error:
-            raise RunnerError(f"cannot read the certificate {source}: {error.strerror}") from error
-        _replace(target, text, account)
+        _replace(target, _text(kept.with_name(f"{kept.name}.{suffix}")), account)
+
+
+def _text(source: Path) -> str:
+    try:
+        return source.read_text()
+    except OSError as error:
+        raise RunnerError(f"cannot read the certificate {source}: {error.strerror}") from error
 
 
 def has_tls(data: Path) -> bool:

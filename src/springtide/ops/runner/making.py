@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from springtide.errors import RunnerError
-from springtide.ops.runner import logs, pgdata, processes, psql, standby
+from springtide.ops.runner import access, logs, pgdata, processes, psql, standby
 from springtide.ops.runner.accounts import Account
 from springtide.ops.runner.installs import Install
 from springtide.ops.runner.standby import Upstream
@@ -43,6 +43,8 @@ class Place:
     password: str
     log: Path
     durable: bool
+    authority: Path | None = None
+    """Whose certificate servers must show; None: they have no TLS."""
 
     async def run(self, what: str, arguments: list[str], **variables: str) -> None:
         """Run one of PostgreSQL's programs; RunnerError with the end of its output when it fails."""
@@ -117,6 +119,7 @@ async def _ask(
         port=upstream.port,
         user=pgdata.SUPERUSER,
         password=place.password,
+        root=place.authority,
         timeout=timeout,
         **variables,
     )
@@ -127,6 +130,7 @@ async def copy(place: Place, upstream: Upstream) -> None:
     try:
         staging = await uncut(pgdata.Staging, place.data, place.account)
         await asyncio.to_thread(standby.write_passfile, staging.password_file, place.password, place.account)
+        root = await _root(place, staging.folder)
         await ensure_slot(place, upstream)
         arguments = [
             str(place.install.program("pg_basebackup")),
@@ -135,7 +139,7 @@ async def copy(place: Place, upstream: Upstream) -> None:
             "--wal-method=stream",
             f"--slot={standby.slot_name(place.node)}",
             "--no-password",
-            f"--dbname={_reach(place, upstream, staging.password_file)}",
+            f"--dbname={_reach(place, upstream, staging.password_file, root)}",
         ]
         if not place.durable:
             arguments.append("--no-sync")
@@ -155,12 +159,13 @@ async def rewind(place: Place, upstream: Upstream) -> None:
         await _ask(place, upstream, "CHECKPOINT;\n", timeout=60.0)
         passfile = place.data / standby.PASSFILE
         await asyncio.to_thread(standby.write_passfile, passfile, place.password, place.account)
+        root = await _root(place, place.data)
         # A server that crashed is recovered first, by PostgreSQL in single-user mode, which no standby can.
         await asyncio.to_thread((place.data / standby.SIGNAL).unlink, missing_ok=True)
         arguments = [
             str(place.install.program("pg_rewind")),
             f"--target-pgdata={place.data}",
-            f"--source-server={_reach(place, upstream, passfile)}",
+            f"--source-server={_reach(place, upstream, passfile, root)}",
         ]
         if not place.durable:
             arguments.append("--no-sync")
@@ -173,8 +178,17 @@ async def rewind(place: Place, upstream: Upstream) -> None:
     await asyncio.to_thread(standby.want_repair, place.data, None)
 
 
-def _reach(place: Place, upstream: Upstream, passfile: Path) -> str:
-    return standby.conninfo(upstream, user=pgdata.SUPERUSER, name=place.node, passfile=passfile)
+def _reach(place: Place, upstream: Upstream, passfile: Path, root: Path | None) -> str:
+    return standby.conninfo(upstream, user=pgdata.SUPERUSER, name=place.node, passfile=passfile, root=root)
+
+
+async def _root(place: Place, folder: Path) -> Path | None:
+    """The authority's certificate in `folder`, where programs of the server's account may read it."""
+    if place.authority is None:
+        return None
+    root = folder / access.ROOT
+    await uncut(access.install_root, place.authority, root, place.account)
+    return root
 
 
 async def uncut(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

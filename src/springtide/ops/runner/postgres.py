@@ -186,6 +186,7 @@ class EmbeddedPostgres:
                 user=pgdata.SUPERUSER,
                 password=place.password,
                 dbname=dbname,
+                root=place.authority,
                 timeout=timeout,
                 **variables,
             )
@@ -303,6 +304,7 @@ class EmbeddedPostgres:
             password=pgdata.secret(self._password_file(self.name), data, shared_with=upstream),
             log=self.log,
             durable=self._durable,
+            authority=self.home / "secrets" / access.AUTHORITY if self._tls else None,
         )
         pgdata.Staging.clear(data)
         return (data / "PG_VERSION").exists()
@@ -389,6 +391,7 @@ class EmbeddedPostgres:
             place.data,
             self.follows,
             user=pgdata.SUPERUSER,
+            root=place.data / access.ROOT if self._tls else None,
             confirming=self.confirming,
             replicated=self.replicated,
         )

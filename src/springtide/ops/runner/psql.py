@@ -20,11 +20,13 @@ async def ask(
     user: str,
     password: str,
     dbname: str = "postgres",
+    root: Path | None = None,
     timeout: float = 30.0,
     **variables: str,
 ) -> str:
     """Run `sql` on 127.0.0.1 and return its unaligned rows; `:'name'` inserts a variable, quoted.
 
+    `root`: the authority that the server must prove itself by; None: it has no TLS.
     Raises RunnerError, beginning with `who`, when the server refuses, or does not answer within `timeout`.
     """
     command = [str(psql), "-XAtq", "-v", "ON_ERROR_STOP=1"]
@@ -44,6 +46,7 @@ async def ask(
             "PGCONNECT_TIMEOUT": str(max(2, round(timeout))),
             "PGAPPNAME": "springtide-runner",
             "LC_ALL": "C",
+            **({} if root is None else {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(root)}),
         },
     )
     try:

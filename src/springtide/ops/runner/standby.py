@@ -42,8 +42,11 @@ def slot_name(node: str) -> str:
     return f"{SLOT_PREFIX}{plain[:40]}_{hashlib.sha256(node.encode()).hexdigest()[:8]}"
 
 
-def conninfo(upstream: Upstream, *, user: str, name: str, passfile: Path) -> str:
-    """How libpq reaches `upstream`; the password is in `passfile`, which only the server's account reads."""
+def conninfo(upstream: Upstream, *, user: str, name: str, passfile: Path, root: Path | None) -> str:
+    """How libpq reaches `upstream`; the password is in `passfile`, which only the server's account reads.
+
+    `root`: the authority that `upstream` must prove itself by; None: it has no TLS.
+    """
     values = {
         "host": "127.0.0.1",
         "port": str(upstream.port),
@@ -53,6 +56,8 @@ def conninfo(upstream: Upstream, *, user: str, name: str, passfile: Path) -> str
         "connect_timeout": "5",
         "passfile": str(passfile),
     }
+    if root is not None:
+        values |= {"sslmode": "verify-full", "sslrootcert": str(root)}
     escaped = {key: value.replace("\\", "\\\\").replace("'", "\\'") for key, value in values.items()}
     return " ".join(f"{key}='{value}'" for key, value in escaped.items())
 
@@ -63,6 +68,7 @@ def settings(
     upstream: Upstream | None,
     *,
     user: str,
+    root: Path | None,
     confirming: Sequence[str] = (),
     replicated: bool = False,
 ) -> str:
@@ -78,7 +84,7 @@ def settings(
         lines.append("# Beyond what slots keep: a primary that was replaced is rewound with it.")
         lines.append("wal_keep_size = '256MB'")
     if upstream is not None:
-        reach = conninfo(upstream, user=user, name=node, passfile=data / PASSFILE)
+        reach = conninfo(upstream, user=user, name=node, passfile=data / PASSFILE, root=root)
         lines.append(f"primary_conninfo = {_quoted(reach)}")
         lines.append(f"primary_slot_name = {_quoted(slot_name(node))}")
     return "\n".join(lines) + "\n"

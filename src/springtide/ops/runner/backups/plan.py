@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from springtide.errors import ConfigurationError, RunnerError
-from springtide.ops.runner import pgdata
+from springtide.ops.runner import access, pgdata
 from springtide.ops.runner.accounts import Account, server_account
 from springtide.ops.runner.backups.archiving import Archiving
 from springtide.ops.runner.backups.server import Server, embedded, given, own_account
@@ -137,8 +137,6 @@ class Plan:
             url = found.cluster_url(group.cluster)
         except ConfigurationError as error:
             raise RunnerError("the platform does not run: start it with `springtide up`") from error
-        # Without its sslrootcert, which the account may not read: libpq encrypts by itself where it can.
-        base = urlunsplit(urlsplit(url)._replace(path="/postgres", query=""))
         node = found.clusters[group.cluster].primary
         data = pgdata.locate(
             self.home.path,
@@ -147,4 +145,8 @@ class Plan:
             account=server_account(),
             shared=self._shared,
         )
+        proof = ""
+        if "sslrootcert=" in urlsplit(url).query:  # its copy in the data, which the server's account may read
+            proof = f"sslmode=verify-full&sslrootcert={quote(str(data / access.ROOT))}"
+        base = urlunsplit(urlsplit(url)._replace(path="/postgres", query=proof))
         return embedded(base, data, shared=self._shared)
