@@ -23,7 +23,7 @@ from springtide.errors import RunnerError
 from springtide.ops.runner import clusters, membership, pgdata, promoting
 from springtide.ops.runner.clusters import Keeper
 from springtide.ops.runner.postgres import EmbeddedPostgres
-from springtide.ops.runner.records import Record, read_record
+from springtide.ops.runner.records import Record, read_record, write_record
 from springtide.ops.runner.standby import is_standby, slot_name
 
 
@@ -104,6 +104,7 @@ async def test_a_dead_primary_is_replaced(home: Path, how: str) -> None:
         assert keeper.role("db") == "replica" and keeper.epoch == 2
         noted = await asyncio.to_thread(record, home)
         assert (noted.primary, noted.promoting) == (keeper.primary, False)
+        assert set(noted.voters) == set(keeper.replicas)  # of whom the next failover must hear
     assert await asyncio.to_thread(left, home) == []
 
 
@@ -204,6 +205,57 @@ async def test_the_runner_is_killed_in_the_middle_of_a_promotion(home: Path, mom
     """What was decided is finished by the next runner; what was not, is not: never two primaries."""
     acked = await die_and_kill_the_runner(home, MOMENTS[moment])
     await recovered(home, acked)
+
+
+class Watched(EmbeddedPostgres):
+    """Notes, when it is promoted, who works on the data of `db`, and whether that is a replica's."""
+
+    seen: tuple[list[int], bool] | None = None
+
+    async def promote(self, *, timeout: float = 60.0) -> None:
+        self.seen = await asyncio.to_thread(self._look, self.home / "data" / "db")
+        await super().promote(timeout=timeout)
+
+    def _look(self, data: Path) -> tuple[list[int], bool]:
+        return pgdata.servers(data.resolve()), is_standby(data)
+
+
+@pytest.mark.parametrize("runner", ["lives", "was killed"])
+async def test_the_old_primary_is_fenced_before_another_is_promoted(home: Path, runner: str) -> None:
+    """None of its processes is left and its folder is a replica's, also when a runner died after deciding
+    and left the old primary at work."""
+    made: dict[str, Watched] = {}
+
+    async def make(node: str) -> EmbeddedPostgres:
+        made[node] = Watched(node, home=home, durable=False, max_connections=50)
+        return made[node]
+
+    if runner == "was killed":
+        command = [sys.executable, "-m", "tests._keeping", str(home), json.dumps({"replicas": ["r1"]})]
+        dying = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert dying.stdout is not None and await dying.stdout.readline() == b"up\n"
+        dying.kill()
+        await dying.wait()
+        assert await asyncio.to_thread(primaries, home) == ["db"]
+        decided = Record(primary="r1", epoch=2, promoting=True)
+        await asyncio.to_thread(write_record, home / "clusters", "main", decided)
+    keeper = Keeper(
+        "main",
+        primary="db",
+        replicas=("r1",),
+        folder=home / "clusters",
+        make=make,
+        changed=lambda: None,
+    )
+    try:
+        await keeper.start()
+        if runner == "lives":
+            await until(lambda: streaming(keeper))
+            await keeper.promote("r1")
+        assert keeper.primary == "r1" and made["r1"].seen == ([], True)
+        await until(lambda: streaming(keeper))
+    finally:
+        await keeper.stop()
 
 
 @pytest.mark.stress
