@@ -129,7 +129,8 @@ async def test_a_promotion_that_hangs_is_told_and_carried_out_once_it_can_be(
             os.kill(recovery, signal.SIGCONT)
         await until(lambda: asyncio.sleep(0, keeper.settled))
         await until(lambda: streaming(keeper))
-        assert keeper.notice is None and keeper.epoch == 2
+        await until(lambda: asyncio.sleep(0, keeper.notice is None))
+        assert keeper.epoch == 2
         assert await keeper.server("db").query("select id from kept") == "1"
 
 
