@@ -112,7 +112,7 @@ class Promoting:
             # What outlived the postmaster could still acknowledge a commit.
             async with self._steps(f"end what is left of {keeper.primary}", KILL):
                 await keeper.server().kill()
-            async with self._steps("hear how far the replicas are", 2 * PATIENCE):
+            async with self._steps("hear the replicas", PATIENCE + 3 * replication.TIMEOUT):
                 decision = await self._decision()
             if isinstance(decision, Promote):
                 await self._promote(decision)
