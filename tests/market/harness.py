@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 from tests.market import tiers
@@ -23,6 +24,8 @@ from market.application import application, layered
 from market.platform import modules
 from market.settings import Settings
 from market.storefront.rim import Store
+from springtide.db._looking import CAPTURE, captured
+from springtide.db.causality import SEGMENT_BYTES
 from springtide.db.servers import RoutingSettings
 from springtide.platform import Platform
 from springtide.signals import Signal, StatementFinished
@@ -75,6 +78,42 @@ class Person:
     token: str
     username: str
     email: str
+
+
+class Turns:
+    """Whose request was the last that may have written. Each client must see its own writes by itself; what
+    another has written it is promised only once that has arrived everywhere, so then the request waits."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self.writer: Client | None = None
+
+    async def before(self, client: Client) -> None:
+        if self.writer not in (None, client):
+            await settled(self.platform)
+            self.writer = None
+
+    def after(self, client: Client, method: str) -> None:
+        if method not in ("GET", "HEAD"):
+            self.writer = client
+
+
+class Client(httpx.AsyncBaseTransport):
+    """The way of one client to the application; `like` is that of another one."""
+
+    def __init__(self, app: Any, turns: Turns) -> None:
+        self.app, self._turns = app, turns
+        self._way = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+
+    def like(self) -> Client:
+        return Client(self.app, self._turns)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await self._turns.before(self)
+        try:
+            return await self._way.handle_async_request(request)
+        finally:
+            self._turns.after(self, request.method)
 
 
 class Api:
@@ -177,17 +216,30 @@ async def serving(
     made = application(platform, settings)
     app = layered(platform, made)
     async with lifespan(app):
-        await _replicas_serve(platform)
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        await replicas_serve(platform)
+        transport = Client(app, Turns(platform))
         async with httpx.AsyncClient(transport=transport, base_url="http://market") as client:
             yield Api(client, platform, recorder, made.state.storefront)
 
 
-async def _replicas_serve(platform: Platform) -> None:
+async def replicas_serve(platform: Platform) -> None:
     """Return when every replica is read from, as long after the start."""
     async with asyncio.timeout(60):
         for servers in platform.servers.values():
             while any(replica.state != "serving" for replica in servers.replicas):
+                await asyncio.sleep(0.02)
+
+
+async def settled(platform: Platform) -> None:
+    """Return when every replica is known to have all that has been written by now."""
+    for cluster, servers in platform.servers.items():
+        connection = await asyncpg.connect(platform.topology.cluster_url(cluster))
+        try:
+            now = captured(await connection.fetchrow(CAPTURE), segment_bytes=SEGMENT_BYTES)
+        finally:
+            await connection.close()
+        async with asyncio.timeout(60):
+            while any(replica.position is None or replica.position < now for replica in servers.replicas):
                 await asyncio.sleep(0.02)
 
 

@@ -128,7 +128,7 @@ class Browser:
 
 def browser(api: Api) -> Browser:
     """Somebody new, with an empty jar, at the same application."""
-    transport = api.client._transport
+    transport = api.client._transport.like()
     return Browser(httpx.AsyncClient(transport=transport, base_url=BASE))
 
 

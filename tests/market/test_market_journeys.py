@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from tests.market.harness import topology
+from tests.market.harness import replicas_serve, settled, topology
 from tests.market.paying import KEY, SECRET, ProviderProcess
 
 from market.application import served
@@ -48,6 +48,8 @@ async def market(
         try:
             if users:
                 await seed(platform, users=users, seed=1, progress=Silent())
+                await replicas_serve(platform)
+                await settled(platform)  # whoever comes now has not seeded
             yield url
         finally:
             server.should_exit = True

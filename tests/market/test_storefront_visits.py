@@ -210,7 +210,7 @@ async def test_a_session_without_an_account_writes_nothing(api: Api, visitor: Br
 @one_shard
 async def test_plain_http_is_for_developers_alone(api: Api) -> None:
     """By default the cookie is never sent in the clear."""
-    transport = api.client._transport
+    transport = api.client._transport.like()
     async with httpx.AsyncClient(transport=transport, base_url="http://market.test") as plain:
         answer = await plain.get("/sign-in")
         assert "; Secure" in answer.headers["set-cookie"]
