@@ -62,14 +62,18 @@ def topology(
     )
 
 
+UNCOUNTED = ("pg_notify", "pg_current_wal_insert_lsn")
+
+
 class Recorder:
-    """Remembers the statements that ran; the bell's are of no request: one rings for many commits, later."""
+    """Remembers the statements that ran, but not the bell's, which are of no request (one rings for many
+    commits, later), and not the question where the log stands, which only reads over replicas ask."""
 
     def __init__(self) -> None:
         self.statements: list[StatementFinished] = []
 
     def emit(self, signal: Signal) -> None:
-        if isinstance(signal, StatementFinished) and "pg_notify" not in signal.statement:
+        if isinstance(signal, StatementFinished) and not any(word in signal.statement for word in UNCOUNTED):
             self.statements.append(signal)
 
 
