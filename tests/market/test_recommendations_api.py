@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.market.harness import Api, Recorder, lifespan, one_shard, topology
+from tests.market.harness import Api, Recorder, lifespan, one_shard, settled, topology
 from tests.market.test_catalog_api import good, offer, refused, seller, send
 from tests.market.working import work
 from tests.servers import PostgresServer
@@ -74,6 +74,7 @@ async def test_whom_people_follow_whom_one_follows(api: Api) -> None:
     assert await suggested(anna) == ["carl"]
     made: Any = api.platform._registry.implementation("recommendations")
     await made.refresh()
+    await settled(api.platform)
     assert await suggested(anna) == ["carl", "emil"], "then the most followed, never oneself"
     assert set(await suggested(emil)) == {"anna", "bert", "carl"}
     await api.call("POST", "/profiles/carl/follow", by=anna, expect=200)

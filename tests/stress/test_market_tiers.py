@@ -27,7 +27,7 @@ REALWORLD = (
 TRADE = (
     "test_storefront_pages", "test_storefront_comments", "test_storefront_buying", "test_catalog_api",
     "test_orders_api", "test_orders", "test_payments", "test_search_api", "test_notifications_api",
-    "test_market_journeys",
+    "test_recommendations_api", "test_market_journeys",
 )  # fmt: skip
 
 EVERY_RUN = ("test_tiers", "test_market_users")
