@@ -279,7 +279,7 @@ def test_slots_of_different_nodes_differ() -> None:
 def test_settings_are_quoted(tmp_path: Path) -> None:
     """A folder with quotes, backslashes and blanks, and a node in capitals, come through both levels."""
     data = Path(r"/it's a \ folder")
-    text = standby.settings("r1", data, Upstream("db", 5), user="s", confirming=("R-1", "b"))
+    text = standby.settings("r1", data, Upstream("db", 5), user="s", root=None, confirming=("R-1", "b"))
     assert """synchronous_standby_names = 'ANY 1 ("R-1", "b")'""" in text
     assert r"passfile=''/it\\''s a \\\\ folder/springtide.pass''" in text
-    assert "synchronous_standby_names = ''" in standby.settings("db", tmp_path, None, user="s")
+    assert "synchronous_standby_names = ''" in standby.settings("db", tmp_path, None, user="s", root=None)

@@ -322,8 +322,9 @@ def test_eventual_takes_whoever_answers() -> None:
 
 def row(**changes: object) -> dict[str, object]:
     standby = {
-        "recovering": True, "system": 7, "started": 1, "reset": 2, "segment": 16 * 2**20, "page": 8192,
-        "timeline": 3, "lsn": "0/5000", "received": "0/6000", "kept_timeline": None, "kept": None,
+        "recovering": True, "waits": True, "system": 7, "started": 1, "reset": 2,
+        "segment": 16 * 2**20, "page": 8192, "timeline": 3, "lsn": "0/5000", "received": "0/6000",
+        "kept_timeline": None, "kept": None,
     }  # fmt: skip
     return {**standby, **changes}
 
