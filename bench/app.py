@@ -144,7 +144,7 @@ async def run(options: object, fight: Contest) -> dict[str, object]:
     quick, rounds = options.quick, options.rounds  # type: ignore[attr-defined]
     sides = fight.sides
     counts = {"register": 8 if quick else 40, "place order": 16 if quick else 100}
-    found = await costs(sides, rounds=rounds, requests=lambda name: counts.get(name, 90 if quick else 1000))
+    found = await costs(sides, rounds=rounds, requests=lambda name: counts.get(name, 60 if quick else 1000))
     statements = await fight.statements()
     print(f"{'':16}{'':9}{'CPU us':>9}{'req/s':>9}{'p50 ms':>9}{'p95 ms':>9}{'statements':>12}{'ratio':>8}")
     for name, cost in found.items():
@@ -156,7 +156,7 @@ async def run(options: object, fight: Contest) -> dict[str, object]:
                 f"{one.quantile_ms(0.5):9.1f}{one.quantile_ms(0.95):9.1f}{statements[side.name][name]:12}{said}"
             )
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
-    steps, seconds = (QUICK_CONNECTIONS, 0.5) if quick else (CONNECTIONS, 3.0)
+    steps, seconds = (QUICK_CONNECTIONS, 1.0) if quick else (CONNECTIONS, 3.0)
     for number in range(rounds):
         for side in sides if number % 2 else sides[::-1]:
             seen = await asyncio.to_thread(fastest, side, fight.wrk, steps=steps, seconds=seconds)
@@ -193,7 +193,7 @@ def main() -> None:
         cores, postgres = Cores(), EmbeddedPostgres("db", home=home / "postgres")
         await postgres.start()
         try:
-            users, listings = (1_000, 2_000) if options.quick else (5_000, 5_000)
+            users, listings = (1_000, 1_000) if options.quick else (5_000, 5_000)
             async with contest(home, postgres, users=users, listings=listings, cores=cores) as fight:
                 return await run(options, fight)
         finally:
