@@ -55,7 +55,7 @@ LIMIT = 0.2
 """Seconds that 95 of 100 answers must stay below."""
 
 CONNECTIONS = (1, 2, 4, 8, 16, 32, 64)
-QUICK_CONNECTIONS = (4, 16)
+QUICK_CONNECTIONS = (12,)
 PATIENCE = 2
 """Steps without a better rate after which there is none to come: one may be bad luck."""
 
