@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from springtide.errors import RunnerError
 
-__all__ = ["ask"]
+__all__ = ["ask", "run"]
 
 
 async def ask(
@@ -29,25 +30,36 @@ async def ask(
     `root`: the authority that the server must prove itself by; None: it has no TLS.
     Raises RunnerError, beginning with `who`, when the server refuses, or does not answer within `timeout`.
     """
-    command = [str(psql), "-XAtq", "-v", "ON_ERROR_STOP=1"]
+    options: list[str] = []
     for key, value in variables.items():
-        command += ["-v", f"{key}={value}"]
+        options += ["-v", f"{key}={value}"]
+    environment = {
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(port),
+        "PGUSER": user,
+        "PGPASSWORD": password,
+        "PGDATABASE": dbname,
+        "PGCONNECT_TIMEOUT": str(max(2, round(timeout))),
+        "PGAPPNAME": "springtide-runner",
+        "LC_ALL": "C",
+        **({} if root is None else {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(root)}),
+    }
+    return await run(psql, *options, sql=sql, who=who, environment=environment, timeout=timeout)
+
+
+async def run(
+    psql: Path, *options: str, sql: str, who: str, environment: Mapping[str, str], timeout: float
+) -> str:
+    """Run `sql` where `options` and `environment` say, and return its unaligned rows; raises as `ask` does.
+
+    The statements go in by stdin: nobody reads them in the list of processes.
+    """
     process = await asyncio.create_subprocess_exec(
-        *command,
+        *(str(psql), "-XAtq", "-v", "ON_ERROR_STOP=1", *options),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={
-            "PGHOST": "127.0.0.1",
-            "PGPORT": str(port),
-            "PGUSER": user,
-            "PGPASSWORD": password,
-            "PGDATABASE": dbname,
-            "PGCONNECT_TIMEOUT": str(max(2, round(timeout))),
-            "PGAPPNAME": "springtide-runner",
-            "LC_ALL": "C",
-            **({} if root is None else {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": str(root)}),
-        },
+        env=environment,
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(sql.encode()), timeout)

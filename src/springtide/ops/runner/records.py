@@ -18,6 +18,7 @@ from pathlib import Path
 
 from springtide.errors import RunnerError
 from springtide.ops.runner.pgdata import explain
+from springtide.ops.runner.standby import sync_folder
 
 __all__ = ["Record", "read_record", "write_record"]
 
@@ -71,10 +72,6 @@ def write_record(folder: Path, cluster: str, record: Record) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_folder(folder)
     except OSError as error:
         raise explain(error, f"write down who is primary of cluster {cluster}:") from error

@@ -19,7 +19,16 @@ from pathlib import Path
 
 from springtide.ops.runner.accounts import Account
 
-__all__ = ["Upstream", "is_standby", "make_standby", "repair_wanted", "settings", "slot_name", "want_repair"]
+__all__ = [
+    "Upstream",
+    "is_standby",
+    "make_standby",
+    "repair_wanted",
+    "settings",
+    "slot_name",
+    "sync_folder",
+    "want_repair",
+]
 
 SLOT_PREFIX = "springtide_"
 SIGNAL = "standby.signal"
@@ -116,7 +125,7 @@ def make_standby(data: Path, account: Account) -> None:
     if not signal.exists():
         signal.touch(mode=0o600)
         account.own(signal)
-        _sync(data)
+        sync_folder(data)
 
 
 def _note(data: Path) -> Path:
@@ -144,10 +153,11 @@ def want_repair(data: Path, how: str | None) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(note)
-    _sync(note.parent)
+    sync_folder(note.parent)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put the entries of `folder` on the disk: what was made, renamed or removed in it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -11,13 +11,12 @@ import asyncio
 import re
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from springtide.errors import RunnerError
-from springtide.ops.runner import logs, making, pgdata, processes
+from springtide.ops.runner import logs, making, pgdata, processes, psql
 from springtide.ops.runner.accounts import Account
 from springtide.ops.runner.backups import wal
 from springtide.ops.runner.backups.archiving import restore_script
@@ -159,7 +158,7 @@ class Recovery:
         quoted = password.replace("\\", "\\\\").replace("'", "\\'")
         last = await self._ask(
             sockets,
-            f"\\set password '{quoted}'\n"  # on stdin: nobody reads it in the list of processes
+            f"\\set password '{quoted}'\n"
             "SELECT extract(epoch FROM pg_last_xact_replay_timestamp()) WHERE NOT pg_is_in_recovery();\n"
             f"ALTER ROLE {pgdata.SUPERUSER} PASSWORD :'password';\n",
         )
@@ -174,23 +173,11 @@ class Recovery:
         return timeline, branches[-1].begin
 
     async def _ask(self, sockets: Path, sql: str) -> str:
-        process = await asyncio.create_subprocess_exec(
-            *(str(self._install.program("psql")), "-XAtq", "-v", "ON_ERROR_STOP=1"),
+        return await psql.run(
+            self._install.program("psql"),
             *("-h", str(sockets), "-U", pgdata.SUPERUSER, "-d", "postgres"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=making.ENVIRONMENT,
+            sql=sql,
+            who="the recovered database",
+            environment=making.ENVIRONMENT,
+            timeout=60.0,
         )
-        try:
-            out, err = await asyncio.wait_for(process.communicate(sql.encode()), 60.0)
-        except TimeoutError:
-            raise RunnerError("the recovered database did not answer within 60 s") from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            raise RunnerError(f"the recovered database: {err.decode(errors='replace').strip()}")
-        return out.decode().strip()

@@ -11,13 +11,12 @@ import importlib.util
 import os
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from springtide.errors import RunnerError
-from springtide.ops.runner import pgdata
+from springtide.ops.runner import pgdata, psql
 from springtide.ops.runner.accounts import Account, server_account
 from springtide.ops.runner.installs import FOLDERS, PACKAGE, SHARED, find_install, reachable_install
 
@@ -69,25 +68,14 @@ class Server:
 
     async def ask(self, sql: str, *, timeout: float = 30.0) -> str:
         """Run one statement by psql; its unaligned rows. Raises RunnerError."""
-        process = await asyncio.create_subprocess_exec(
-            *(str(self.programs / "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql, "-d", self.reach),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self.environment,
+        return await psql.run(
+            self.programs / "psql",
+            *("-d", self.reach),
+            sql=sql,
+            who=f"PostgreSQL at {self.where}",
+            environment=self.environment,
+            timeout=timeout,
         )
-        try:
-            out, err = await asyncio.wait_for(process.communicate(), timeout)
-        except TimeoutError:
-            raise RunnerError(f"PostgreSQL at {self.where} did not answer within {timeout:g} s") from None
-        finally:
-            if process.returncode is None:
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            raise RunnerError(f"PostgreSQL at {self.where}: {err.decode(errors='replace').strip()}")
-        return out.decode().strip()
 
     async def facts(self) -> Facts:
         said = await self.ask(

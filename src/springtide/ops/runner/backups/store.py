@@ -28,6 +28,7 @@ from springtide.ops.runner import pgdata
 from springtide.ops.runner.accounts import Account
 from springtide.ops.runner.backups import keeping, wal
 from springtide.ops.runner.installs import SHARED
+from springtide.ops.runner.standby import sync_folder
 
 __all__ = ["Backup", "Store", "open_folder"]
 
@@ -199,9 +200,9 @@ class Store:
                 json.dump({**asdict(backup), "name": name}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            _sync(staged)
+            sync_folder(staged)
             staged.rename(self.base / name)
-            _sync(self.base)
+            sync_folder(self.base)
         except OSError as error:
             raise pgdata.explain(error, "finish the backup:") from error
         return Backup(**{**asdict(backup), "name": name})
@@ -234,11 +235,3 @@ class Store:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
