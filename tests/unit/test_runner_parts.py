@@ -8,14 +8,16 @@ import signal
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from springtide.errors import ProcessCrashed, RunnerError
-from springtide.ops.runner import logs, ports, processes
+from springtide.ops.runner import logs, pgdata, ports, processes
 from springtide.ops.runner.children import Child
 from springtide.ops.runner.home import Home, NodeState, State
 from springtide.ops.runner.processes import Identity, Stage
@@ -321,3 +323,29 @@ def test_holder_of_a_port() -> None:
         ports.bind("192.0.2.1", 0, remedy="")
     with ports.bind("localhost", 0, remedy="") as listener:
         assert listener.getsockname()[1] > 0
+
+
+def test_what_is_not_finished_goes_although_somebody_still_writes_there(tmp_path: Path) -> None:
+    """A killed base backup, or a thread whose caller was cancelled, may make a file while it is removed."""
+    left = tmp_path / ".new-db-x"
+    left.mkdir()
+    for number in range(200):
+        (left / str(number)).touch()
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set() and number < 1_000_000:
+            number += 1
+            with suppress(OSError):
+                (left / f"late-{number}").touch()
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    threading.Timer(0.2, stop.set).start()
+    pgdata.Staging.clear(tmp_path / "db")
+    stop.set()
+    for writer in writers:
+        writer.join()
+    assert list(tmp_path.iterdir()) == []

@@ -129,7 +129,7 @@ async def copy(place: Place, upstream: Upstream) -> None:
     """A base backup of `upstream` that will follow it; it replaces what is in the folder."""
     try:
         staging = await uncut(pgdata.Staging, place.data, place.account)
-        await asyncio.to_thread(standby.write_passfile, staging.password_file, place.password, place.account)
+        await uncut(standby.write_passfile, staging.password_file, place.password, place.account)
         root = await _root(place, staging.folder)
         await ensure_slot(place, upstream)
         arguments = [

@@ -126,10 +126,7 @@ class Staging:
     def clear(data: Path) -> None:
         """Remove what was not finished, also by starts that were killed; an initdb still there is ended."""
         for left in data.parent.glob(f".new-{data.name}-*"):
-            for pid in inside(left):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            shutil.rmtree(left, ignore_errors=True)
+            remove(left)
 
     def arguments(self, initdb: Path, password: str, *, durable: bool, major: int) -> list[str]:
         self.password_file.touch(mode=0o600)
@@ -175,6 +172,22 @@ def inside(folder: Path) -> list[int]:
         except OSError:  # gone meanwhile, or another user's
             continue
     return found
+
+
+def remove(folder: Path, *, seconds: float = 5.0) -> None:
+    """End whoever works in `folder` and remove it, until it is gone: they may write for a moment longer.
+
+    After `seconds` what cannot be removed stays.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        for pid in inside(folder):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists() or time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
 
 
 _DURABLE = "fsync = on"

@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -231,7 +230,4 @@ class Store:
     def clear(self) -> None:
         """Remove what was not finished; whoever still writes there is ended first. Only under the lock."""
         for left in (*self.base.glob(".new-*"), *self.base.glob(".gone-*")):
-            for pid in pgdata.inside(left):
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            shutil.rmtree(left, ignore_errors=True)
+            pgdata.remove(left)
