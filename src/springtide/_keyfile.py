@@ -1,7 +1,12 @@
-"""Files of keys, one a line: created at most once, whoever starts at the same time, for their owner alone."""
+"""Files of keys, one a line: created at most once, whoever starts at the same time, for their owner alone.
+
+A line is a scheme and the key's bytes, `<scheme> <base64url>`; padding may be left out.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import os
 import secrets
@@ -10,7 +15,7 @@ from pathlib import Path
 
 from springtide.errors import ConfigurationError
 
-__all__ = ["read_or_create"]
+__all__ = ["key_of", "read_or_create"]
 
 
 def read_or_create(path: Path, new_line: Callable[[], str], *, what: str) -> list[str]:
@@ -44,3 +49,20 @@ def _create(path: Path, text: str) -> None:
             os.link(draft, path)
     finally:
         draft.unlink()
+
+
+def key_of(line: str, where: str, *, scheme: str, least: int, most: int | None = None) -> bytes:
+    """The key of a line, `least` to `most` bytes. Raises ConfigurationError saying `where`, never the key."""
+    given, _, encoded = line.strip().partition(" ")
+    size = f"{least} bytes" if most == least else f"at least {least} bytes"
+    fault = ConfigurationError(f"{where}: must be '{scheme} <base64url of {size}>'")
+    if given != scheme:
+        raise fault
+    encoded = encoded.strip().rstrip("=")
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise fault from None
+    if len(key) < least or (most is not None and len(key) > most):
+        raise fault
+    return key

@@ -10,7 +10,6 @@ A file is created at most once, whoever starts at the same time, and only its ow
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from springtide._keyfile import read_or_create
+from springtide._keyfile import key_of, read_or_create
 from springtide.errors import ConfigurationError
 
 __all__ = ["KeyRing", "new_key"]
@@ -45,7 +44,8 @@ class KeyRing:
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            key = _private(line, f"{source}: line {number}")
+            seed = key_of(line, f"{source}: line {number}", scheme=_SCHEME, least=32, most=32)
+            key = Ed25519PrivateKey.from_private_bytes(seed)
             public = key.public_key()
             kid = hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
             if kid in self._public:
@@ -69,18 +69,3 @@ class KeyRing:
     def load_or_create(cls, path: Path) -> KeyRing:
         """The ring in `path`, created with one new key when there is none. Blocks: call it off the loop."""
         return cls(read_or_create(path, new_key, what="the token keys"), source=str(path))
-
-
-def _private(line: str, where: str) -> Ed25519PrivateKey:
-    scheme, _, encoded = line.strip().partition(" ")
-    fault = ConfigurationError(f"{where}: must be '{_SCHEME} <base64url of 32 bytes>'")
-    if scheme != _SCHEME:
-        raise fault
-    encoded = encoded.strip().rstrip("=")
-    try:
-        seed = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise fault from None
-    if len(seed) != 32:
-        raise fault
-    return Ed25519PrivateKey.from_private_bytes(seed)

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from springtide._keyfile import read_or_create
+from springtide._keyfile import key_of, read_or_create
 from springtide.context import DOUBT, NOWHERE, CausalityToken, Position
 from springtide.errors import ConfigurationError
 
@@ -148,7 +148,7 @@ class CausalityKeys:
         for number, line in enumerate(lines, start=1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
-            secret = _secret(line, f"{source}: line {number}")
+            secret = key_of(line, f"{source}: line {number}", scheme=_SCHEME, least=32)
             if secret in self._secrets:
                 raise ConfigurationError(f"{source}: line {number}: the key is listed twice")
             self._secrets.append(secret)
@@ -250,18 +250,3 @@ def _mac(key: hmac.HMAC, signed: str) -> bytes:
 
 def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def _secret(line: str, where: str) -> bytes:
-    scheme, _, encoded = line.strip().partition(" ")
-    fault = ConfigurationError(f"{where}: must be '{_SCHEME} <base64url of at least 32 bytes>'")
-    if scheme != _SCHEME:
-        raise fault
-    encoded = encoded.strip().rstrip("=")
-    try:
-        secret = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise fault from None
-    if len(secret) < 32:
-        raise fault
-    return secret
