@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,7 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests._servers import program
+from tests._debian import debian_postgres
 
 from springtide.db.insight import Insight
 from springtide.db.pool import Pool
@@ -48,42 +43,8 @@ OPEN = "SELECT id, note FROM shop.sale WHERE state = 'open'"
 @pytest.fixture(scope="module")
 def debian() -> Iterator[str]:
     """PostgreSQL 15 with HypoPG and pg_stat_statements at hand; its URL."""
-    postgres = program("postgresql-15")
-    assert postgres is not None
-    programs = Path(postgres).parent
-    account = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="springtide-advise-"))
-    if account:
-        shutil.chown(folder, account)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-    subprocess.run(
-        [programs / "initdb", "-D", data, "-U", "owner", "--auth=trust", "--no-sync"],
-        user=account, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60,
-    )  # fmt: skip
-    options = {
-        "port": port, "unix_socket_directories": folder, "fsync": "off",
-        "shared_preload_libraries": "pg_stat_statements",
-    }  # fmt: skip
-    flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [postgres, "-D", data, *flags], user=account, cwd=folder, stdout=log, stderr=log
-    )
-    try:
-        ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-        limit = time.monotonic() + 30
-        while subprocess.run(ready, check=False).returncode != 0:
-            assert process.poll() is None and time.monotonic() < limit, (folder / "log").read_text()
-            time.sleep(0.05)
-        yield f"postgresql://owner@127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    with debian_postgres(settings={"shared_preload_libraries": "pg_stat_statements"}) as (address, _):
+        yield f"postgresql://owner@{address}/"
 
 
 @pytest.fixture

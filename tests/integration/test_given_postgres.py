@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
-import socket
 import subprocess
-import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests._servers import program
+from tests._debian import debian_postgres
 from tests.integration._platforms import Project, project
 
 from springtide.errors import RunnerError
@@ -33,50 +28,14 @@ PASSWORD = "of the test"
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A running server with one database `shop`; its URL without password and database."""
-    postgres = program("postgresql-15")
-    assert postgres is not None
-    programs = Path(postgres).parent
-    account = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="springtide-given-"))
-    if account:
-        shutil.chown(folder, account)
-    secret = folder / "password"
-    secret.write_text(PASSWORD)
-    secret.chmod(0o644)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def run(*command: str) -> None:
-        subprocess.run(command, user=account, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60)
-
-    data = folder / "data"
-    run(
-        *(str(programs / "initdb"), "-D", str(data), "-U", "owner", "--pwfile", str(secret)),
-        *("--auth=scram-sha-256", "--locale=C.UTF-8", "--no-sync"),
-    )
-    options = ["-c", f"port={port}", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [postgres, "-D", data, *options], user=account, cwd=folder, stdout=log, stderr=log
-    )
-    try:
-        ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-        limit = time.monotonic() + 30
-        while subprocess.run(ready, check=False).returncode != 0:
-            assert process.poll() is None and time.monotonic() < limit, (folder / "log").read_text()
-            time.sleep(0.05)
+    with debian_postgres(password=PASSWORD, locale="C.UTF-8") as (address, programs):
+        host, _, port = address.partition(":")
         subprocess.run(
-            [programs / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "owner", "shop"],
+            [programs / "createdb", "-h", host, "-p", port, "-U", "owner", "shop"],
             env={"PGPASSWORD": PASSWORD},
             check=True,
         )
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        yield address
 
 
 def url(server: str, *, password: str = PASSWORD, dbname: str = "shop") -> str:
