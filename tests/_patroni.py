@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests._servers import program
-from tests.servers import scratch
+from tests.servers import scratch, watch
 
 from springtide.ops.runner import pgdata
 from springtide.ops.runner.accounts import server_account
@@ -40,7 +40,6 @@ for file in "$0"/*.pid; do read -r pid < "$file" && kill -KILL -- "-$pid"; done
 for file in "$0"/*/data/postmaster.pid; do read -r pid < "$file" && kill -QUIT "$pid"; done
 rm -rf "$0"
 """
-"""Waits for a word from the test run; when that was killed (the pipe ends without one), cleans up for it."""
 
 TIMES = {"ttl": 5, "loop_wait": 1, "retry_timeout": 2}
 """As short as they may be: a leader that is silent for `ttl` seconds is replaced."""
@@ -206,12 +205,7 @@ class PatroniWorld:
 @contextmanager
 def patroni_cluster() -> Iterator[PatroniWorld]:
     folder = scratch("springtide-patroni-")
-    watch = subprocess.Popen(
-        ["/bin/sh", "-c", WATCH, folder],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    watching = watch(folder, WATCH)
     try:
         server_account().own(folder)
         world = PatroniWorld(folder)
@@ -222,4 +216,4 @@ def patroni_cluster() -> Iterator[PatroniWorld]:
             world.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        watch.communicate(b"closed\n")
+        watching.communicate(b"closed\n")

@@ -7,11 +7,10 @@ one that is killed.
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from tests.servers import LoopThread, scratch
+from tests.servers import LoopThread, scratch, watch
 
 from springtide.ops.runner.pgbouncer import PgBouncer
 
@@ -22,7 +21,6 @@ read -r _ && exit
 read -r pid < "$0/pid" && kill -KILL "$pid"
 rm -rf "$0"
 """
-"""Waits for a word from the test run; when that was killed (the pipe ends without one), cleans up for it."""
 
 
 class PoolerServer:
@@ -30,12 +28,7 @@ class PoolerServer:
         self._loop = loop
         self.folder = scratch("springtide-pooler-")
         self.server = PgBouncer("pooler", urls, home=self.folder / "home", **options)
-        self._watch = subprocess.Popen(
-            ["/bin/sh", "-c", WATCH, self.folder],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._watch = watch(self.folder, WATCH)
 
     def start(self) -> None:
         self._loop.run(self.server.start())

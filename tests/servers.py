@@ -52,12 +52,22 @@ class LoopThread:
         self._loop.close()
 
 
+def watch(folder: Path, script: str) -> subprocess.Popen[bytes]:
+    """A process that runs `script`, with the folder as $0, when the test run is killed: it waits for a word,
+    and the pipe ends without one. `communicate(b"closed\\n")` ends it otherwise."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, folder],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 WATCH = """
 read -r _ && exit
 read -r pid < "$0/home/data/db/postmaster.pid" && kill -CONT "$pid" && kill -QUIT "$pid"
 rm -rf "$0"
 """
-"""Waits for a word from the test run; when that was killed (the pipe ends without one), cleans up for it."""
 
 
 class PostgresServer:
@@ -70,12 +80,7 @@ class PostgresServer:
         self._loop = loop
         self.folder = scratch("springtide-test-")
         self.server = EmbeddedPostgres("db", home=self.folder / "home", durable=False, **options)
-        self._watch = subprocess.Popen(
-            ["/bin/sh", "-c", WATCH, self.folder],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self._watch = watch(self.folder, WATCH)
 
     def start(self) -> None:
         self._loop.run(self.server.start())
