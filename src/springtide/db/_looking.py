@@ -28,7 +28,7 @@ import asyncpg
 from springtide.context import Position
 from springtide.db._link import ASYNCPG_ERRORS, RawConnection
 from springtide.db._tls import tls
-from springtide.db.causality import normalise, parse_lsn
+from springtide.db.causality import normalise, parse_lsn, position_of
 from springtide.db.durability import WAITING
 
 __all__ = ["BLIND", "CAPTURE", "Eye", "Look", "Run", "captured", "run_of", "witness_of"]
@@ -106,7 +106,7 @@ def witness_of(node: str, run: Run) -> str:
 
 def captured(row: Any, *, segment_bytes: int) -> Position:
     """The position that an answer to CAPTURE means."""
-    return Position(int(row[1][:8], 16), normalise(parse_lsn(row[0]), segment_bytes=segment_bytes))
+    return position_of(row[0], row[1], segment_bytes=segment_bytes)
 
 
 def read_look(row: Any) -> Look:

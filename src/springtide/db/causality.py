@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["format_lsn", "normalise", "parse_lsn"]
+from springtide.context import Position
+
+__all__ = ["format_lsn", "normalise", "parse_lsn", "position_of"]
 
 PAGE_BYTES = 8192
 SEGMENT_BYTES = 16 * 1024 * 1024
@@ -43,3 +45,9 @@ def normalise(position: int, *, segment_bytes: int = SEGMENT_BYTES, page_bytes: 
     if position % page_bytes == SHORT_HEADER_BYTES and position % segment_bytes > page_bytes:
         return position - SHORT_HEADER_BYTES
     return position
+
+
+def position_of(insert_lsn: str, wal_file: str, *, segment_bytes: int = SEGMENT_BYTES) -> Position:
+    """Where a primary's log stands, given its insert position and the name of the file that is in: the first
+    eight digits of that are the timeline."""
+    return Position(int(wal_file[:8], 16), normalise(parse_lsn(insert_lsn), segment_bytes=segment_bytes))

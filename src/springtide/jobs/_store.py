@@ -23,7 +23,7 @@ from uuid import UUID
 
 from springtide.context import PINNED, Position
 from springtide.db import Database
-from springtide.db.causality import normalise, parse_lsn
+from springtide.db.causality import position_of
 
 __all__ = ["BATCH", "Claimed", "Ending", "Found", "MEASURED", "RunName", "Store", "insert_sql"]
 
@@ -276,7 +276,7 @@ class Store:
                 row["max_attempts"],
                 row["enqueued_at"],
                 row["waited"],
-                Position(int(row["wal"][:8], 16), normalise(parse_lsn(row["lsn"]))) if placed else None,
+                position_of(row["lsn"], row["wal"]) if placed else None,
             )
             for row in rows
         ]
