@@ -16,7 +16,7 @@ from springtide.errors import CommitUnknown, DatabaseUnavailable, DeadlineExceed
 
 pytestmark = one_platform
 
-HOSTILE = "<script>alert('x')</script>\"'&<img src=x onerror=alert(1)>{{7*7}}"
+HOSTILE = "<script>alert('x')</script>\"'&<img src=x onerror=alert(1)>{{1234*1234}}"
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ async def test_what_people_write_is_text(api: Api, visitor: Browser) -> None:
         assert "<script>alert" not in page.html, path
         assert "<img" not in page.html, path
         assert "<b>" not in page.html
-        assert "49" not in page.text.replace("2049", ""), path
+        assert "1522756" not in page.text, path
         scripts = [given for tag, given in page.tags if tag == "script"]
         assert [one["src"] for one in scripts] == [ADDRESSES["app.js"]], path
     await visitor.get(f"{where}/edit")

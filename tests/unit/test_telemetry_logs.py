@@ -115,6 +115,7 @@ def test_credentials_in_fields_are_replaced_however_deep() -> None:
 
 def test_configure_twice_writes_once_and_takes_in_uvicorn() -> None:
     logging.getLogger("uvicorn.error").addHandler(logging.NullHandler())
+    logging.getLogger("uvicorn.error").setLevel("ERROR")  # as uvicorn.Config(log_level="error") does
     first, second = io.StringIO(), io.StringIO()
     logs.configure("json", "info", stream=first)
     logs.configure("text", "warning", stream=second)

@@ -65,6 +65,7 @@ def configure(
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)  # a server made with `log_level` has set one of its own
         logger.propagate = name != "uvicorn.access"
     logging.captureWarnings(True)
 
