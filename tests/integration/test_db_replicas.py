@@ -21,11 +21,14 @@ from tests.servers import LoopThread, PostgresServer
 from springtide.context import DOUBT, CausalityToken, RequestContext, activate
 from springtide.db import Consistency, bucket_of
 from springtide.db._looking import BLIND, Eye
-from springtide.db.causality import SEGMENT_BYTES, parse_lsn
+from springtide.db.causality import parse_lsn
 from springtide.db.members import Fixed, Member
 from springtide.db.pool import Pool
 from springtide.db.servers import Servers
 from springtide.errors import DatabaseUnavailable, MembersUnknown, Unavailable
+from springtide.ops.runner import processes
+from springtide.ops.runner.accounts import server_account
+from springtide.ops.runner.installs import find_install, reachable_install
 from springtide.signals import Signal, StatementFinished
 from springtide.testing.history import Operation, check
 from springtide.testing.lifecycle import stress
@@ -52,6 +55,18 @@ async def held(world: Cluster, number: int = 0) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(replica.release)
+
+
+def small_segments(server: PostgresServer) -> None:
+    """Start the server again with log segments of 1 MiB."""
+    server.stop()
+    data, account = server.server.data, server_account()
+    program = reachable_install(find_install(data), account).program("pg_resetwal")
+    log, env = server.folder / "resetwal.log", {"LC_ALL": "C"}
+    command = [str(program), "--wal-segsize=1", "-D", str(data)]
+    status = server._loop.run(processes.run(command, log=log, env=env, account=account.switch))
+    assert status == 0, log.read_text()
+    server.start()
 
 
 class Statements:
@@ -149,12 +164,33 @@ async def test_an_idle_cluster_at_a_page_boundary_goes_back_to_its_replicas(
                 replayed = parse_lsn(await asyncio.to_thread(lambda: calm.replicas[0].replayed))
                 await until(lambda lsn=replayed: (servers.replicas[0].position or (0, 0))[1] >= lsn)
                 position = servers.replicas[0].position
-                if raw % SEGMENT_BYTES == 40 and await connection.fetchval(where) == raw:
+                if raw % 2**24 == 40 and await connection.fetchval(where) == raw:
                     break  # it was at a boundary, and nothing has been written since
             assert position is not None and position >= captured
             assert captured.lsn < raw
         finally:
             await connection.close()
+
+
+async def test_a_position_is_what_replay_reaches_on_a_server_with_segments_of_another_size(
+    own_cluster: Clusters,
+) -> None:
+    """At the start of a segment of 1 MiB, and before the server was ever looked at."""
+    world = await asyncio.to_thread(own_cluster, replicas=0)
+    await asyncio.to_thread(small_segments, world.primary)
+    pool = Pool(world.url(), cluster="main")
+    servers = Servers("main", pool, Fixed(members(world)), replica_pool=lambda member: pool)
+    connection = await asyncpg.connect(world.url())
+    try:
+        while True:
+            await connection.execute("create table if not exists filler (n int)")
+            await connection.execute("select pg_switch_wal()")
+            captured = await servers.capture(connection)
+            if await connection.fetchval("select (pg_current_wal_insert_lsn() - '0/0') % 1048576") == 40:
+                break
+        assert captured.lsn % 2**20 == 0
+    finally:
+        await connection.close()
 
 
 async def test_a_commit_costs_one_round_trip_more_and_only_where_there_are_replicas(

@@ -24,8 +24,8 @@ from market.application import application, layered
 from market.platform import modules
 from market.settings import Settings
 from market.storefront.rim import Store
-from springtide.db._looking import CAPTURE, captured
-from springtide.db.causality import SEGMENT_BYTES
+from springtide.db._looking import CAPTURE
+from springtide.db.causality import position_of
 from springtide.db.servers import RoutingSettings
 from springtide.platform import Platform
 from springtide.signals import Signal, StatementFinished
@@ -239,7 +239,7 @@ async def settled(platform: Platform) -> None:
     for cluster, servers in platform.servers.items():
         connection = await asyncpg.connect(platform.topology.cluster_url(cluster))
         try:
-            now = captured(await connection.fetchrow(CAPTURE), segment_bytes=SEGMENT_BYTES)
+            now = position_of(await connection.fetchrow(CAPTURE))
         finally:
             await connection.close()
         async with asyncio.timeout(60):

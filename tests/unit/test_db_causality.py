@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from springtide.db.causality import format_lsn, normalise, parse_lsn
+from springtide.context import Position
+from springtide.db.causality import format_lsn, parse_lsn, position_of
+from springtide.db.causality import normalise as normalise_on
 
 SEGMENT = 16 * 1024 * 1024
+
+
+def normalise(position: int, segment: int = SEGMENT) -> int:
+    return normalise_on(position, segment_bytes=segment, page_bytes=8192)
 
 
 @pytest.mark.parametrize(
@@ -64,5 +70,22 @@ def test_offset_24_of_a_segments_first_page_is_inside_its_header() -> None:
 
 
 def test_segments_of_another_size() -> None:
-    assert normalise(SEGMENT * 4 + 40, segment_bytes=SEGMENT * 4) == SEGMENT * 4
-    assert normalise(SEGMENT + 24, segment_bytes=SEGMENT * 4) == SEGMENT
+    assert normalise(SEGMENT * 4 + 40, SEGMENT * 4) == SEGMENT * 4
+    assert normalise(SEGMENT + 24, SEGMENT * 4) == SEGMENT
+
+
+@pytest.mark.parametrize(
+    ("lsn", "segment", "page", "stands"),
+    [
+        ("0/100028", 2**20, 8192, 0x100000),
+        ("0/1000028", 2**26, 8192, 0x1000028),  # the end of a record, inside a segment
+        ("0/1000018", 2**26, 8192, 0x1000000),
+        ("0/1004018", 2**24, 16384, 0x1004000),
+        ("0/1002018", 2**24, 16384, 0x1002018),
+    ],
+)
+def test_a_position_is_read_by_the_sizes_of_the_server_that_tells_it(
+    lsn: str, segment: int, page: int, stands: int
+) -> None:
+    row = {"lsn": lsn, "wal": "0000000A0000000000000001", "segment": segment, "page": page}
+    assert position_of(row) == Position(10, stands)

@@ -28,10 +28,10 @@ import asyncpg
 from springtide.context import Position
 from springtide.db._link import ASYNCPG_ERRORS, RawConnection
 from springtide.db._tls import tls
-from springtide.db.causality import normalise, parse_lsn, position_of
+from springtide.db.causality import PLACE, normalise, parse_lsn
 from springtide.db.durability import WAITING
 
-__all__ = ["BLIND", "CAPTURE", "Eye", "Look", "Run", "captured", "run_of", "witness_of"]
+__all__ = ["BLIND", "CAPTURE", "Eye", "Look", "Run", "run_of", "witness_of"]
 
 BLIND = (TimeoutError, OSError, *ASYNCPG_ERRORS)
 """What `Eye.look` raises when the server cannot be seen."""
@@ -61,8 +61,8 @@ LEFT JOIN LATERAL (
 ) AS file ON true
 """  # noqa: S608 - a constant
 
-CAPTURE = "SELECT pg_current_wal_insert_lsn()::text, pg_walfile_name(pg_current_wal_insert_lsn())"
-"""Where a primary's log stands, and on which timeline; fails on a standby."""
+CAPTURE = f"SELECT {PLACE}"
+"""Where a primary's log stands, and on which timeline: a row for `position_of`."""
 
 
 class Run(NamedTuple):
@@ -88,7 +88,6 @@ class Look:
     position: Position | None
     replayed: int
     received: int | None
-    segment_bytes: int
     waits: bool = True
 
 
@@ -102,11 +101,6 @@ async def run_of(raw: RawConnection) -> Run:
 def witness_of(node: str, run: Run) -> str:
     """A run of a server as a causality token names it: 12 hexadecimal digits."""
     return hashlib.blake2b(f"{node} {run.started} {run.reset}".encode(), digest_size=6).hexdigest()
-
-
-def captured(row: Any, *, segment_bytes: int) -> Position:
-    """The position that an answer to CAPTURE means."""
-    return position_of(row[0], row[1], segment_bytes=segment_bytes)
 
 
 def read_look(row: Any) -> Look:
@@ -129,7 +123,6 @@ def read_look(row: Any) -> Look:
         position=position,
         replayed=lsn,
         received=parse_lsn(row["received"]) if row["received"] is not None else None,
-        segment_bytes=row["segment"],
         waits=row["waits"],
     )
 

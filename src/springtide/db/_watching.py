@@ -36,7 +36,6 @@ from springtide.db._link import RawConnection
 from springtide.db._looking import BLIND, Eye, Look, run_of
 from springtide.db._replicas import Health, PrimaryLog, RoutingSettings
 from springtide.db._roles import Seen, Standing, Verdict, judge
-from springtide.db.causality import SEGMENT_BYTES
 from springtide.db.members import Fixed, Member, Members
 from springtide.db.pool import Pool
 from springtide.errors import DatabaseUnavailable, MembersUnknown, PoolTimeout
@@ -128,7 +127,6 @@ class Watch:
         self._alone_since: float | None = None
         self.replicated = False
         """Whether some process of the platform may read from a replica."""
-        self.segment_bytes = SEGMENT_BYTES
         self.readable: tuple[Health, ...] = ()
         """Replicas that are read from."""
         self.listening: tuple[Health, ...] = ()
@@ -316,7 +314,6 @@ class Watch:
             assert looked.look is not None
             if looked.look.position is not None and not looked.look.recovering:
                 self._log.add(sent, looked.look.position, looked.look.run)
-                self.segment_bytes = looked.look.segment_bytes
         for server in self._servers.values():
             health = server.health
             changed = health.judge(now, self._log, self._standing.system)

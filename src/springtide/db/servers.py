@@ -37,9 +37,10 @@ from asyncpg import exceptions as pg
 from springtide.clock import Clock, SystemClock
 from springtide.context import CausalityToken, Position, current
 from springtide.db import _replicas
-from springtide.db._looking import CAPTURE, captured
+from springtide.db._looking import CAPTURE
 from springtide.db._replicas import Health, RoutingSettings
 from springtide.db._watching import Choice, Watch
+from springtide.db.causality import position_of
 from springtide.db.consistency import Consistency
 from springtide.db.members import Member, Members
 from springtide.db.pool import Pool
@@ -544,13 +545,13 @@ class Servers:
                 raise
             _log.debug("%s: no position after a read: %r", self.name, error)
             return
-        token.cover(self.cluster, captured(row, segment_bytes=self._watch.segment_bytes), sights=sights)
+        token.cover(self.cluster, position_of(row), sights=sights)
 
     # -- writing ---------------------------------------------------------------------------------------
 
     async def capture(self, connection: Row) -> Position:
         """Where the primary's log stands: after COMMIT, on the same connection, outside of a transaction."""
-        return captured(await connection.fetchrow(CAPTURE), segment_bytes=self._watch.segment_bytes)
+        return position_of(await connection.fetchrow(CAPTURE))
 
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Transaction]:
@@ -577,8 +578,7 @@ class Servers:
             sights = token.sights(self.cluster)
             async with asyncio.timeout(CAPTURE_TIMEOUT):
                 row = await link.perform(asyncpg.Connection.fetchrow, CAPTURE, (), statement, limited=False)
-            position = captured(row, segment_bytes=self._watch.segment_bytes)
-            token.wrote(self.cluster, position, sights=sights)
+            token.wrote(self.cluster, position_of(row), sights=sights)
             covered = True
 
         try:

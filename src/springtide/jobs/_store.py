@@ -23,7 +23,7 @@ from uuid import UUID
 
 from springtide.context import PINNED, Position
 from springtide.db import Database
-from springtide.db.causality import position_of
+from springtide.db.causality import PLACE, position_of
 
 __all__ = ["BATCH", "Claimed", "Ending", "Found", "MEASURED", "RunName", "Store", "insert_sql"]
 
@@ -36,8 +36,6 @@ MEASURED = 100_000
 
 MAX_CAUSALITY_CHARS = 2000
 """Of tokens that were put together for one job; with more, it reads from the primaries."""
-
-PLACE = ", pg_current_wal_insert_lsn()::text AS lsn, pg_walfile_name(pg_current_wal_insert_lsn()) AS wal"
 
 
 class Queries(Protocol):
@@ -162,7 +160,7 @@ class Store:
                 j.max_attempts, j.enqueued_at, j.run_at,
                 greatest(extract(epoch FROM j.started_at - j.run_at), 0)::float8 AS waited
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
-        self._claim_placed = self._claim + PLACE
+        self._claim_placed = f"{self._claim}, {PLACE}"
         # The second state makes the statement repeatable when its answer was lost: the row is still named
         # after this run until the next claim.
         self._end = f"""
@@ -276,7 +274,7 @@ class Store:
                 row["max_attempts"],
                 row["enqueued_at"],
                 row["waited"],
-                position_of(row["lsn"], row["wal"]) if placed else None,
+                position_of(row) if placed else None,
             )
             for row in rows
         ]
