@@ -175,6 +175,26 @@ async def test_a_connection_lost_before_commit_is_a_definite_no(server: Postgres
         assert await pool.fetch_value(COUNT) == 0
 
 
+async def test_a_farewell_that_was_read_before_commit_is_a_definite_no(server: PostgresServer) -> None:
+    """The server has said that it ends the session, and the connection is still open: COMMIT is never sent."""
+    async with proxied(server, size=2, reserved=0) as (proxy, pool):
+        await pool.execute("CREATE TABLE tally (n int)")
+        with pytest.raises(DatabaseUnavailable, match="lost before COMMIT"):
+            async with pool.transaction() as tx:
+                await tx.execute(INSERT, 1)
+                farewell = proxy.on(b"57P01", "pass", side="server")
+                farewell.add_done_callback(lambda _: proxy.half_open())  # nobody hears of the end itself
+                other = await asyncpg.connect(server.url())
+                await other.fetchval("SELECT pg_terminate_backend($1)", tx._link().raw.get_server_pid())
+                await other.close()
+                await farewell
+                for _ in range(10):  # of the loop that both the proxy and the pool run in
+                    await asyncio.sleep(0)
+                assert not tx._link().raw.is_closed()
+        proxy.resume()
+        assert await pool.fetch_value(COUNT) == 0
+
+
 async def test_commit_on_a_frozen_server_ends_at_the_deadline(server: PostgresServer) -> None:
     """COMMIT was sent and no answer comes: CommitUnknown at the deadline; later the COMMIT turns out done,
     because it was never cancelled, and its callback is called then."""

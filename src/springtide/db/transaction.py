@@ -330,6 +330,8 @@ async def _send_commit(link: Link, statement: Statement) -> Exception | None:
             asyncpg.Connection.execute, "COMMIT", (), statement, limited=False, bounded=False
         )
     except DatabaseUnavailable as error:
+        if not link.sent:
+            return DatabaseUnavailable(f"the connection to {link.cluster} was lost before COMMIT")
         unknown = CommitUnknown(f"the connection to {link.cluster} was lost while it had COMMIT")
         unknown.__cause__ = error.__cause__
         return unknown
