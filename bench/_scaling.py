@@ -29,7 +29,7 @@ __all__ = ["LIMIT", "measure"]
 LIMIT = 0.15
 """Of one processor, per node."""
 
-OWNERS, PER_OWNER = 50, 2_000
+OWNERS, PER_OWNER = 50, 8_000
 CALLERS_PER_NODE = 16
 
 FILL = f"""

@@ -4,7 +4,8 @@
 
 A session of kind "cookie" keeps cookies as a browser does, "header" hands the token back in a header, and
 "bearer" sends its access token and returns nothing that it was given. Half of the cookie and of the bearer
-sessions have two requests under way at once, as pages do. Every request goes to an app process chosen at
+sessions have two requests under way at once, as pages do. Half of the sessions ask without a pause, the others
+think between requests as people do, so that some of their reads come seconds after a write. Every request goes to an app process chosen at
 random. A line with the number of reads so far is printed twice a second. When stdin ends, the
 record is written and the process ends.
 """
@@ -32,6 +33,8 @@ __all__ = ["HEADER", "KINDS", "Plan", "Record"]
 KINDS = ("cookie", "header", "bearer")
 HEADER = "springtide-causality"
 TIMEOUT = 15.0
+THINK = 0.5
+"""Mean seconds that a session which thinks waits between two turns; exponential."""
 IDLE = 3.0
 """Seconds after which a connection is not used again: the server closes it after 5."""
 
@@ -202,9 +205,12 @@ class Clients:
                 session = Session(f"{plan.name}-{number}-{kind}", kind, token)
                 keys = self._chance.sample(plan.keys, 2 * plan.reads)
                 lanes = 1 if kind == "header" or number % 2 else 2
-                group.create_task(self._begin(session, keys, lanes, ended))
+                think = THINK if number // (2 * len(KINDS)) % 2 else 0.0
+                group.create_task(self._begin(session, keys, lanes, think, ended))
 
-    async def _begin(self, session: Session, keys: list[int], lanes: int, ended: asyncio.Event) -> None:
+    async def _begin(
+        self, session: Session, keys: list[int], lanes: int, think: float, ended: asyncio.Event
+    ) -> None:
         """A session begins with a write: whoever has never written and is nobody known is given no token."""
         connection = Connection(self._plan.urls[0])
         while not ended.is_set() and session.wrote < 0:
@@ -212,10 +218,10 @@ class Clients:
         connection.close()
         async with asyncio.TaskGroup() as group:
             for _ in range(lanes):
-                group.create_task(self._live(session, keys, ended))
+                group.create_task(self._live(session, keys, think, ended))
 
-    async def _live(self, session: Session, keys: list[int], ended: asyncio.Event) -> None:
-        """One request after the other; every write is followed by a read of what was written."""
+    async def _live(self, session: Session, keys: list[int], think: float, ended: asyncio.Event) -> None:
+        """One turn after the other; every write is followed by a read of what was written."""
         connections = [Connection(url) for url in self._plan.urls]
         chance = self._chance
         try:
@@ -224,6 +230,9 @@ class Clients:
                 if chance.random() < self._plan.writes:
                     await self._write(session, chance.choice(connections), chosen[0])
                 await self._read(session, chance.choice(connections), chosen)
+                if think:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ended.wait(), chance.expovariate(1 / think))
         finally:
             for connection in connections:
                 connection.close()

@@ -48,7 +48,7 @@ async def staleness(*, quick: bool) -> dict[str, Any]:
                 pin,
                 reads=least,
                 seconds=seconds,
-                sessions=120 if pin == "token" else 30,
+                sessions=120,
                 clients=2,
                 seed=7,
                 failovers=failovers,
