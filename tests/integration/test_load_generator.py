@@ -68,18 +68,22 @@ def accounted(results: Results) -> bool:
 
 
 async def test_quantiles_are_those_of_the_servers_delays(url: str) -> None:
-    """Nine in ten answers take 20 ms, one in ten 120 ms: p50 and p99 say so."""
+    """Nine in ten answers take 20 ms, one in ten 120 ms: p50 and p99 say so, as a clock beside them does."""
+    beside = Histogram()
 
     async def run(client: Client, rng: random.Random, world: World) -> None:
+        begun = time.monotonic()
         await client.get(f"/delay/{20 if rng.random() < 0.9 else 120}", route="/delay")
+        beside.record(time.monotonic() - begun)
 
     generator = Generator(options(url, rate=200, duration=2), [Journey("j", 1, run)])
     results = await generator.run()
     latency = results.routes["GET /delay"].latency
     assert latency.count == results.ok == results.planned > 300
     assert accounted(results) and not results.errors
-    assert 0.019 <= latency.quantile(0.5) < 0.2
-    assert 0.119 <= latency.quantile(0.99) < 0.160
+    assert latency.quantile(0.5) >= 0.019 and latency.quantile(0.99) >= 0.119
+    for q in (0.1, 0.5, 0.9, 0.99):
+        assert results.service.quantile(q) <= beside.quantile(q) * 1.02  # a bucket's width
     assert latency.minimum is not None and latency.minimum >= 0.019  # the server's timers round to 1 ms
 
 
@@ -93,7 +97,8 @@ async def test_a_stalled_server_shows_although_a_closed_loop_would_hide_it(url: 
     assert accounted(results) and results.ok == 300
     assert results.latency.quantile(0.99) > 0.9
     assert results.latency.quantile(0.9) > 0.5
-    assert results.service.quantile(0.99) < 0.5  # what the wire saw: one slow answer in 300
+    # What the wire saw is one slow answer in 300.
+    assert results.service.quantile(0.99) < results.latency.quantile(0.9)
 
     http, closed = HttpClient(url, connections=1), Histogram()
     for _ in range(300):
@@ -102,7 +107,7 @@ async def test_a_stalled_server_shows_although_a_closed_loop_would_hide_it(url: 
         closed.record(time.monotonic() - begun)
     await http.close()
     assert closed.maximum > 0.9
-    assert closed.quantile(0.99) < 0.2  # the same stall, and a report without it
+    assert closed.quantile(0.99) < closed.maximum / 2  # the same stall, and a report without it
 
 
 async def test_expected_statuses_are_no_errors_and_others_are_counted_by_status(url: str) -> None:
