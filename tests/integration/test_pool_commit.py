@@ -176,7 +176,7 @@ async def test_a_connection_lost_before_commit_is_a_definite_no(server: Postgres
 
 
 async def test_a_farewell_that_was_read_before_commit_is_a_definite_no(server: PostgresServer) -> None:
-    """The server has said that it ends the session, and the connection is still open: COMMIT is never sent."""
+    """The server has said that it ends the session, whose connection is still open: COMMIT is not sent."""
     async with proxied(server, size=2, reserved=0) as (proxy, pool):
         await pool.execute("CREATE TABLE tally (n int)")
         with pytest.raises(DatabaseUnavailable, match="lost before COMMIT"):
