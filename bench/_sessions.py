@@ -4,10 +4,10 @@
 
 A session of kind "cookie" keeps cookies as a browser does, "header" hands the token back in a header, and
 "bearer" sends its access token and returns nothing that it was given. Half of the cookie and of the bearer
-sessions have two requests under way at once, as pages do. Half of the sessions ask without a pause, the others
-think between requests as people do, so that some of their reads come seconds after a write. Every request goes to an app process chosen at
-random. A line with the number of reads so far is printed twice a second. When stdin ends, the
-record is written and the process ends.
+sessions have two requests under way at once, as pages do. Half of the sessions ask without a pause; the
+others think between requests as people do, so that some of their reads come seconds after a write. Every
+request goes to an app process chosen at random. A line with the number of reads so far is printed twice a
+second. When stdin ends, the record is written and the process ends.
 """
 
 from __future__ import annotations
