@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tests.servers import PostgresServer
 
-from springtide.context import DOUBT, CausalityToken, Position, current
+from springtide.context import DOUBT, CausalityToken, Identity, Position, current
 from springtide.db.pool import Pool
 from springtide.identity.positions import Positions
 from springtide.signals import CausalityChecked, Signal, StatementFinished
@@ -123,21 +123,147 @@ async def test_who_is_given_proof_of_who_he_is_is_known_by_it(
         assert not (await positions.lookup(9)).token
 
 
-async def test_what_followed_from_a_row_replaces_its_witness(
-    kept: Callable[..., Awaitable[Positions]],
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, only `later` lets time pass for witnesses."""
+    monkeypatch.setattr("springtide.identity.positions.QUIET", 3600.0)
+    monkeypatch.setattr("springtide.identity.positions.SETTLED", 7200.0)
+
+
+async def later(pool: Pool) -> None:
+    """As if the witnesses that are covered had been so for long."""
+    await pool.execute("update springtide.seen set covered = covered - interval '1 day'")
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_a_witness_is_replaced_by_what_comes_after_every_quiet_request(
+    kept: Callable[..., Awaitable[Positions]], pool: Pool
 ) -> None:
-    """Two that did not know of each other leave doubt; who knew the row says what holds now."""
+    """A position that covers a witness leaves it there until it has been covered for long enough, by the
+    version of the row that says so; who has read on from it meanwhile puts it in force again."""
     one = await kept()
     await one.keep(7, token(90, ONE), {})
     first, second = await one.lookup(7), await one.lookup(7)
-    assert first.token.witnesses == {"main": ONE}
-    await one.keep(7, token(95, TWO), first.versions)
-    assert (await one.lookup(7)).token.witnesses == {"main": TWO}
-    await one.keep(7, token(90, ONE), second.versions)  # it had not heard of the other
+    await one.keep(7, token(95), first.versions)
+    early = await one.lookup(7)
+    assert early.token == token(95, ONE) and early.versions["main"].covered
+    await one.keep(7, token(96), second.versions)  # it had not heard of the other
+    assert (await one.lookup(7)).token == token(96, ONE)
+    early = await one.lookup(7)
+    await later(pool)
+    await one.keep(7, token(97), early.versions)  # of a moment that was too early
+    ready = await one.lookup(7)
+    assert ready.token == token(97, ONE) and ready.versions["main"].settled
+    await one.keep(7, token(98, ONE), ready.versions)
+    again = await one.lookup(7)
+    assert again.token == token(98, ONE) and not again.versions["main"].covered
+    await one.keep(7, token(99, TWO), again.versions)
     doubtful = await one.lookup(7)
-    assert doubtful.token.witnesses == {"main": DOUBT}
-    await one.keep(7, token(100), doubtful.versions)  # a position that covers all of it
-    assert (await one.lookup(7)).token == token(100)
+    assert doubtful.token == token(99, DOUBT)
+    await one.keep(7, token(100), doubtful.versions)
+    await later(pool)
+    ready, other = await one.lookup(7), await one.lookup(7)
+    await one.keep(7, token(101), ready.versions)
+    assert (await one.lookup(7)).token == token(101)
+    await one.keep(7, token(90, TWO), other.versions)
+    assert (await one.lookup(7)).token == token(101, TWO)
+
+
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("slow", [False, True])
+async def test_what_one_request_read_is_not_forgotten_for_a_write_beside_it(
+    kept: Callable[..., Awaitable[Positions]], pool: Pool, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """A bearer client's read is under way while another request of it, on another process, writes. What the
+    read has shown may lie beyond the write's position: the next request still knows who showed it.
+
+    A quick read keeps nothing for that; a slow one does. Once both are long over, a position is enough.
+    """
+    reading, go = asyncio.Event(), asyncio.Event()
+
+    async def answer(request: Request) -> Response:
+        context, query = current(), request.query_params
+        assert context is not None
+        context.identity = Identity(7, "token")
+        if context.recall is not None:
+            await context.recall(context)
+        if "reads" in query:
+            context.causality.saw("main", ONE)
+        if "slow" in query:
+            reading.set()
+            await go.wait()
+        if "covers" in query:
+            context.causality.cover("main", Position(1, int(query["covers"])))
+        return Response(context.causality.encode())
+
+    if slow:
+        monkeypatch.setattr("springtide.identity.positions.QUIET", -1.0)
+    sink = Recorder()
+    keys = CausalityKeys([new_key()])
+    clients = []
+    for _ in range(2):
+        positions = await kept(sink=sink)
+        carrier = Carrier(keys, name="shop", positions=positions)
+        app = Layers(Starlette(routes=[Route("/", answer)]), causality=carrier)
+        clients.append(httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test"))
+    one, other = clients
+
+    async def ask(client: httpx.AsyncClient, query: str) -> str:
+        client.cookies.clear()
+        return (await client.get(f"/?{query}")).text
+
+    async with one, other:
+        assert await ask(one, "reads") == f"main:0:0:{ONE}"
+        read = asyncio.ensure_future(ask(one, "reads&slow"))
+        await reading.wait()
+        await ask(other, "covers=95")
+        events = sink.events.count("kept")
+        go.set()
+        await read
+        assert sink.events.count("kept") == events + slow
+        assert await ask(other, "") == f"main:1:5F:{ONE}"
+        await ask(other, "covers=96")
+        await later(pool)
+        await ask(one, "covers=97")
+        assert await ask(other, "") == "main:1:61"
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_who_reads_on_from_a_covered_witness_says_so(
+    kept: Callable[..., Awaitable[Positions]], pool: Pool
+) -> None:
+    """Then it is in force again, and whoever found it covered cannot take it away."""
+    positions = await kept()
+    carrier = Carrier(CausalityKeys([new_key()]), name="shop", positions=positions)
+
+    async def answer(request: Request) -> Response:
+        context = current()
+        assert context is not None and context.recall is not None
+        context.identity = Identity(7, "token")
+        await context.recall(context)
+        context.causality.saw("main", ONE)
+        return Response("fine")
+
+    await positions.keep(7, token(90, ONE), {})
+    await positions.keep(7, token(95), (await positions.lookup(7)).versions)
+    await later(pool)
+    found = await positions.lookup(7)
+    assert found.versions["main"].settled
+    app = Layers(Starlette(routes=[Route("/", answer)]), causality=carrier)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        await http.get("/")
+    await positions.keep(7, token(96), found.versions)
+    known = await positions.lookup(7)
+    assert known.token == token(96, ONE) and not known.versions["main"].covered
+
+
+async def test_a_table_of_an_earlier_version_gets_what_it_lacks(
+    kept: Callable[..., Awaitable[Positions]], pool: Pool
+) -> None:
+    one = await kept()
+    await pool.execute("alter table springtide.seen drop column covered, drop column settled")
+    assert await one.keep(7, token(5), {})
+    assert (await one.lookup(7)).token == token(5)
 
 
 async def test_first_sightings_of_two_processes_leave_doubt(

@@ -9,8 +9,17 @@ Both are coalesced: one statement at a time of each kind, for everybody who wait
 meanwhile waits for the next one. So a lookup always began after its request arrived: it sees what was kept
 before.
 
-Rows merge: the later position wins, two witnesses are `DOUBT`. Who looked a row up and keeps what followed
-from it names the row's version; if that is still the row's, what it says replaces the old witness.
+Rows merge: the later position wins, two witnesses are `DOUBT`. A request that has only read on from the
+witness that it found keeps nothing, unless it took longer than `QUIET`: that would be a write for each read.
+So a position that covers what one request has seen does not cover what a quiet one beside it saw:
+
+    in force   requests may read on from the witness and be quiet. A position beyond it makes it covered
+    covered    nobody is quiet. Who reads on from the witness keeps that, and it is in force again. Who finds
+               it covered for `SETTLED` comes after every quiet request: what it keeps replaces the witness
+
+Both need the version of the row that was looked up to be the row's still; else somebody else has kept
+something, and the witness stays. So whoever comes after a request reads what that one has read or something
+later, whatever was under way beside it.
 
 The tables are UNLOGGED and what is kept waits for no disk: a crash may empty them, and a failover does.
 That is safe because loss shows: `generation` says since when the server has been running without one, in a
@@ -22,7 +31,7 @@ What could not be kept (the cluster is away, or slow) is tried again until it is
 waits `TIMEOUT` for it and no longer. Until it is kept, other processes do not know of it.
 
 The tables are made when they are missed first, in the schema `springtide`, so a platform without replicas
-has none; a role that may not make them needs what `TABLES` says, made by another one.
+has none; a role that may not make them needs what `TABLES` (`_position_sql.py`) says, made by another one.
 """
 
 from __future__ import annotations
@@ -30,7 +39,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -51,6 +60,7 @@ from springtide.context import (
 )
 from springtide.db.pool import Pool
 from springtide.errors import SpringtideError
+from springtide.identity._position_sql import BATCH, BEGIN_GENERATION, KEEP, LOCK, LOOK, PURGE, TABLES
 from springtide.lifecycle import StartStop
 from springtide.signals import CausalityChecked, NullSink, Sink
 
@@ -64,97 +74,53 @@ TIMEOUT = 1.0
 PAUSE = 0.2
 """Seconds between two attempts to keep what could not be kept."""
 
+QUIET = 0.5
+"""Seconds from its lookup that a request may take and keep nothing, when it only reads on."""
+
+SETTLED = QUIET + TIMEOUT
+"""Seconds of a covered witness: the longest quiet request, and the statement until others saw what it did."""
+
 MAX_WAITING = 10_000
 """Identities whose sightings wait to be kept; further ones are not."""
 
 NO_VERSION = -1
 
-BATCH = 500
+ABSENT = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError, asyncpg.UndefinedColumnError)
+"""The tables are not there, or as an earlier version made them."""
 
-LOCK = 0x5350_5347
-"""Advisory lock of whoever makes the tables."""
-
-TABLES = """
-CREATE SCHEMA IF NOT EXISTS springtide;
-CREATE UNLOGGED TABLE IF NOT EXISTS springtide.seen (
-    subject bigint NOT NULL,
-    cluster text NOT NULL,
-    epoch bigint NOT NULL,
-    lsn bigint NOT NULL,
-    witness text,
-    version integer NOT NULL,
-    base integer NOT NULL,
-    at timestamptz NOT NULL,
-    PRIMARY KEY (subject, cluster)
-) WITH (fillfactor = 70);
-CREATE UNLOGGED TABLE IF NOT EXISTS springtide.generation (
-    one boolean PRIMARY KEY CHECK (one),
-    started timestamptz NOT NULL,
-    since timestamptz NOT NULL
-);
-"""
-
-LOOK = """
-SELECT s.subject, s.cluster, s.epoch, s.lsn, s.witness, s.version,
-    extract(epoch FROM now() - s.at)::float8 AS age
-FROM springtide.seen AS s
-WHERE s.subject = ANY ($1::bigint[]) AND s.at > now() - $2::interval
-UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL
-WHERE NOT EXISTS (
-    SELECT FROM springtide.generation AS g
-    WHERE g.started = pg_postmaster_start_time() AND g.since <= now() - $2::interval)
-"""
-
-KEEP = """
-INSERT INTO springtide.seen AS s (subject, cluster, epoch, lsn, witness, version, base, at)
-SELECT n.subject, n.cluster, n.epoch, n.lsn, n.witness, (random() * 1e9)::integer, n.base, now()
-FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::integer[])
-    AS n (subject, cluster, epoch, lsn, witness, base)
-ORDER BY n.subject, n.cluster
-ON CONFLICT (subject, cluster) DO UPDATE SET
-    epoch = CASE WHEN (excluded.epoch, excluded.lsn) > (s.epoch, s.lsn) THEN excluded.epoch ELSE s.epoch END,
-    lsn = CASE WHEN (excluded.epoch, excluded.lsn) > (s.epoch, s.lsn) THEN excluded.lsn ELSE s.lsn END,
-    witness = CASE
-        WHEN s.version = excluded.base OR s.witness IS NULL THEN excluded.witness
-        WHEN excluded.witness IS NULL OR excluded.witness = s.witness THEN s.witness
-        ELSE '?' END,
-    version = s.version + 1,
-    at = now()
-"""
-
-BEGIN_GENERATION = """
-INSERT INTO springtide.generation AS g (one, started, since)
-VALUES (true, pg_postmaster_start_time(), clock_timestamp())
-ON CONFLICT (one) DO UPDATE SET started = excluded.started, since = excluded.since
-WHERE g.started <> excluded.started
-"""
-
-PURGE = f"""
-DELETE FROM springtide.seen WHERE ctid = ANY (ARRAY(
-    SELECT s.ctid FROM springtide.seen AS s WHERE s.at < now() - 2 * $1::interval LIMIT {BATCH}))
-"""  # noqa: S608 - a number of ours
-
-ABSENT = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
 FAILURES = (SpringtideError, asyncpg.PostgresError, TimeoutError)
 
 
+class Version(NamedTuple):
+    """A row as it was looked up. `covered`: its witness is, also `settled`: for long enough."""
+
+    number: int = NO_VERSION
+    covered: bool = False
+    settled: bool = False
+
+
+UNKNOWN = Version()
+"""Of who has not looked."""
+
+
 class Row(NamedTuple):
-    """What is to be kept of one cluster, since when; `base` is the version of the row it followed from."""
+    """What is to be kept of one cluster, since when; `base` is the row that it followed from."""
 
     position: Position
     witness: str | None
-    base: int
+    base: Version
     since: float
 
 
 @dataclass(slots=True)
 class Found:
-    """What is kept of one identity. `age` is that of the oldest witness in seconds, 0.0 without one."""
+    """What is kept of one identity. `age` is that of the oldest witness in seconds, 0.0 without one; `until`
+    the moment to which a request that looked it up may be quiet."""
 
     token: CausalityToken = field(default_factory=CausalityToken)
-    versions: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, Version] = field(default_factory=dict)
     age: float = 0.0
+    until: float = 0.0
 
 
 class _Batch:
@@ -211,6 +177,7 @@ class Positions:
         """What the identity has seen; pinned when that cannot be known. Raises nothing."""
         if not self._life.running:
             return _unknown()
+        until = self._clock.monotonic() + QUIET
         batch = self._looking
         if batch is None:
             batch = self._looking = _Batch()
@@ -221,13 +188,18 @@ class Positions:
             return _unknown()
         unsure, found = batch.done.result()
         kept: Found = found.get(subject) or Found()
-        known = Found(CausalityToken(), dict(kept.versions), kept.age)  # others may have asked for the same
+        # another one: others may have asked for the same
+        known = Found(CausalityToken(), dict(kept.versions), kept.age, until)
         known.token.merge(kept.token)
         known.token.pinned = unsure
         self._note("unsure" if unsure else "recalled")
         return known
 
-    async def keep(self, subject: int, token: CausalityToken, versions: dict[str, int]) -> bool:
+    def may_be_quiet(self, found: Found, cluster: str) -> bool:
+        """Whether a request that found this may read on from its witness and keep nothing."""
+        return not found.versions[cluster].covered and self._clock.monotonic() <= found.until
+
+    async def keep(self, subject: int, token: CausalityToken, versions: Mapping[str, Version]) -> bool:
         """Merge what the identity has seen into what is kept, which `versions` of a lookup belong to.
 
         Returns when it is kept, or after `TIMEOUT` without; whether it is. Raises nothing.
@@ -243,7 +215,7 @@ class Positions:
         now, rows = self._clock.monotonic(), {}
         for cluster in token.positions.keys() | token.witnesses.keys():
             position, witness = token.positions.get(cluster, NOWHERE), token.witnesses.get(cluster)
-            rows[cluster] = Row(position, witness, versions.get(cluster, NO_VERSION), now)
+            rows[cluster] = Row(position, witness, versions.get(cluster, UNKNOWN), now)
         batch.add(subject, rows)
         self._run("keep", self._keep())
         kept = await self._wait(batch) and batch.done.result() is True
@@ -322,7 +294,9 @@ class Positions:
                 continue
             kept = found.setdefault(row["subject"], Found())
             cluster, position = row["cluster"], Position(row["epoch"], row["lsn"])
-            kept.versions[cluster] = row["version"]
+            covered = row["covered"]
+            settled = covered is not None and covered >= SETTLED
+            kept.versions[cluster] = Version(row["version"], covered is not None, settled)
             if position != NOWHERE:
                 kept.token.observe(cluster, position)
             if row["witness"] is not None:
@@ -366,7 +340,8 @@ class Positions:
             [row.position.epoch for _, _, row in flat],
             [row.position.lsn for _, _, row in flat],
             [row.witness for _, _, row in flat],
-            [row.base for _, _, row in flat],
+            [row.base.number for _, _, row in flat],
+            [row.base.settled for _, _, row in flat],
         )
         with activate(self._context()):
             try:
@@ -407,4 +382,4 @@ def _merged(one: Row, other: Row) -> Row:
     witness = one.witness or other.witness
     if other.witness not in (None, witness):
         witness = DOUBT
-    return Row(max(one.position, other.position), witness, NO_VERSION, max(one.since, other.since))
+    return Row(max(one.position, other.position), witness, UNKNOWN, max(one.since, other.since))

@@ -19,8 +19,7 @@ the time one expires it says nothing any more. Witnesses are.
 A client with an identity that brought no token, or is given one now, may never bring any. What it has seen
 is kept for the identity, before the answer goes out, and looked up when its next request first reads at
 `session` level from what has replicas (`identity/positions.py`); nothing is kept or asked for clients that
-bring one. Of requests of one identity at the same time, one that only reads on from its witness keeps
-nothing: that would be a write for each read. What it saw is not known to those that follow a write beside it.
+bring one. A request that only reads on from its witness keeps nothing where that is safe.
 
 What is written after the answer has begun (a stream, a background task) has been acknowledged by nothing,
 and travels nowhere but to later reads of the same request.
@@ -29,7 +28,7 @@ and travels nowhere but to later reads of the same request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from springtide.clock import Clock, SystemClock
@@ -42,7 +41,7 @@ from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from springtide.context import Identity
-    from springtide.identity.positions import Found, Positions
+    from springtide.identity.positions import Found, Positions, Version
 
 __all__ = ["HEADER", "LIFETIME", "Carried", "Carrier", "CausalityKeys", "CausalityLayer", "new_key"]
 
@@ -76,7 +75,7 @@ class Carried:
 
     __slots__ = (
         "believed", "by_cookie", "by_header", "found", "grown", "names", "positions", "renew", "sealed",
-        "sighted",
+        "sighted", "sights",
     )  # fmt: skip
 
     def __init__(self, positions: Positions | None, sealed: Sealed = NOTHING) -> None:
@@ -88,6 +87,7 @@ class Carried:
         self.renew = False
         self.grown = 0
         self.sighted = 0
+        self.sights: dict[str, int] = {}
         self.positions = positions
         self.found: Found | None = None
 
@@ -101,9 +101,23 @@ class Carried:
             grown = token.grown
             token.merge(found.token)
             token.grown = grown  # what was known before is no news
+            for cluster, witness in found.token.witnesses.items():
+                token.leaning.setdefault(cluster, witness)  # also after a write: another one would be news
+                self.sights[cluster] = token.sights(cluster)
             self.found = found
             self.renew = found.age >= self.positions.lifetime * RENEW
             context.recall = None
+
+    def tells(self, token: CausalityToken) -> bool:
+        """Whether the request has read on from a witness that it found, and has to say so."""
+        if self.found is None or self.positions is None:
+            return False
+        return any(
+            cluster in token.witnesses
+            and token.sights(cluster) != sights
+            and not self.positions.may_be_quiet(self.found, cluster)
+            for cluster, sights in self.sights.items()
+        )
 
 
 class Carrier:
@@ -175,7 +189,7 @@ class Carrier:
             return True
         if carried.by_header or carried.renew or token.written or token.grown != carried.grown:
             return True
-        return _reads_on(carried, token)
+        return _reads_on(carried, token) or carried.tells(token)
 
     async def give(
         self, carried: Carried | None, context: RequestContext, scope: Scope, headers: Headers
@@ -188,7 +202,7 @@ class Carrier:
         token, identity = context.causality, context.identity
         news = carried.renew or token.written or token.grown != carried.grown
         if carried.positions is not None:
-            await self._keep(carried.positions, carried, context, news=news)
+            await self._keep(carried.positions, carried, context, news=news or carried.tells(token))
         now = self._clock.now()
         sealed = carried.sealed.after(token, now, renew=self._lifetime * RENEW)
         sealed.client = sealed.client or new_client()
@@ -213,7 +227,7 @@ class Carrier:
         with this one, and whoever is given proof of who he is by its answer, whatever he brought."""
         token, identity, granted = context.causality, context.identity, context.granted
         known = carried.found.versions if carried.found is not None else {}
-        kept: dict[int, dict[str, int]] = {}
+        kept: dict[int, Mapping[str, Version]] = {}
         if news and identity is not None and not carried.believed:
             kept[identity.subject] = known
         if token and granted is not None:
