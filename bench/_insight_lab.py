@@ -473,7 +473,9 @@ PLANTED_STATEMENTS = (
     Case(
         name="lazy_names",
         setup=filled("id int primary key, name text not null", "g, 'ward ' || g", rows=3000),
-        traffic=(Traffic(sql="select name from {t} where id = $1", calls=6, loop="orm"),),
+        traffic=(
+            Traffic(sql="select name from {t} where id = $1", args=lambda n: (n + 1,), calls=6, loop="orm"),
+        ),
         expected=one("repeated_statement"),
     ),
     Case(

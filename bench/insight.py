@@ -234,7 +234,7 @@ async def naive(connection: Any, cases: Sequence[Case], url: str) -> list[Findin
             if "%d" in sql:
                 sql, args = sql % args, ()
             try:
-                (plan,) = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {sql}", *args)
+                (plan,) = await connection.fetchval(f"EXPLAIN (VERBOSE, FORMAT JSON) {sql}", *args)
             except asyncpg.PostgresError:
                 continue
             nodes = [plan["Plan"]]
@@ -243,16 +243,18 @@ async def naive(connection: Any, cases: Sequence[Case], url: str) -> list[Findin
                 nodes += node.get("Plans", [])
                 if node["Node Type"] != "Seq Scan" or "Filter" not in node:
                     continue
-                table = node["Relation Name"]
+                schema, table = node["Schema"], node["Relation Name"]
                 rows = await connection.fetch(
-                    "select attname from pg_attribute where attrelid = $1::text::regclass and attnum > 0",
+                    "select attname from pg_attribute"
+                    " where attrelid = format('%I.%I', $1::text, $2::text)::regclass and attnum > 0",
+                    schema,
                     table,
                 )
                 for row in rows:
                     if re.search(rf"\b{row['attname']}\b", node["Filter"]):
                         found[table, row["attname"]] = Finding(
                             kind="missing_index", title="naive", share=0.0, checked="",
-                            table=f"public.{table}", columns=(row["attname"],), sql=("CREATE INDEX",),
+                            table=f"{schema}.{table}", columns=(row["attname"],), sql=("CREATE INDEX",),
                         )  # fmt: skip
     return list(found.values())
 
