@@ -28,6 +28,12 @@ CREATE SEQUENCE visits;
 CREATE FUNCTION visit() RETURNS bigint LANGUAGE sql VOLATILE AS $$ SELECT nextval('visits') $$;
 CREATE VIEW guessing AS SELECT random() AS guess, id FROM author;
 CREATE VIEW visiting AS SELECT visit() AS number;
+CREATE FUNCTION "look at"(bigint) RETURNS bigint LANGUAGE plpgsql VOLATILE AS 'BEGIN RETURN $1; END';
+CREATE FUNCTION zähle(bigint) RETURNS bigint LANGUAGE plpgsql VOLATILE AS 'BEGIN RETURN $1; END';
+CREATE FUNCTION peek(bigint, bigint) RETURNS bigint LANGUAGE plpgsql VOLATILE AS 'BEGIN RETURN $2; END';
+CREATE OPERATOR @@@ (LEFTARG = bigint, RIGHTARG = bigint, FUNCTION = peek);
+CREATE AGGREGATE peeked(bigint) (SFUNC = peek, STYPE = bigint);
+CREATE FUNCTION opened(book) RETURNS bigint LANGUAGE plpgsql VOLATILE AS 'BEGIN RETURN 1; END';
 """
 
 
@@ -203,6 +209,12 @@ async def test_a_slow_statement_is_told_with_its_plan_and_without_its_arguments(
         ("SELECT * FROM guessing", False),
         ("SELECT number FROM visiting", False),
         ("UPDATE author SET name = 'x'", False),
+        ('SELECT "look at"(id) FROM author', False),
+        ("SELECT zähle(id) FROM author", False),
+        ("SELECT id @@@ 1::bigint FROM author", False),
+        ("SELECT peeked(id) FROM author", False),
+        ("SELECT book.opened FROM book", False),
+        ("SELECT id FROM author LIMIT zähle /* ( */ (1)", False),
     ],
 )
 async def test_looking_at_a_plan_changes_nothing(sql: str, analyzed: bool, database_url: str) -> None:

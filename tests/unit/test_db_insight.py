@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +83,16 @@ def test_a_literal_seen_once_is_not_told() -> None:
     table = Insight().table("main")
     ask(table, "select a from t where name = 'ann'")
     assert only(table).constants == {}
+
+
+@pytest.mark.parametrize("quote", ["'", "E'", "$$", "$tag$", "/* "])
+def test_a_literal_that_reaches_past_what_is_looked_at_is_not_told(quote: str) -> None:
+    """The end of a long literal is not seen: what there is of it is a literal all the same."""
+    table = Insight().table("main")
+    for letter in "ab":
+        ask(table, f"insert into t values ({quote}hunter2 {letter * 30_000}")
+    assert len(table) == 1
+    assert b"hunter2" not in msgspec.json.encode(table.totals())
 
 
 def test_the_table_is_bounded_and_keeps_what_costs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,9 +236,10 @@ def test_options_that_cannot_work_are_refused(option: str) -> None:
 
 
 def test_functions_are_seen_wherever_they_are_called() -> None:
-    """Quoted, qualified and in a plan's JSON."""
+    """Quoted, qualified, in other alphabets, and behind a comment."""
     assert {"f", "G", "nextval"} <= functions_of("select f(1), \"G\"(2), pg_catalog.nextval ('s')")
-    assert "hidden" in functions_of(json.dumps({"Output": ["hidden(a)", '"Quoted"(b)']}))
+    assert {"zähle", "do it", 'a"b'} <= functions_of('select \'"\', zähle(1), "do it"(2), "a""b" (3)')
+    assert "f" in functions_of("select 1 limit f/* ( */(1)")
 
 
 def test_a_plan_is_told_without_values() -> None:

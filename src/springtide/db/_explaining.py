@@ -1,9 +1,10 @@
 """The plan of one statement, asked for again on a connection of its own.
 
 EXPLAIN alone never runs a statement. ANALYZE does, so it is asked for only when nothing can come of it: the
-text is a plain read, its expanded plan locks no rows and changes none, no function named in text or plan is
-volatile (views and inlined functions show there), and the plan expects less than `MAX_COST`. It runs in a
-READ ONLY transaction with `statement_timeout` that is rolled back. Whatever fails, there is a plan less.
+text is a plain read, its expanded plan locks no rows, changes none and asks no other server, no function
+named in text or plan is volatile (views and inlined functions show there), nor one behind an operator, an
+aggregate or a cast, and the plan expects less than `MAX_COST`. It runs in a READ ONLY transaction with
+`statement_timeout` that is rolled back. Whatever fails, there is a plan less.
 Literals in conditions are masked: the arguments are in them.
 """
 
@@ -20,6 +21,7 @@ import asyncpg
 
 from springtide.db._fingerprint import mask
 from springtide.db._link import ASYNCPG_ERRORS
+from springtide.db._statements import TOKENS
 from springtide.db._tls import tls
 
 __all__ = ["MAX_COST", "explain", "functions_of", "render"]
@@ -33,7 +35,22 @@ MAX_LINES = 60
 MAX_LINE = 300
 
 _LOCKS = re.compile(r"\bfor\s+(no\s+key\s+)?(update|share|key\s+share)\b", re.IGNORECASE)
-_CALLED = re.compile(r'"?([A-Za-z_][\w$]*)"?\s*\(')
+_CALLED = re.compile(r'(?:"((?:[^"]|"")+)"|([^\W\d][\w$]*))\s*\(')
+_SIGNS = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
+_EFFECTIVE = ("ModifyTable", "LockRows", "Foreign Scan", "Custom Scan")
+MAX_SIGNS = 32
+"""Signs in a row, more of which no operator has that anybody made."""
+
+_VOLATILE = """
+select count(*) from pg_catalog.pg_proc p where p.provolatile = 'v' and (
+    p.proname = any($1::text[])
+    or p.oid in (select oprcode from pg_catalog.pg_operator where oprname = any($2::text[]))
+    or p.oid in (select castfunc from pg_catalog.pg_cast)
+    or p.oid in (
+        select unnest(array[aggtransfn, aggfinalfn, aggmtransfn, aggminvtransfn, aggmfinalfn])
+        from pg_catalog.pg_aggregate where aggfnoid in (
+            select oid from pg_catalog.pg_proc where proname = any($1::text[]))))
+"""
 _CONDITIONS = (
     "Index Cond", "Recheck Cond", "Filter", "Hash Cond", "Merge Cond", "Join Filter", "Sort Key",
     "One-Time Filter",
@@ -78,20 +95,40 @@ async def _explain(
 async def _harmless(connection: Any, sql: str, plan: Mapping[str, Any]) -> bool:
     if plan.get("Total Cost", MAX_COST) >= MAX_COST or _LOCKS.search(mask(sql)):
         return False
-    if any(node["Node Type"] in ("ModifyTable", "LockRows") for node in _nodes(plan)):
+    if any(node["Node Type"] in _EFFECTIVE for node in _nodes(plan)):
         return False
-    names = functions_of(sql) | functions_of(json.dumps(plan))
+    planned = "\n".join(_strings(plan))
+    signs = _SIGNS.findall(_bare(sql)) + _SIGNS.findall(planned)
+    if max(map(len, signs), default=0) > MAX_SIGNS:
+        return False
     volatile = await connection.fetchval(
-        "select count(*) from pg_catalog.pg_proc where proname = any($1::text[]) and provolatile = 'v'",
-        sorted(names),
+        _VOLATILE,
+        sorted(functions_of(sql) | functions_of(planned)),
+        sorted({run[a:b] for run in set(signs) for a in range(len(run)) for b in range(a + 1, len(run) + 1)}),
     )
     return bool(volatile == 0)
 
 
 def functions_of(text: str) -> set[str]:
     """Every name that is followed by a parenthesis, as it is written and in small letters."""
-    names = {match[1] for match in _CALLED.finditer(text.replace("\\", ""))}
+    found = _CALLED.finditer(_bare(text))
+    names = {match[1].replace('""', '"') if match[1] else match[2] for match in found}
     return names | {name.lower() for name in names}
+
+
+def _bare(text: str) -> str:
+    """Without literals, and without comments: one may stand between a function and its parenthesis."""
+    return TOKENS.sub(
+        lambda match: " " if match["comment"] is not None or match["literal"] else match[0], text
+    )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(one)
 
 
 def _nodes(plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -42,9 +42,11 @@ class Statement(NamedTuple):
 
 
 TOKENS = re.compile(
+    # one without its end, in a text that is not looked at to the end, reaches to there
     r"""
-      (?P<comment>--[^\n]*|/\*.*?\*/)
-    | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$ | [eE]'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*')
+      (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
+    | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?(?:\$(?P=tag)\$|\Z)
+        | [eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z) | '(?:[^']|'')*(?:'|\Z))
     | (?P<name>"(?:[^"]|"")*")
     | (?P<argument>\$\d+)
     | (?P<number>(?<![\w.])\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b)
