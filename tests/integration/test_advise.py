@@ -60,8 +60,9 @@ async def with_hypopg(debian: str) -> AsyncIterator[str]:
         await admin.close()
 
 
-async def used(url: str, folder: Path) -> None:
-    """A shop's traffic on `url`, its figures in `folder`; what filled it counts nowhere."""
+async def used(url: str, folder: Path, *more: str) -> None:
+    """A shop's traffic on `url`, its figures in `folder`; what filled it counts nowhere. `more` are further
+    statements of it, with a number."""
     (folder.parent).mkdir(exist_ok=True)
     insight = Insight(folder=folder, node="app-1", write_every=60, slow_statement=60)
     filler = await asyncpg.connect(url)
@@ -74,6 +75,8 @@ async def used(url: str, folder: Path) -> None:
         for number in range(6):
             await pool.fetch(NEWEST, number)
             await pool.fetch(OPEN)
+            for statement in more:
+                await pool.execute(statement % number)
             await pool.execute("DELETE FROM shop.buyer WHERE id = $1", 1995 + number % 5)
     await insight.write()
 
@@ -177,6 +180,48 @@ async def test_looking_disturbs_nobody(database_url: str, tmp_path: Path) -> Non
             advice = await advise(database_url, statements=folder)
         assert sql_of(advice, "missing_index") == []
         assert "locked by somebody and not looked at: shop.sale" in advice.notes
+
+
+async def test_what_is_sent_several_at_once_is_not_run(database_url: str, tmp_path: Path) -> None:
+    """Statements behind a semicolon stay what they are: texts that were looked at."""
+    folder = tmp_path / "run" / "statements"
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("CREATE SEQUENCE visits")
+    await used(database_url, folder, "SELECT id FROM shop.sale WHERE buyer = %d; SELECT nextval('visits')")
+    visits = await connection.fetchval("SELECT last_value FROM visits")
+    advice = await advise(database_url, statements=folder)
+    assert await connection.fetchval("SELECT last_value FROM visits") == visits
+    assert "1 statements could not be parsed and were not looked at" in advice.notes
+    assert "CREATE INDEX CONCURRENTLY sale_buyer_idx ON shop.sale (buyer);" in sql_of(advice, "missing_index")
+    await connection.close()
+
+
+async def check_refused(url: str, folder: Path) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute("CREATE DOMAIN given AS int NOT NULL")
+    await connection.close()
+    slow = "SELECT id, pg_sleep(0.01) FROM shop.sale WHERE id < 9 AND buyer > %d AND buyer + 1 = $1::given"
+    folder.parent.mkdir()
+    insight = Insight(folder=folder, node="app-2", write_every=60, slow_statement=60)
+    await used(url, folder)
+    async with Pool(url, insight=insight) as pool:
+        for number in range(6):
+            await pool.fetch(slow % number, number)
+    await insight.write()
+    advice = await advise(url, statements=folder)
+    assert "1 statements could not be planned again: SELECT id, pg" in " ".join(advice.notes)
+    assert "CREATE INDEX CONCURRENTLY sale_buyer_idx ON shop.sale (buyer);" in sql_of(advice, "missing_index")
+
+
+async def test_one_statement_that_cannot_be_planned_is_one(database_url: str, tmp_path: Path) -> None:
+    """The costliest one is refused by the planner; those after it are looked at."""
+    await check_refused(database_url, tmp_path / "run" / "statements")
+
+
+@pytest.mark.needs("postgresql-15", "postgresql-15-hypopg")
+async def test_one_statement_that_hypopg_cannot_plan_is_one(with_hypopg: str, tmp_path: Path) -> None:
+    """The same where HypoPG says what helps."""
+    await check_refused(with_hypopg, tmp_path / "run" / "statements")
 
 
 async def test_a_database_that_does_not_answer_is_an_error() -> None:

@@ -97,6 +97,7 @@ def test_what_cannot_be_parsed_is_not_guessed_at() -> None:
     """Nonsense, other commands and very long texts."""
     assert read("selec * frm", catalog()) is None
     assert read("begin", catalog()) is None
+    assert read("select id from thing where owner = $1; drop table thing", catalog()) is None
     assert read("select " + "1, " * 5000 + "1", catalog()) is None
 
 
@@ -104,6 +105,13 @@ def test_an_outer_name_is_a_join() -> None:
     """A correlated subquery asks for its row by a value of the outer one."""
     sql = "select (select count(*) from other c where c.owner = p.id) from thing p where p.id = $1"
     assert {use.table.name: use.joined for use in understood(sql).uses}["other"] == {"owner"}
+
+
+@pytest.mark.parametrize("order", ["lower(email) || 'x'", "count(*)", "owner + 1, at", "at, 1 + 1", "2 desc"])
+def test_an_order_that_no_column_has_asks_for_nothing(order: str) -> None:
+    """The statement is read, whatever it is ordered by."""
+    (use,) = understood(f"select owner, id from thing where owner = $1 order by {order} limit 5").uses
+    assert (use.equal, use.order, use.limited) == ({"owner"}, [], False)
 
 
 def test_a_writing_statement_names_what_it_writes() -> None:

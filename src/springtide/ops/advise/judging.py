@@ -75,9 +75,12 @@ async def _explain(connection: asyncpg.Connection[Any], probe: Probe) -> dict[st
     mode = "force_generic_plan" if probe.values is None else "force_custom_plan"
     given = ["null"] * probe.parameters if probe.values is None else probe.values
     arguments = f"({', '.join(given)})" if given else ""
-    await connection.execute(f"set local plan_cache_mode = {mode}; prepare springtide_probe as {probe.text}")
+    await connection.execute(f"set local plan_cache_mode = {mode}")
+    # fetch, not execute: its protocol takes one statement, whatever the text has behind a semicolon
+    await connection.fetch(f"prepare springtide_probe as {probe.text}")
     try:
-        found = await connection.fetchval(f"explain (format json) execute springtide_probe{arguments}")
+        async with connection.transaction():  # what is prepared outlives a transaction that failed
+            found = await connection.fetchval(f"explain (format json) execute springtide_probe{arguments}")
     finally:
         if not connection.is_closed():
             await connection.execute("deallocate springtide_probe")

@@ -175,10 +175,11 @@ def _block(block: exp.Expr, catalog: Catalog, common: set[str], reading: Reading
             reading.slots[number] = Slot(table="", column="", how="offset")
     order = block.args.get("order")
     wanted = [_ordered(one, uses) for one in order.expressions] if order is not None else []
-    if wanted and all(one is not None and one[0] is wanted[0][0] for one in wanted if wanted[0]):
-        use = wanted[0][0]  # type: ignore[index]
+    known = [one for one in wanted if one is not None]
+    if known and len(known) == len(wanted) and len({id(use) for use, _, _ in known}) == 1:
+        use = known[0][0]
         if not block.args.get("group") and not block.args.get("distinct"):
-            use.order = [(key, down) for _, key, down in wanted]  # type: ignore[misc]
+            use.order = [(key, down) for _, key, down in known]
             use.limited = block.args.get("limit") is not None
     for use in uses.values():
         _columns(block, use, uses)
