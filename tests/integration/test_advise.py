@@ -6,12 +6,13 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests._cluster import Cluster, eventually
 from tests._debian import debian_postgres
 
 from springtide.db.insight import Insight
@@ -20,7 +21,10 @@ from springtide.errors import DatabaseUnavailable
 from springtide.ops import cli
 from springtide.ops.advise import commands
 from springtide.ops.advise.advisor import Settings, advise
+from springtide.ops.advise.catalog import AGE
 from springtide.ops.advise.findings import Advice
+
+Clusters = Callable[..., Cluster]
 
 SETUP = """
 CREATE SCHEMA shop;
@@ -222,6 +226,69 @@ async def test_one_statement_that_cannot_be_planned_is_one(database_url: str, tm
 async def test_one_statement_that_hypopg_cannot_plan_is_one(with_hypopg: str, tmp_path: Path) -> None:
     """The same where HypoPG says what helps."""
     await check_refused(with_hypopg, tmp_path / "run" / "statements")
+
+
+async def test_an_index_that_goes_can_be_brought_back(database_url: str) -> None:
+    """Operator classes, collations, options: what is told makes the same index; and a part of a partitioned
+    index, which cannot be dropped alone, is not told."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        "CREATE TABLE note (id bigint PRIMARY KEY, text text, doc jsonb, at int);"
+        "INSERT INTO note SELECT g, 'text ' || g, jsonb_build_object('n', g), g"
+        " FROM generate_series(1, 9000) g;"
+        "CREATE INDEX pattern ON note (text text_pattern_ops DESC NULLS LAST) WHERE id > 1;"
+        "CREATE INDEX documents ON note USING gin (doc jsonb_path_ops) WITH (fastupdate = off);"
+        'CREATE INDEX collated ON note (lower(text) COLLATE "C") INCLUDE (at) WITH (fillfactor = 80);'
+        "CREATE TABLE day (id bigint, at int NOT NULL) PARTITION BY RANGE (at);"
+        "CREATE TABLE day_1 PARTITION OF day FOR VALUES FROM (0) TO (10000);"
+        "CREATE INDEX ON day (id);"
+        "INSERT INTO day SELECT g, g FROM generate_series(1, 9000) g; ANALYZE"
+    )
+    indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'note' ORDER BY 1"
+    before = await connection.fetch(indexes)
+    await connection.close()  # its figures are counted then
+    advice = await advise(database_url, settings=Settings(unused_after=0))
+    connection = await asyncpg.connect(database_url)
+    told = [finding for finding in advice.findings if finding.kind == "unused_index"]
+    assert {finding.index for finding in told} == {"pattern", "documents", "collated"}
+    for finding in told:
+        for sql in (*finding.sql, finding.evidence["to_bring_it_back"]):
+            await connection.execute(sql)
+    assert await connection.fetch(indexes) == before
+    await connection.close()
+
+
+def test_an_index_is_unused_only_where_every_replica_says_so(own_cluster: Clusters) -> None:
+    """A replica that is not asked, that does not answer, that counts for a shorter time, or that is the one
+    asked about: no index is called unused."""
+    world = own_cluster(replicas=1)
+    (replica,) = world.replicas
+    world.primary.query(
+        "create table t (id int primary key, a int);"
+        "insert into t select g, g from generate_series(1, 9000) g; create index t_a on t (a); analyze",
+        dbname=world.dbname,
+    )
+    replica.catch_up()
+
+    def told(*replicas: str, url: str = world.url(), after: float = 0.0) -> tuple[list[str], str]:
+        settings = Settings(unused_after=after)
+        advice = asyncio.run(advise(url, replicas=replicas, settings=settings))
+        unused = [finding.index for finding in advice.findings if finding.kind == "unused_index"]
+        return unused, " ".join(advice.notes)
+
+    assert told(world.url(replica))[0] == ["t_a"]
+    unused, notes = told()
+    assert not unused
+    assert "1 replicas follow this server and 0 were asked" in notes
+    assert told(world.url(replica), "")[0] == []
+    assert told(world.url(replica), "postgresql://nobody@127.0.0.1:1/none")[0] == []
+    assert "this server is a replica itself" in told(url=world.url(replica))[1]
+    replica.query("select pg_stat_reset()", dbname=world.dbname)
+    unused, notes = told(world.url(replica), after=float(world.primary.query(AGE, dbname=world.dbname)))
+    assert not unused
+    assert "use of indexes was counted for" in notes
+    replica.query("set enable_seqscan = off; select id from t where a = 5", dbname=world.dbname)
+    eventually(lambda: told(world.url(replica))[0] == [])
 
 
 async def test_a_database_that_does_not_answer_is_an_error() -> None:

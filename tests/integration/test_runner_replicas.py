@@ -67,6 +67,7 @@ def test_added_and_removed_on_the_running_platform(made: Project) -> None:
     found = read_addresses(made.home / "run" / "addresses.json").clusters["main"]
     assert (found.primary, found.replicas) == ("db", ("replica-1",))
     assert "is in the topology already" in made.run("replicas", "add", "--name", "replica-1", code=2)
+    assert "use of indexes was counted for 0.0 days" in made.run("db", "advise", code=None)  # also there
     made.run("replicas", "add", "main", "--name", "other")
     assert "ROLE" in made.run("replicas", "list")
     made.run("replicas", "remove", "replica-1")

@@ -221,6 +221,26 @@ def test_duplicates_and_beginnings_are_told() -> None:
         assert names(duplicates(catalog(table("t", innocent, index("b", "owner", "at"))), total=1)) == []
 
 
+def test_a_unique_index_goes_only_beside_one_that_is_unique_just_so() -> None:
+    """Same keys, same rule, and nothing that refers to it."""
+    unique = {"needed": "unique", "rule": "unique"}
+    key = index("key", "owner", needed="primary key", rule="unique")
+    for other, gone in (
+        (index("a", "owner", **unique), ["a"]),
+        (index("a", "owner", needed="unique", rule="unique, nulls too"), []),
+        (index("a", "owner", needed="foreign key", rule="unique"), []),
+        (index("a", "owner", needed="partitioned index"), []),
+        (index("a", "owner", "at", **unique), []),
+        (index("a", "owner", predicate="gone IS NULL", **unique), []),
+    ):
+        assert names(duplicates(catalog(table("t", other, key)), total=1)) == gone
+    twice = table("t", index("a", "owner", scans=3, **unique), index("b", "owner", **unique))
+    assert names(duplicates(catalog(twice), total=1)) == ["b"]
+    assert names(
+        duplicates(catalog(table("t", index("a", "owner", **unique), index("b", "owner"))), total=1)
+    ) == ["b"]
+
+
 def lazy(known: Catalog, elsewhere: dict[str, int] | None = None, min_age: float = 0) -> list[str]:
     return names(unused(known, elsewhere or {}, replicas=0, min_age=min_age, told=set(), total=1)[0])
 
@@ -235,6 +255,7 @@ def test_unused_means_nowhere_long_enough_and_for_nothing() -> None:
     assert lazy(catalog(table("t", index("a", "at")))) == []
     assert lazy(catalog(table("t", index("a", "at", bytes=8192), read=5))) == []
     assert lazy(catalog(table("t", index("a", "at", needed="replica identity"), read=5))) == []
+    assert lazy(catalog(table("t", index("a", "at", needed="partitioned index"), read=5))) == []
     assert lazy(catalog(table("t", index("a", "owner"), read=5), keys=(key,))) == []
 
 

@@ -8,8 +8,9 @@ statement may add up to more than it.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,37 @@ CONNECT_TIMEOUT = 10.0
 DAY = 86_400.0
 
 _SCANS = "select schemaname || '.' || indexrelname as name, idx_scan as scans from pg_stat_user_indexes"
+
+_STREAMING = """
+select (select count(*) from pg_stat_replication r
+        where coalesce(r.application_name, '') not in ('pg_basebackup', 'pg_receivewal')
+        and not exists (select from pg_replication_slots s
+                        where s.active_pid = r.pid and s.slot_type = 'logical'))::int as streaming,
+       pg_is_in_recovery() as replica_itself
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """What replicas say of the use of indexes: `scans` by `schema.index`, `age` for how long all of them have
+    counted. `silent` did not answer; `streaming` are replicas that the server sends its log to."""
+
+    scans: dict[str, int]
+    asked: int
+    silent: int
+    streaming: int
+    age: float
+    primary: bool
+
+    def unknown(self) -> str | None:
+        """Why an index without scans may be in use all the same; None when it is not."""
+        if not self.primary:
+            return "this server is a replica itself"
+        if self.silent:
+            return f"{self.silent} replicas did not answer"
+        if self.streaming > self.asked:
+            return f"{self.streaming} replicas follow this server and {self.asked} were asked (--replica)"
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +89,7 @@ async def advise(
     """Look at the database behind `url`.
 
     statements: a folder of snapshots; None means that only the server is asked.
-    replicas:   addresses of its replicas, asked for their use of indexes.
+    replicas:   addresses of its replicas, asked for their use of indexes; "" is one without an address.
     cores:      how many the server's machine has; None means unknown.
 
     Raises DatabaseUnavailable, and ConfigurationError when the parser is not installed.
@@ -74,11 +106,8 @@ async def advise(
         await outer.start()
         try:
             await connection.execute("set local lock_timeout = '2s'; set local statement_timeout = '60s'")
-            used, unreachable = await _elsewhere(replicas)
-            return await _look(
-                connection, cluster, statements, used, len(replicas) - unreachable, unreachable, cores,
-                settings or Settings(),
-            )  # fmt: skip
+            elsewhere = await _ask_replicas(connection, replicas)
+            return await _look(connection, cluster, statements, elsewhere, cores, settings or Settings())
         except asyncpg.PostgresError as error:
             raise DatabaseUnavailable(f"the database cannot be looked at: {error}") from error
         finally:
@@ -103,31 +132,37 @@ async def _connect(url: str) -> asyncpg.Connection[Any]:
         ) from error
 
 
-async def _elsewhere(replicas: Sequence[str]) -> tuple[dict[str, int], int]:
-    """Scans of indexes on replicas by `schema.index`, and how many replicas did not answer."""
-    used: dict[str, int] = {}
-    unreachable = 0
-    for url in replicas:
+async def _ask_replicas(connection: asyncpg.Connection[Any], urls: Sequence[str]) -> Elsewhere:
+    from springtide.ops.advise.catalog import AGE
+
+    scans: dict[str, int] = {}
+    ages: list[float] = []
+    for url in filter(None, urls):
         try:
             replica = await _connect(url)
         except DatabaseUnavailable:
-            unreachable += 1
             continue
         try:
-            for row in await replica.fetch(_SCANS):
-                used[row["name"]] = used.get(row["name"], 0) + row["scans"]
+            found, age = await replica.fetch(_SCANS), await replica.fetchval(AGE)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            continue
         finally:
             replica.terminate()
-    return used, unreachable
+        ages.append(age or 0.0)
+        for row in found:
+            scans[row["name"]] = scans.get(row["name"], 0) + row["scans"]
+    here: Any = await connection.fetchrow(_STREAMING)
+    return Elsewhere(
+        scans=scans, asked=len(ages), silent=len(urls) - len(ages), streaming=here["streaming"],
+        age=min(ages, default=math.inf), primary=not here["replica_itself"],
+    )  # fmt: skip
 
 
 async def _look(
     connection: asyncpg.Connection[Any],
     cluster: str,
     folder: Path | None,
-    elsewhere: dict[str, int],
-    replicas: int,
-    unreachable: int,
+    elsewhere: Elsewhere,
     cores: int | None,
     settings: Settings,
 ) -> Advice:
@@ -173,12 +208,13 @@ async def _look(
     ]
     told = {finding.index for finding in findings if finding.kind == "duplicate_index"}
     notes: list[str] = []
-    if unreachable:
-        notes.append(f"{unreachable} replicas did not answer: no index is called unused")
+    if (unknown := elsewhere.unknown()) is not None:
+        notes.append(f"{unknown}: no index is called unused")
     else:
         lazy, why = present.unused(
-            catalog, elsewhere, replicas=replicas, min_age=settings.unused_after, told=told, total=total
-        )
+            replace(catalog, age=min(catalog.age, elsewhere.age)), elsewhere.scans,
+            replicas=elsewhere.asked, min_age=settings.unused_after, told=told, total=total,
+        )  # fmt: skip
         findings += lazy
         notes += why
     findings += server.machine(facts)

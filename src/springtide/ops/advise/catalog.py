@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Catalog", "Column", "ForeignKey", "Index", "Table", "read_catalog"]
+__all__ = ["AGE", "Catalog", "Column", "ForeignKey", "Index", "Table", "read_catalog"]
 
 OWN_SCHEMAS = ("pg_catalog", "information_schema", "pg_toast")
 
@@ -33,7 +33,9 @@ class Index:
     """`keys` are columns or expressions as SQL, with their direction where it is not the usual one.
 
     `same` is equal for two indexes that serve the same (classes, collations, directions, predicate).
-    `needed` says what it is for beside reading: primary, unique, constraint, replica identity; else "".
+    `needed` says what it is for beside reading: primary key, constraint, partitioned index (a part of one,
+    which alone can be dropped), replica identity, foreign key (one refers to it) or unique; else "".
+    `rule` is what it lets nobody write: "" nothing, else how it is unique. `definition` makes it again.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Index:
     method: str = "btree"
     predicate: str = ""
     needed: str = ""
+    rule: str = ""
+    definition: str = ""
     valid: bool = True
     scans: int = 0
     bytes: int = 0
@@ -202,7 +206,11 @@ select i.indrelid::bigint as oid, c.relname as name, am.amname as method, i.indi
        i.indisprimary as primary, i.indisvalid as valid, i.indisreplident as identity,
        exists (select from pg_constraint k
                where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x')) as constrains,
-       i.indisexclusion as excludes,
+       i.indisexclusion as excludes, i.indimmediate as immediate,
+       coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) as nulls_equal,
+       exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype = 'f') as referenced,
+       exists (select from pg_inherits h where h.inhrelid = i.indexrelid) as attached,
+       pg_get_indexdef(i.indexrelid) as definition,
        array(select pg_get_indexdef(i.indexrelid, k, true)
              || case when i.indoption[k - 1] & 1 = 1 then ' desc' else '' end
              || case when i.indoption[k - 1] in (1, 2) then ' nulls other' else '' end
@@ -225,7 +233,7 @@ select k.conname as name, k.conrelid::bigint as oid, k.confrelid::bigint as targ
 from pg_constraint k where k.contype = 'f' and k.conrelid = any($1::bigint[]::oid[])
 """
 
-_AGE = """
+AGE = """
 select extract(epoch from now() - coalesce(d.stats_reset, pg_postmaster_start_time()))::float8
 from pg_stat_database d where d.datname = current_database()
 """
@@ -272,7 +280,7 @@ async def read_catalog(connection: Any) -> Catalog:
         tables={table.key: table for table in made.values()},
         foreign_keys=keys,
         path=tuple(await connection.fetchval("select current_schemas(false)::text[]")),
-        age=await connection.fetchval(_AGE) or 0.0,
+        age=await connection.fetchval(AGE) or 0.0,
         locked=tuple(f"{row['schema']}.{row['name']}" for oid, row in found.items() if oid in held),
     )
 
@@ -291,24 +299,27 @@ def _column(row: Mapping[str, Any], rows: float) -> Column:
 
 
 def _index(row: Mapping[str, Any]) -> Index:
-    needed = (
-        "primary key"
-        if row["primary"]
-        else "constraint"
-        if row["constrains"] or row["excludes"]
-        else "unique"
-        if row["unique"]
-        else ""
-    )
-    if row["identity"]:
-        needed = needed or "replica identity"
+    roles = {
+        "primary key": row["primary"],
+        "constraint": row["constrains"] or row["excludes"],
+        "partitioned index": row["attached"],
+        "replica identity": row["identity"],
+        "foreign key": row["referenced"],
+        "unique": row["unique"],
+    }
+    rule = ""
+    if row["unique"]:
+        rule = "unique" + (", nulls too" if row["nulls_equal"] else "")
+        rule += "" if row["immediate"] else ", deferrable"
     return Index(
         name=row["name"],
         keys=tuple(row["keys"]),
         include=tuple(row["include"]),
         method=row["method"],
         predicate=row["predicate"],
-        needed=needed,
+        needed=next((role for role, has in roles.items() if has), ""),
+        rule=rule,
+        definition=row["definition"],
         valid=row["valid"],
         scans=row["scans"],
         bytes=row["bytes"],

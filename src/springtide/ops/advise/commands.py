@@ -17,6 +17,7 @@ from springtide.errors import ConfigurationError
 from springtide.ops.advise.advisor import DAY, Settings, advise
 from springtide.ops.advise.findings import Advice, text
 from springtide.ops.runner.home import Home
+from springtide.topology.spec import Topology
 
 __all__ = ["FINDINGS", "add_command", "run"]
 
@@ -31,6 +32,10 @@ def add_command(commands: Any) -> Any:
     command.add_argument(
         "--statements", type=Path, metavar="DIR", help="snapshots of processes to read with --url"
     )
+    command.add_argument(
+        "--replica", action="append", metavar="URL",
+        help="with --url: a replica of it, asked for its use of indexes; once for each",
+    )  # fmt: skip
     command.add_argument("--cluster", metavar="C", help="this cluster alone")
     command.add_argument(
         "--min-gain", type=float, default=0.3, metavar="PART",
@@ -50,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigurationError(
             "--statements goes with --url: a platform's snapshots are found by themselves"
         )
+    if args.replica and args.url is None:
+        raise ConfigurationError("--replica goes with --url: a platform's replicas are found by themselves")
     advices = asyncio.run(_one(args, settings) if args.url else _platform(args, settings))
     if args.json:
         print(json.dumps([advice.plain() for advice in advices], indent=2))
@@ -60,7 +67,15 @@ def run(args: argparse.Namespace) -> int:
 
 async def _one(args: argparse.Namespace, settings: Settings) -> list[Advice]:
     cluster = args.cluster or "main"
-    return [await advise(args.url, cluster=cluster, statements=args.statements, settings=settings)]
+    return [
+        await advise(
+            args.url,
+            cluster=cluster,
+            statements=args.statements,
+            replicas=args.replica or (),
+            settings=settings,
+        )
+    ]
 
 
 async def _platform(args: argparse.Namespace, settings: Settings) -> list[Advice]:
@@ -84,9 +99,17 @@ async def _platform(args: argparse.Namespace, settings: Settings) -> list[Advice
                 topology.cluster_url(cluster),
                 cluster=cluster,
                 statements=home.run / "statements",
-                replicas=[node.url for node in nodes[1:] if node.url],
+                replicas=[_address(topology, cluster, name) for name in spec.replicas],
                 cores=os.cpu_count() if here else None,
                 settings=settings,
             )
         )
     return found
+
+
+def _address(topology: Topology, cluster: str, node: str) -> str:
+    """Of a replica; "" when it has none yet."""
+    try:
+        return topology.cluster_url(cluster, node)
+    except ConfigurationError:
+        return ""

@@ -1,8 +1,9 @@
 """Indexes that are there: unused ones, duplicates and prefixes; foreign keys that lack one. Pure.
 
-An index is called unused only where its use was counted for long enough, on the primary and on every replica
-that was asked, while its table was used; never one that a constraint, uniqueness, the replica identity or a
-foreign key needs. Dropping is advised with the statement that brings it back.
+An index is called unused only where its use was counted for long enough, on the primary and on every replica,
+while its table was used; never one that a constraint, uniqueness, the replica identity or a foreign key
+needs, or that is part of a partitioned one. A unique index is a duplicate only of one that lets nobody write
+just the same. Dropping is advised with the statement that brings it back.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from springtide.ops.advise.indexing import WRITE_SECONDS
 
 __all__ = ["duplicates", "keys_without_index", "unused"]
 
-MIN_BYTES = 128 * 1024
+MIN_BYTES = 64 * 1024
 """A smaller index costs too little to be worth a word."""
 
 
@@ -45,9 +46,13 @@ def duplicates(catalog: Catalog, *, total: float) -> list[Finding]:
 
 
 def _covers(other: Index, index: Index, gone: set[str]) -> bool:
-    if other.name == index.name or other.name in gone or index.needed or not other.valid:
+    if other.name == index.name or other.name in gone or not other.valid:
         return False
     count = len(index.keys)
+    if index.needed and not (
+        index.needed == "unique" and other.rule == index.rule and other.keys == index.keys
+    ):
+        return False
     alike = (
         other.method == index.method
         and other.predicate == index.predicate
@@ -110,12 +115,6 @@ def _drop(
     title: str,
     evidence: dict[str, Any],
 ) -> Finding:
-    text = f"CREATE INDEX CONCURRENTLY {quoted(index.name)} ON {table.sql}"
-    text += f" USING {index.method} ({', '.join(index.keys)})"
-    if index.include:
-        text += f" INCLUDE ({', '.join(index.include)})"
-    if index.predicate:
-        text += f" WHERE {index.predicate}"
     written = table.inserted + table.updated
     return Finding(
         kind=kind,
@@ -132,7 +131,7 @@ def _drop(
             "scans": index.scans,
             "size": f"{index.bytes / 2**20:.1f} MiB",
             "write_cost": f"{written} rows written, about {written * WRITE_SECONDS:.2f} s for this index",
-            "to_bring_it_back": text.replace(" nulls other", "") + ";",
+            "to_bring_it_back": index.definition.replace(" INDEX ", " INDEX CONCURRENTLY ", 1) + ";",
         },
     )
 
