@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
 from tests._cluster import Cluster
 from tests._pooler import PoolerServer
 from tests._servers import (  # hooks: pytest finds them by name here
@@ -25,6 +26,10 @@ from tests._servers import (  # hooks: pytest finds them by name here
 from tests.servers import LoopThread, PostgresServer
 
 __all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup", "pytest_terminal_summary"]
+
+# How long an example takes says how busy the machine is, and nothing about the property.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ async def rows(database: Database, where: str = "true") -> list[Any]:
     return sorted(found, key=lambda row: row["enqueued_at"])
 
 
-async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:
+async def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     """Wait until `condition` (also a coroutine function) is true: the database sends no event for it."""
     async with asyncio.timeout(seconds):
         while True:

@@ -66,16 +66,22 @@ async def registers(
     source: Any = None,
     migrate: bool = True,
     pool_sink: Any = None,
+    patience: float = 2.0,
     **options: Any,
 ) -> AsyncIterator[tuple[Database, Servers]]:
-    """The database `registers` on `world`, with its servers watched; replicas join within a second."""
+    """The database `registers` on `world`, with its servers watched; replicas join within a second.
+
+    patience: seconds that a caller waits for a connection; where that must not fail, give plenty.
+    """
     (folder / "0001_register.sql").write_text(TABLE)
-    pool = Pool(world.url(), cluster="main", sink=pool_sink)
+    pool = Pool(world.url(), cluster="main", sink=pool_sink, acquire_timeout=patience)
     servers = Servers(
         "main",
         pool,
         source or Fixed(members(world)),
-        replica_pool=lambda member: Pool(member.url, cluster=f"main/{member.node}", reserved=0),
+        replica_pool=lambda member: Pool(
+            member.url, cluster=f"main/{member.node}", reserved=0, acquire_timeout=patience
+        ),
         settings=settings,
         **options,
     )

@@ -187,7 +187,9 @@ class CausalityToken:
     """What a session has seen: cluster -> position. It only ever grows (merged by maximum).
 
     written: this request itself committed something (`wrote`); a position that was only read does not say so.
-    pinned:  not all that the session has seen is known, so only the primaries are sure to have it.
+    pinned:  not all that the session has seen is known, so only the primaries are sure to have it. What one
+             answers covers all that was seen before: from `cover` on, the pin is none for that cluster, or
+             whoever lives long (a socket, a stream) would never leave the primaries again.
 
     Where exactly a replica was when it answered a read, nobody knows without asking it again. So a token also
     has a *witness* per cluster: the one run of a server whose answers the session has seen beyond its
@@ -195,7 +197,10 @@ class CausalityToken:
     is asked again only when a position is known to cover all of it. Two witnesses at once are `DOUBT`.
     """
 
-    __slots__ = ("_positions", "_sights", "_witnesses", "grown", "leaning", "pinned", "sighted", "written")
+    __slots__ = (
+        "_covered", "_pinned", "_positions", "_sights", "_witnesses", "grown", "leaning", "sighted",
+        "written",
+    )  # fmt: skip
 
     def __init__(
         self, positions: Mapping[str, Position] | None = None, witnesses: Mapping[str, str] | None = None
@@ -203,14 +208,24 @@ class CausalityToken:
         self._positions: dict[str, Position] = dict(positions or {})
         self._witnesses: dict[str, str] = dict(witnesses or {})
         self._sights: dict[str, int] = {}
+        self._pinned = False
+        self._covered: set[str] = set()
         self.leaning: dict[str, str] = {}
         """cluster -> who was asked last: of this request alone, so that its reads at the same time agree."""
-        self.pinned = False
         self.written = False
         self.grown = 0
         """How often a position or a witness changed: equal numbers mean that nothing changed in between."""
         self.sighted = 0
         """How often an answer was seen that no position covered yet, also from a witness that was known."""
+
+    @property
+    def pinned(self) -> bool:
+        return self._pinned
+
+    @pinned.setter
+    def pinned(self, pinned: bool) -> None:
+        self._pinned = pinned
+        self._covered.clear()
 
     def observe(self, cluster: str, position: Position) -> None:
         """The session has seen what the cluster had at `position`."""
@@ -245,6 +260,7 @@ class CausalityToken:
         self.observe(cluster, position)
         if sights is not None and sights != self.sights(cluster):
             return
+        self._covered.add(cluster)
         if self._witnesses.pop(cluster, None) is not None:
             self.grown += 1
 
@@ -258,7 +274,8 @@ class CausalityToken:
             self.observe(cluster, position)
         for cluster, witness in other._witnesses.items():
             self.saw(cluster, witness)
-        self.pinned = self.pinned or other.pinned
+        if other.pinned:
+            self.pinned = True
         self.written = self.written or other.written
 
     def succeed(self, later: CausalityToken, grown: int) -> None:
@@ -269,12 +286,13 @@ class CausalityToken:
         if (self._positions, self._witnesses) != (later._positions, later._witnesses):
             self._positions, self._witnesses = dict(later._positions), dict(later._witnesses)
             self.grown += 1
-        self.pinned, self.written = later.pinned, self.written or later.written
+        self._pinned, self._covered = later._pinned, set(later._covered)
+        self.written = self.written or later.written
 
     def position(self, cluster: str) -> Position | None:
         """What a server has to have; of a pinned token a position that no replica ever reaches."""
         known = self._positions.get(cluster)
-        if self.pinned:
+        if self._pinned and cluster not in self._covered:
             return Position(UNREACHABLE_EPOCH, known.lsn if known is not None else 0)
         return known
 

@@ -86,7 +86,7 @@ class Project:
         """Run a command to its end; its output. `code` None accepts any exit code."""
         process = self.popen(*arguments)
         try:
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=100)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -144,7 +144,7 @@ def project(**options: Any) -> Iterator[Project]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], *, seconds: float = 60.0) -> None:
     """Wait for what another process does; there is no event to await across processes."""
     deadline = time.monotonic() + seconds
     while not condition():

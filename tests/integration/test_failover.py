@@ -61,7 +61,7 @@ async def test_a_primary_that_is_cut_off_is_left(world: Cluster, tmp_path: Path,
     promoted = world.replicas[0]
     async with (
         proxied(world) as (proxy, source),
-        registers(world, tmp_path, source=source, sink=heard) as (db, servers),
+        registers(world, tmp_path, source=source, sink=heard, patience=LONG) as (db, servers),
     ):
         ann = Session(db, "ann")
         await moved(servers.primary, through(proxy, world.url()))

@@ -253,7 +253,7 @@ def second() -> Iterator[Project]:
     with project() as made:
         (made.folder / "springtide.toml").write_text(
             'name = "second"\napp = "plainapp:app"\nstage = 2\nmodules = "plainapp:modules"\n'
-            "[servers]\nport = 0\n"
+            "[servers]\nport = 0\n[pool]\nacquire_timeout = 20\n"  # however busy the machine is
         )
         (made.folder / "plainapp.py").write_text(APP)
         (made.folder / "migrations").mkdir()

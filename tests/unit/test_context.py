@@ -155,6 +155,24 @@ def test_a_pinned_token_asks_for_what_no_replica_has() -> None:
     assert free.pinned and free.position("other") is not None
 
 
+def test_a_pin_ends_per_cluster_when_a_primary_has_said_where_it_stands() -> None:
+    """What was seen before is covered then, unless it was seen while the primary was asked; a token that
+    comes in later is pinned for what was seen there."""
+    token = CausalityToken()
+    token.pinned = True
+    sights = token.sights("main")
+    token.doubt("main")
+    token.cover("main", Position(1, 10), sights=sights)
+    assert (token.position("main") or (0, 0)) > Position(1, 10)
+    token.cover("main", Position(1, 20), sights=token.sights("main"))
+    assert token.position("main") == Position(1, 20)
+    assert token.pinned and (token.position("other") or (0, 0)) > Position(1, 20)
+    other = CausalityToken()
+    other.pinned = True
+    token.merge(other)
+    assert (token.position("main") or (0, 0)) > Position(1, 20)
+
+
 @pytest.mark.parametrize(
     "text",
     ["main", "main:1", ":1:A", "main:1:A:2", "main:x:A", "main:1:G", "main:-1:A", "main:1:-A", "main:1_0:A",

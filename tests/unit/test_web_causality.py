@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from springtide.context import DOUBT, CausalityToken, Identity, Position, current
 from springtide.signals import CausalityChecked, Signal
@@ -106,6 +108,32 @@ async def test_a_browser_brings_what_its_requests_wrote(world: World) -> None:
         None, Position(1, 5), Position(1, 7), Position(1, 7),
     ]  # fmt: skip
     assert len(http.cookies.jar) == 1
+
+
+async def test_tasks_of_a_request_share_what_it_has_seen() -> None:
+    """One that it starts and awaits writes for its answer. Work after the answer still sees what the request
+    wrote, has no deadline, and what it writes itself reaches nobody."""
+    known: list[tuple[CausalityToken, float | None]] = []
+
+    async def write(position: int) -> None:
+        context = current()
+        assert context is not None
+        known.append((CausalityToken.decode(context.causality.encode()), context.deadline))
+        context.causality.wrote("main", Position(1, position))
+
+    async def answer(_: Request) -> Response:
+        await asyncio.create_task(write(5))
+        return Response("fine", background=BackgroundTask(write, 9))
+
+    world = World()
+    app = Layers(Starlette(routes=[Route("/tasks", answer), Mount("/", world.app)]), causality=world.carrier)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        await http.get("/tasks")
+        await http.get("/")
+    (before, limited), (after, unlimited) = known
+    assert not before and limited is not None
+    assert after.positions == world.tokens[0].positions == {"main": Position(1, 5)}
+    assert unlimited is None
 
 
 async def test_a_client_of_the_header_is_always_answered(world: World) -> None:

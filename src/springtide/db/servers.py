@@ -528,7 +528,7 @@ class Servers:
         """Whether a replica would answer this session's reads if what it has seen were bounded."""
         if consistency.level != "session" or self.cluster not in token.witnesses:
             return False
-        need = token.position(self.cluster)
+        need = token.positions.get(self.cluster)  # also of one that is pinned: asking covers that as well
         if need is not None and need.epoch < self._watch.epoch:
             need = None  # nobody reaches what was seen of a primary before this one: asking brings that up
         able, _ = _replicas.of_session(self._watch.readable, need, None)

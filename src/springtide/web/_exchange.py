@@ -186,6 +186,7 @@ class Exchange:
     async def _last(self, message: Message) -> None:
         await self._send(message)  # may wait for a client that reads slowly: the deadline still holds
         self._complete = True
+        self._inbound.context.deadline = None  # what the application does now, nobody waits for
         if self._timer is not None:
             self._timer.cancel()
 
