@@ -43,7 +43,7 @@ from springtide.telemetry.logs import LogSink
 from springtide.telemetry.loop import LoopMonitor
 from springtide.telemetry.metrics import MetricsSink
 from springtide.telemetry.prometheus import MetricsEndpoint
-from springtide.topology import Topology, check_built, load, read_addresses
+from springtide.topology import Cluster, Topology, check_built, load, read_addresses
 from springtide.web.asgi import ROUTE_KEY, Layers, RenderError
 from springtide.web.causality import LIFETIME, Carrier, CausalityKeys
 from springtide.web.health import Check, Health
@@ -75,7 +75,8 @@ class Platform:
     sink:        hears every signal beside the platform's own metrics and logs; None means nobody.
     addresses:   the runner's file of who is where, to be watched for replicas that come and go; None: nobody
                  does, besides those of the topology.
-    routing:     how replicas are read; None means the defaults, in the zone that SPRINGTIDE_ZONE names.
+    routing:     how replicas are read; None means as the topology says, in the zone that SPRINGTIDE_ZONE
+                 names.
     check_calls: make calls between modules as a network would (for tests; see services.call.Checked).
 
     Raises ConfigurationError (ModuleError, StageNotBuilt) when the parts do not fit together.
@@ -102,7 +103,7 @@ class Platform:
         self.sink: Sink = FanOut([*own, sink] if sink is not None else own)
         self.name = topology.name
         self._home = home or (topology.source.parent if topology.source else Path()) / ".springtide"
-        self._routing = routing or RoutingSettings(zone=os.environ.get("SPRINGTIDE_ZONE", "local"))
+        self._routing = {name: routing or _routing(spec) for name, spec in topology.clusters.items()}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wrapped = False
         self._migrating = False
@@ -156,6 +157,7 @@ class Platform:
             name=self.name,
             clusters=topology.clusters,
             positions=self._positions,
+            longest_lag=max((found.longest_lag for found in self._routing.values()), default=0.0),
             clock=self.clock,
             sink=self.sink,
         )
@@ -459,7 +461,7 @@ class Platform:
             replica_pool=functools.partial(self._pool, cluster),
             primary_url=(lambda _: self.topology.client_url(cluster)) if pooled else None,
             quorum=self.topology.confirmed(cluster),
-            settings=self._routing,
+            settings=self._routing[cluster],
             clock=self.clock,
             sink=self.sink,
         )
@@ -584,6 +586,15 @@ class Platform:
             raise ConfigurationError(
                 f"platform {self.name!r} belongs to another event loop; build one platform per loop"
             )
+
+
+def _routing(cluster: Cluster) -> RoutingSettings:
+    return RoutingSettings(
+        zone=os.environ.get("SPRINGTIDE_ZONE", "local"),
+        max_lag=cluster.max_lag,
+        min_serving=cluster.min_serving,
+        look_every=cluster.look_every,
+    )
 
 
 def _home_cluster(topology: Topology) -> str | None:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from springtide.context import RequestContext, activate, current
+from springtide.db.servers import RoutingSettings
 from springtide.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -214,6 +215,32 @@ async def test_background_work_runs_beside_a_started_platform(
         while "sweep" not in made.log:
             await asyncio.sleep(0.005)
         await group.stop()
+
+
+def test_replicas_are_read_as_their_cluster_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never so that one may serve what a client's token does not remember any more."""
+    monkeypatch.setenv("SPRINGTIDE_ZONE", "west")
+    topology = loads(
+        """
+        name = "shop"
+        app = "shop:app"
+        [nodes]
+        one.url = "postgresql://u@h1/x"
+        two.url = "postgresql://u@h2/x"
+        [clusters.main]
+        primary = "one"
+        replicas = ["two"]
+        max_lag = 3
+        min_serving = 2
+        look_every = 0.5
+        [databases.default]
+        shards = ["main"]
+        """
+    )
+    settings = RoutingSettings(zone="west", max_lag=3, min_serving=2, look_every=0.5)
+    assert Platform(topology).servers["main"].settings == settings
+    with pytest.raises(ConfigurationError, match="3 x max_lag"):
+        Platform(topology, routing=RoutingSettings(max_lag=11))
 
 
 async def test_an_unreachable_cluster_keeps_a_platform_from_starting(modules: list[Module]) -> None:

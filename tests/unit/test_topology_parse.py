@@ -93,6 +93,12 @@ shards = ["missing"]
         ("[clusters.second]", "line 4: clusters.second.primary: is required"),
         ("[clusters.main]\nreplicas = ['db']", "must not list the cluster's primary"),
         ("[clusters.b]\nprimary = 'db'\ndbname = 'main'", "uses database 'main' on node db already"),
+        (
+            "[clusters.main]\nmax_lag = 11",
+            "line 5: clusters.main.max_lag: must be between 0.1 and 10, got 11",
+        ),
+        ("[clusters.main]\nmax_lag = 2\nlook_every = 0.5", "must be >= 5 x clusters.main.look_every"),
+        ("[clusters.main]\nmin_serving = -1", "must be between 0 and 100, got -1"),
         ("[databases.d]\nshards = ['main']\ndurability = 'quorum'", "needs a replica that confirms commits"),
         ("[databases.default]\nshards = []", "must name 1 to 1024 clusters"),
         ("[databases.default]\nshards = ['main', 'main']", "must not be listed twice"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import httpx
 import pytest
@@ -18,8 +18,11 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from springtide.context import DOUBT, CausalityToken, Identity, Position, current
+from springtide.db.servers import RoutingSettings
+from springtide.errors import ConfigurationError
 from springtide.signals import CausalityChecked, Signal
 from springtide.testing.clock import ManualClock
+from springtide.topology import Cluster
 from springtide.web._jar import MAX_READ, Jar, read_cookies
 from springtide.web._seal import Sealed, Seen, new_key
 from springtide.web.asgi import Layers
@@ -108,6 +111,17 @@ async def test_a_browser_brings_what_its_requests_wrote(world: World) -> None:
         None, Position(1, 5), Position(1, 7), Position(1, 7),
     ]  # fmt: skip
     assert len(http.cookies.jar) == 1
+
+
+def test_a_lifetime_outlasts_the_longest_lag_that_is_read_from() -> None:
+    """And a topology allows no `max_lag` that it would not outlast."""
+    for lag in (30.1, 60.0):
+        with pytest.raises(ConfigurationError, match=r"lifetime must be >= [\d.]+ s, got 60: .*3 x max_lag"):
+            Carrier(KEYS, name="shop", longest_lag=lag)
+    greatest = get_type_hints(Cluster, include_extras=True)["max_lag"].__metadata__[0].rule
+    largest = max(lag for lag in range(1, 100) if greatest.holds(float(lag)))
+    Carrier(KEYS, name="shop", longest_lag=RoutingSettings(max_lag=largest).longest_lag)
+    Carrier(KEYS, name="shop", lifetime=100.0, longest_lag=60.0)
 
 
 async def test_tasks_of_a_request_share_what_it_has_seen() -> None:

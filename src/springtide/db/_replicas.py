@@ -96,6 +96,11 @@ class RoutingSettings:
             if not (value := getattr(self, name)) >= 0:
                 raise ConfigurationError(f"{name} must be >= 0, got {value}")
 
+    @property
+    def longest_lag(self) -> float:
+        """Seconds behind at which nobody reads by position from a replica any more, however few there are."""
+        return LAST_RESORT * self.max_lag
+
 
 class PrimaryLog:
     """Where the primary was seen, and when: `latest` and, per position, the last moment it was there.
@@ -317,7 +322,7 @@ def readable(replicas: Sequence[Health], unseen: float, settings: RoutingSetting
 
     `unseen` is how long ago the primary was seen; after too long, nobody knows how far they lag.
     """
-    limit = LAST_RESORT * settings.max_lag
+    limit = settings.longest_lag
     if unseen > limit:
         return ()
     chosen = [one for one in replicas if one.state is State.SERVING and one.weight > 0]

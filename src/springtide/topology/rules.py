@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["faults_between"]
 
 BUCKETS = 1024
+LOOKS_PER_LAG = 5
 POSTGRES_PORT = 5432
 ENCRYPTED = ("verify-full", "verify-ca", "require")
 STORES = {"search": "opensearch", "documents": "mongodb", "timeseries": "timescaledb", "graph": "neo4j"}
@@ -166,6 +167,9 @@ def _clusters(topology: Topology) -> Iterator[TopologyFault]:
             if replica in roles and replica != cluster.primary:
                 yield _fault(f"{key}.replicas", replica, f"is already a replica of cluster {roles[replica]}")
             roles.setdefault(replica, name)
+        if cluster.max_lag < LOOKS_PER_LAG * cluster.look_every:
+            rule = f"must be >= {LOOKS_PER_LAG} x {key}.look_every, which is {cluster.look_every}"
+            yield _fault(f"{key}.max_lag", cluster.max_lag, f"{rule}: lag is seen no finer")
         server, own = _server(topology.nodes.get(cluster.primary), cluster.primary)
         dbname = cluster.dbname or own or name
         other = databases.setdefault((server, dbname), name)

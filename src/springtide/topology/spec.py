@@ -241,6 +241,30 @@ class Cluster(Checked):
             rule=each(matching(r"https?://[^\s/@]+/?", 'must look like "http://host:8008"')),
         ),
     ] = ()
+    max_lag: Annotated[
+        float,
+        Key(
+            says="a replica further behind is left alone",
+            unit="s",
+            rule=between(0.1, 10),
+        ),
+    ] = 10.0
+    min_serving: Annotated[
+        int,
+        Key(
+            says="so many are read from, also when they are up to 3 x max_lag behind",
+            unit="replicas",
+            rule=between(0, 100),
+        ),
+    ] = 1
+    look_every: Annotated[
+        float,
+        Key(
+            says="pause between two looks of one process at one server; longer for many processes",
+            unit="s",
+            rule=between(0.05, 1),
+        ),
+    ] = 0.1
 
     @property
     def replicated(self) -> bool:

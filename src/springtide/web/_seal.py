@@ -9,9 +9,10 @@ one browser for as long as it comes back, and nothing else about it.
 
 What was seen of a cluster is worth something for `lifetime` seconds, and keeps the time when it was *seen*
 on its way through further answers: by then every server that may be read from has it, because a replica
-that is `max_lag` behind is not read from. `lifetime` must exceed that lag by what the clocks of two servers
-may differ; what was seen as far in the future is refused. Only a witness is renewed, when a quarter of the
-lifetime is over: its session goes on reading there, and each read is as old as its request.
+that is `longest_lag` behind is not read from. What was seen as far in the future is refused. Only a witness
+is renewed, when a quarter of the lifetime is over: its session goes on reading there, and each read is as
+old as its request. So three quarters of `lifetime` must exceed that lag by what the clocks of two servers
+may differ; `Carrier` refuses less.
 
 What cannot be believed is as if it were not there, which means "nothing seen": a forger gains what anybody
 has who sends nothing. So `open` never raises; it says which of these it was:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import CausalityToken, RequestContext, activate, current
+from springtide.errors import ConfigurationError
 from springtide.lifecycle import StartStop
 from springtide.signals import CausalityChecked, NullSink, Sink
 from springtide.web._jar import MARK, PIN, Jar, again, read_cookies, remove_cookie, set_cookie
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from springtide.context import Identity
     from springtide.identity.positions import Found, Positions, Version
 
-__all__ = ["HEADER", "LIFETIME", "Carried", "Carrier", "CausalityKeys", "CausalityLayer", "new_key"]
+__all__ = ["CLOCKS", "HEADER", "LIFETIME", "Carried", "Carrier", "CausalityKeys", "CausalityLayer", "new_key"]
 
 HEADER = b"springtide-causality"
 
@@ -54,6 +55,9 @@ LIFETIME = 60.0
 
 RENEW = 0.25
 """Share of the lifetime after which a witness is renewed."""
+
+CLOCKS = 15.0
+"""Seconds that the clocks of two app servers may differ."""
 
 MAX_HEADERS = 32
 """Tokens that one request's headers may hold; the client of more reads from the primaries."""
@@ -128,8 +132,11 @@ class Carrier:
     name:      the platform: only tokens of that name are believed.
     clusters:  the clusters that exist; positions of others are dropped. None: any.
     positions: keeps what clients wrote that bring no token; None: only tokens count.
-    lifetime:  seconds that a position matters; above the lag at which replicas are left out, with a margin
-               for clocks that differ.
+    lifetime:  seconds that a position matters.
+    longest_lag: of all replicas that may be read from by position (`RoutingSettings.longest_lag`).
+
+    What was seen last before a witness was renewed must be on all of them by the time it expires, by whatever
+    clock; else raises ConfigurationError.
     """
 
     def __init__(
@@ -140,9 +147,17 @@ class Carrier:
         clusters: Collection[str] | None = None,
         positions: Positions | None = None,
         lifetime: float = LIFETIME,
+        longest_lag: float = 30.0,
         clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
+        kept = lifetime if positions is None else min(positions.lifetime, lifetime)
+        if kept < (least := (longest_lag + CLOCKS) / (1 - RENEW)):
+            raise ConfigurationError(
+                f"lifetime must be >= {least:g} s, got {kept:g}: replicas up to {longest_lag:g} s behind"
+                f" (3 x max_lag) are read from, clocks may differ by {CLOCKS:g} s, and what was seen is"
+                f" renewed after {RENEW:.0%} of it"
+            )
         self.name = "causality"
         self._keys = keys
         self._platform = name
