@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -21,8 +23,12 @@ from springtide.errors import DatabaseUnavailable
 from springtide.ops import cli
 from springtide.ops.advise import commands
 from springtide.ops.advise.advisor import Settings, advise
-from springtide.ops.advise.catalog import AGE
+from springtide.ops.advise.catalog import AGE, read_catalog
 from springtide.ops.advise.findings import Advice
+from springtide.ops.advise.indexing import Allowance, ask, missing_indexes
+from springtide.ops.advise.judging import open_judge
+from springtide.ops.advise.observed import Observed
+from springtide.ops.advise.reading import read
 
 Clusters = Callable[..., Cluster]
 
@@ -184,6 +190,63 @@ async def test_looking_disturbs_nobody(database_url: str, tmp_path: Path) -> Non
             advice = await advise(database_url, statements=folder)
         assert sql_of(advice, "missing_index") == []
         assert "locked by somebody and not looked at: shop.sale" in advice.notes
+
+
+async def test_who_changes_a_table_waits_for_one_look_at_most(database_url: str, tmp_path: Path) -> None:
+    """A migration that waits for a lock which looking holds ends the looking; what was found until then is
+    told, and nothing else is asked."""
+    await used(database_url, tmp_path / "run" / "statements")
+    connection, other = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
+    outer = connection.transaction()
+    await outer.start()
+    catalog, judge = await read_catalog(connection), await open_judge(connection)
+    allowance = Allowance(judge)
+    seen = Observed(text=NEWEST, calls=1, seconds=9.0, slowest=9.0, rows=10)
+    reading = read(NEWEST, catalog)
+    assert reading is not None
+
+    async def found() -> list[str]:
+        asked = [ask(seen, reading, catalog)]
+        findings, _ = await missing_indexes(asked, judge, allowance, total=9.0, min_gain=0.3)
+        return [finding.index for finding in findings]
+
+    assert await found() == ["sale_buyer_idx"]
+    assert allowance.ended == ""
+    changing = asyncio.create_task(other.execute("ALTER TABLE shop.sale ADD COLUMN more int"))
+    async with asyncio.timeout(60):
+        while not await judge.in_the_way():
+            await asyncio.sleep(0.01)
+    assert await found() == []
+    assert allowance.ended == "somebody waited for a lock that looking holds"
+    await outer.rollback()
+    async with asyncio.timeout(60):
+        await changing
+    await connection.close()
+    await other.close()
+
+
+async def test_no_policy_runs_for_a_copy(database_url: str, tmp_path: Path) -> None:
+    """A policy may do anything, and would leave a part of the rows: there is no copy, and that is told."""
+    folder = tmp_path / "run" / "statements"
+    await used(database_url, folder)
+    role, word = f"tenant_{time.monotonic_ns()}", secrets.token_hex(16)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        "CREATE SEQUENCE visits; ALTER TABLE shop.sale ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY counting ON shop.sale USING (nextval('visits') > 0);"
+        f"CREATE ROLE {role} LOGIN PASSWORD '{word}';"
+        f"GRANT USAGE ON SCHEMA shop TO {role}; GRANT SELECT ON ALL TABLES IN SCHEMA shop TO {role};"
+        f"GRANT USAGE ON SEQUENCE visits TO {role}"
+    )
+    try:
+        parts = urlsplit(database_url)
+        url = urlunsplit(parts._replace(netloc=f"{role}:{word}@{parts.netloc.rpartition('@')[2]}"))
+        advice = await advise(url, statements=folder)
+        assert await connection.fetchval("SELECT is_called FROM visits") is False
+        assert any("could not be planned again" in note for note in advice.notes)
+    finally:
+        await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await connection.close()
 
 
 async def test_what_is_sent_several_at_once_is_not_run(database_url: str, tmp_path: Path) -> None:

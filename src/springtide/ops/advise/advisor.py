@@ -185,8 +185,8 @@ async def _look(
         elif statement.text.lstrip("( ").lower().startswith(("select", "with", "insert", "update", "delete")):
             unread += 1
     judge = await judging.open_judge(connection)
-    min_gain = settings.min_gain
-    missing, refused = await indexing.missing_indexes(asked, judge, catalog, total=total, min_gain=min_gain)
+    min_gain, allowance = settings.min_gain, indexing.Allowance(judge)
+    missing, refused = await indexing.missing_indexes(asked, judge, allowance, total=total, min_gain=min_gain)
     deleted_from = {
         one.reading.target.key
         for one in asked
@@ -200,7 +200,9 @@ async def _look(
     ]
     findings: list[Finding] = [
         *missing,
-        *await indexing.missing_for_keys(keys, asked, judge, catalog, total=total, min_gain=min_gain),
+        *await indexing.missing_for_keys(
+            keys, asked, judge, catalog, allowance, total=total, min_gain=min_gain
+        ),
         *asking.loops(asked, total=total),
         *asking.deep_offsets(asked, total=total),
         *asking.stars(asked, catalog, total=total),
@@ -223,6 +225,8 @@ async def _look(
             "no statements: start the application under `springtide up`, or install pg_stat_statements; "
             "only the catalog was looked at"
         )
+    if allowance.ended:
+        notes.append(f"{allowance.ended}: not all statements were looked at")
     if catalog.locked:
         notes.append(f"locked by somebody and not looked at: {', '.join(catalog.locked)}")
     if unread:

@@ -21,7 +21,7 @@ from springtide.ops.advise.observed import Observed
 from springtide.ops.advise.probing import Probe, probe
 from springtide.ops.advise.reading import Reading, Slot
 
-__all__ = ["Asked", "ask", "missing_for_keys", "missing_indexes", "write_cost"]
+__all__ = ["Allowance", "Asked", "ask", "missing_for_keys", "missing_indexes", "write_cost"]
 
 MAX_JUDGED = 300
 MAX_SECONDS = 60.0
@@ -66,6 +66,25 @@ def ask(observed: Observed, reading: Reading, catalog: Catalog) -> Asked:
     return Asked(observed, reading, probe(observed, reading, catalog))
 
 
+class Allowance:
+    """How long the planner may be asked: `MAX_SECONDS`, and no longer once somebody waits for us. `ended`
+    says why it was over, "" while it is not."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._until = time.monotonic() + MAX_SECONDS
+        self.ended = ""
+
+    async def over(self) -> bool:
+        if self.ended:
+            return True
+        if time.monotonic() > self._until:
+            self.ended = f"the planner was asked for {MAX_SECONDS:g} s"
+        elif await self._judge.in_the_way():
+            self.ended = "somebody waited for a lock that looking holds"
+        return bool(self.ended)
+
+
 class _Weighing:
     """The judge's answers for one statement, each asked for once."""
 
@@ -88,19 +107,17 @@ def candidates_possible(table: Table) -> bool:
 
 
 async def missing_indexes(
-    asked: Sequence[Asked], judge: Judge, catalog: Catalog, *, total: float, min_gain: float
+    asked: Sequence[Asked], judge: Judge, allowance: Allowance, *, total: float, min_gain: float
 ) -> tuple[list[Finding], list[str]]:
-    """Findings, and texts that the planner did not take, or for which there was no time."""
+    """Findings, and texts that the planner did not take."""
     costly = sorted(asked, key=lambda one: -one.observed.seconds)[:MAX_JUDGED]
     weighings: dict[int, _Weighing] = {}
     chosen: list[Candidate] = []
     helped: list[Asked] = []
     refused: list[str] = []
-    begun = time.monotonic()
     for one in costly:
-        if time.monotonic() - begun > MAX_SECONDS:
-            refused.append(one.observed.text)
-            continue
+        if await allowance.over():
+            break
         tried = [candidate for use in one.reading.uses for candidate in candidates(use)]
         tried = list(dict.fromkeys(tried))[:MAX_TRIED]
         if not tried:
@@ -308,6 +325,7 @@ async def missing_for_keys(
     asked: Sequence[Asked],
     judge: Judge,
     catalog: Catalog,
+    allowance: Allowance,
     *,
     total: float,
     min_gain: float,
@@ -315,6 +333,8 @@ async def missing_for_keys(
     """Foreign keys whose check reads the whole referencing table whenever a referenced row goes."""
     findings: list[Finding] = []
     for key in keys:
+        if await allowance.over():
+            break
         table = catalog.tables[key.table]
         candidate = Candidate(
             table=table, keys=tuple(quoted(column) for column in key.columns), free=len(key.columns)

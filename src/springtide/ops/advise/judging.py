@@ -5,7 +5,8 @@
 
 Everything happens in one transaction that is rolled back (also the extension, when it had to be created),
 with a time limit for each statement, and nothing is run: EXPLAIN without ANALYZE. The copy reads from the
-real tables and locks nobody out. What a copy says is a ratio of costs for fewer rows; the finding tells so.
+real tables and locks no reader or writer out; who changes a table's definition waits, and that ends the
+looking. What a copy says is a ratio of costs for fewer rows; the finding tells so.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class Judge(Protocol):
         `tables` are all that candidates are tried on, so that a plan without any can be compared.
         """
 
+    async def in_the_way(self) -> bool:
+        """Whether somebody waits for a lock that looking holds, or for the transaction that it is."""
+
 
 async def open_judge(connection: asyncpg.Connection[Any]) -> Judge:
     """Within the transaction of `connection`, which its caller rolls back."""
@@ -69,6 +73,15 @@ async def open_judge(connection: asyncpg.Connection[Any]) -> Judge:
         except asyncpg.PostgresError:  # not permitted here
             pass
     return Scratch(connection)
+
+
+async def _in_the_way(connection: asyncpg.Connection[Any]) -> bool:
+    return bool(
+        await connection.fetchval(
+            "select exists (select from pg_locks"
+            " where not granted and pg_backend_pid() = any(pg_blocking_pids(pid)))"
+        )
+    )
 
 
 async def _explain(connection: asyncpg.Connection[Any], probe: Probe) -> dict[str, Any]:
@@ -112,6 +125,9 @@ class HypoPG:
     def checked(self, candidates: Sequence[Candidate]) -> str:
         return "hypopg"
 
+    async def in_the_way(self) -> bool:
+        return await _in_the_way(self._connection)
+
     async def judge(
         self, probe: Probe, tables: Sequence[Table], candidates: Sequence[Candidate]
     ) -> Judgement | None:
@@ -140,6 +156,9 @@ class Scratch:
     def checked(self, candidates: Sequence[Candidate]) -> str:
         rows = min((self._copied.get(one.table.key, 0) for one in candidates), default=0)
         return f"scratch copy of {rows} rows"
+
+    async def in_the_way(self) -> bool:
+        return await _in_the_way(self._connection)
 
     async def judge(
         self, probe: Probe, tables: Sequence[Table], candidates: Sequence[Candidate]
@@ -187,10 +206,12 @@ class Scratch:
         share = 100.0 if table.rows <= SAMPLE else max(110.0 * SAMPLE / table.rows, 0.0001)
         how = "bernoulli" if table.rows <= 1_000_000 else "system"
         columns = ", ".join(quoted(column) for column in table.columns)
+        # a policy may run anything, and leave a part of the rows: where one applies to us, there is no copy
+        await self._connection.execute("set local row_security = off")
         await self._connection.execute(
             f"insert into {name} ({columns}) select {columns} from {table.sql}"  # noqa: S608 - names
             f" tablesample {how} ({share:.6f}) repeatable (1) limit {SAMPLE}"
         )
-        await self._connection.execute(f"analyze {name}")
+        await self._connection.execute(f"set local row_security = on; analyze {name}")
         self._copied[table.key] = await self._connection.fetchval(f"select count(*) from {name}")  # noqa: S608
         self._named[table.name] = table.key
