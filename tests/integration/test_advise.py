@@ -17,6 +17,7 @@ import pytest
 from tests._cluster import Cluster, eventually
 from tests._debian import debian_postgres
 
+from springtide.context import RequestContext, activate
 from springtide.db.insight import Insight
 from springtide.db.pool import Pool
 from springtide.errors import DatabaseUnavailable
@@ -247,6 +248,35 @@ async def test_no_policy_runs_for_a_copy(database_url: str, tmp_path: Path) -> N
     finally:
         await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
         await connection.close()
+
+
+async def test_the_statement_for_a_loop_brings_what_the_loop_did(database_url: str, tmp_path: Path) -> None:
+    """One statement for all keys, as it is told: the same rows, also of sums and of the newest few."""
+    folder = tmp_path / "run" / "statements"
+    await used(database_url, folder)
+    keys, loops = range(1, 11), {
+        "SELECT count(*) AS n FROM shop.sale WHERE buyer = $1": "n",
+        "SELECT id, at FROM shop.sale WHERE (buyer = $1) ORDER BY at DESC LIMIT 2": "id",
+        "SELECT max(id) AS most FROM shop.sale WHERE buyer = $1 AND state = 'done'": "most",
+        "SELECT note, id FROM shop.sale WHERE id = $1": "id",
+    }  # fmt: skip
+    wanted: dict[str, list[Any]] = {}
+    insight = Insight(folder=folder, node="app-2", write_every=60)
+    async with Pool(database_url, insight=insight) as pool:
+        for sql, name in loops.items():
+            with activate(RequestContext()):
+                rows = [row for key in keys for row in await pool.fetch(sql, key)]
+            wanted[name] = sorted([*wanted.get(name, []), *(row[name] for row in rows)])
+    await insight.write()
+    advice = await advise(database_url, statements=folder)
+    connection = await asyncpg.connect(database_url)
+    found: dict[str, list[Any]] = {}
+    for sql in sql_of(advice, "repeated_statement"):
+        rows = await connection.fetch(sql, list(keys))
+        name = next(name for name in ("n", "most", "id") if name in rows[0].keys())  # noqa: SIM118
+        found[name] = sorted([*found.get(name, []), *(row[name] for row in rows)])
+    await connection.close()
+    assert found == wanted
 
 
 async def test_what_is_sent_several_at_once_is_not_run(database_url: str, tmp_path: Path) -> None:

@@ -114,6 +114,44 @@ def test_an_order_that_no_column_has_asks_for_nothing(order: str) -> None:
     assert (use.equal, use.order, use.limited) == ({"owner"}, [], False)
 
 
+def test_the_largest_is_the_first_backwards() -> None:
+    """min and max of one key want its order, unless groups, other sums or other columns are asked for too."""
+    for selected, order in (
+        ("max(at)", [("at", True)]),
+        ("min(at) as first", [("at", False)]),
+        ("coalesce(max(at), now())", [("at", True)]),
+        ("min(at), max(at)", [("at", False)]),
+        ("max(at), count(*)", []),
+        ("max(at), min(owner)", []),
+    ):
+        (use,) = understood(f"select {selected} from thing where owner = $1").uses
+        assert (use.order, use.limited) == (order, bool(order)), selected
+    (use,) = understood("select owner, max(at) from thing where state = $1 group by owner").uses
+    assert use.order == []
+    assert (("owner", "at"), "") in tried("select max(at) from thing where owner = $1")
+
+
+@pytest.mark.parametrize(
+    ("condition", "key"),
+    [
+        ("t.doc ->> 'number' = $1", "(doc ->> 'number')"),
+        ("$1 = doc -> 'a' ->> 'b'", "(doc -> 'a' ->> 'b')"),
+        ("(at at time zone 'UTC')::date = $1", "((at AT TIME ZONE 'UTC')::date)"),
+        ("doc ->> 'kind' = 'new'", None),
+        ("doc ->> $1 = $2", None),
+        ("at::date = $1", None),
+        ("(at at time zone $2)::date = $1", None),
+        ("doc ->> 'number' = email", None),
+    ],
+)
+def test_an_expression_is_a_key_where_it_never_changes(condition: str, key: str | None) -> None:
+    """A text out of a document, the day in a named zone: with a value from outside, nothing else."""
+    (use,) = understood(f"select id from thing t where {condition}").uses
+    assert use.equal == ({key} if key else set())
+    wanted = [((key,), "")] if key else []
+    assert [one for one in tried(f"select id from thing t where {condition}") if "(" in one[0][0]] == wanted
+
+
 def test_a_writing_statement_names_what_it_writes() -> None:
     """Target and columns of each kind; what it looks for is read as well."""
     update = understood("update thing set state = $1 where owner = $2")
@@ -298,6 +336,20 @@ def loop(sql: str) -> str | None:
         ),
         ("insert into thing (id) values ($1)", "insert into thing (id) values ($1)"),
         ("select id from thing where id > $1 order by id limit 50", None),
+        ("select id, at from thing where id = any($1::bigint[])", None),
+        (
+            "select at from thing where (owner = $1) and (id in ($2))",
+            "select id, at from thing where (owner = $1) and (id = any($2::bigint[]))",
+        ),
+        (
+            "select count(*) from thing where owner = $1::int and at > $2",
+            "select k.key, each.* from unnest($1::bigint[]) as k (key) cross join lateral"
+            " (select count(*) from thing where owner = k.key and at > $2) as each",
+        ),
+        (
+            "select at from thing where owner = $1 and state = any($2)",
+            "select owner, at from thing where owner = any($1::bigint[]) and state = any($2)",
+        ),
         (
             "update thing set at = $1 where id ="
             " (select id from thing order by id limit 1 for update skip locked)",
@@ -306,7 +358,7 @@ def loop(sql: str) -> str | None:
     ],
 )
 def test_a_loop_comes_with_the_statement_for_all(sql: str, batch: str | None) -> None:
-    """Pages behind a cursor and claims of a queue are no loops."""
+    """Pages behind a cursor, claims of a queue and chunks of keys are no loops."""
     assert loop(sql) == batch
 
 

@@ -1,8 +1,9 @@
 """Statements that ask in a costly way: in a loop, past many rows, for all columns. Pure.
 
 Each comes with the statement to send instead. A loop is told where processes saw one request repeat a
-statement from one place; pages that follow each other by a cursor, and workers that claim their next job,
-repeat by nature. OFFSET is told when it is deep, SELECT * when the table is wide.
+statement from one place; pages that follow each other by a cursor, workers that claim their next job, and
+many keys that are asked for by a hundred at a time repeat by nature. OFFSET is told when it is deep, SELECT *
+when the table is wide.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ ROUND_TRIP = 0.7
 """Share of a repeated statement's time that one statement for all of them saves, at least."""
 
 _EQUALS = re.compile(
-    r'((?:"?\w+"?\.)?"?(\w+)"?)\s*(?:=\s*|\bin\s*\(\s*)(\$\d+)(?:::\w+)?\s*(?:\))?', re.IGNORECASE
+    r'((?:"?\w+"?\.)?"?(\w+)"?)\s*(?:=\s*|\b(?P<list>in\s*\(\s*))(?P<value>\$\d+)(?:::\w+)?(?(list)\s*\))',
+    re.IGNORECASE,
 )
 
 
@@ -39,7 +41,8 @@ def loops(asked: Sequence[Asked], *, total: float) -> list[Finding]:
         if not observed.repeated_requests or not observed.sites:
             continue
         cursor = reading.paged and bool(reading.order) and any(use.ranges for use in reading.uses)
-        if reading.claims or cursor:
+        hows = {slot.how for slot in reading.slots.values()}
+        if reading.claims or cursor or ("any" in hows and "equal" not in hows):
             continue
         per_request = observed.repeated_calls / observed.repeated_requests
         repeated = observed.seconds * min(observed.repeated_calls / max(observed.calls, 1), 1.0)
@@ -77,16 +80,24 @@ def _batch(one: Asked) -> tuple[str, str]:
     slots = [
         match
         for match in _EQUALS.finditer(text)
-        if (slot := reading.slots.get(int(match[3][1:]))) is not None and slot.how == "equal"
+        if (slot := reading.slots.get(int(match["value"][1:]))) is not None and slot.how == "equal"
     ]
     if not slots:
         return text, "ask once for all of them"
     chosen = slots[-1] if len(slots) == 1 else max(slots, key=lambda match: _distinct(one, match))
-    slot = reading.slots[int(chosen[3][1:])]
+    value = chosen["value"]
+    slot = reading.slots[int(value[1:])]
     type_ = next(
         (use.table.columns[slot.column].type for use in reading.uses if use.table.key == slot.table), "bigint"
     )
-    batch = f"{text[: chosen.start()]}{chosen[1]} = any({chosen[3]}::{type_}[]){text[chosen.end() :]}"
+    if reading.kind == "select" and (reading.paged or reading.adds_up):
+        inner = re.sub(rf"\{value}(?:::\w+)?(?!\d)", "k.key", text)
+        return (
+            f"select k.key, each.* from unnest({value}::{type_}[]) as k (key)"  # noqa: S608 - is told
+            f" cross join lateral ({inner}) as each",
+            "ask for all keys with one statement, the rows of each with its key",
+        )
+    batch = f"{text[: chosen.start()]}{chosen[1]} = any({value}::{type_}[]){text[chosen.end() :]}"
     if reading.kind != "select":
         return batch, "write all rows with one statement, or send them with execute_many"
     selected = text[: text.lower().find(" from ")].lower()
@@ -96,7 +107,7 @@ def _batch(one: Asked) -> tuple[str, str]:
 
 
 def _distinct(one: Asked, match: re.Match[str]) -> float:
-    slot = one.reading.slots[int(match[3][1:])]
+    slot = one.reading.slots[int(match["value"][1:])]
     found = [use.table.columns[slot.column] for use in one.reading.uses if use.table.key == slot.table]
     return found[0].distinct if found else 0.0
 

@@ -64,7 +64,7 @@ class Candidate:
 
 def index_name(candidate: Candidate) -> str:
     parts = [candidate.table.name, *candidate.columns]
-    name = "_".join("".join(sign if sign.isalnum() else "_" for sign in part).strip("_") for part in parts)
+    name = "_".join(re.sub(r"\W+|_+", "_", part).strip("_") for part in parts)
     return f"{name[:54]}_{'part' if candidate.where else 'idx'}"
 
 
@@ -141,13 +141,19 @@ def _primary(table: Table) -> list[str]:
 
 
 def _column(table: Table, key: str) -> str:
+    """The column that a key is, or is made of."""
+    if key.startswith("("):
+        names = [quoted or bare for quoted, bare in re.findall(r'"([^"]+)"|(\w+)', key)]
+        return next((name for name in names if name in table.columns), "")
     inner = key[key.index("(") + 1 : -1] if "(" in key else key
     return inner.strip('"')
 
 
 def _indexable(table: Table, key: str) -> bool:
     column = table.columns.get(_column(table, key))
-    return column is not None and not column.type.startswith(_NO_BTREE) and column.width <= 600
+    if column is None or key.startswith("("):
+        return column is not None  # a text or a day, whatever it is taken out of
+    return not column.type.startswith(_NO_BTREE) and column.width <= 600
 
 
 def _most_selective(table: Table, keys: list[str]) -> list[str]:

@@ -27,6 +27,9 @@ MAX_JUDGED = 300
 MAX_SECONDS = 60.0
 """How long the planner is asked about statements, the costliest first."""
 
+MIN_COST = 24.0
+"""Planner units, about as many pages read in turn: what costs less is quick as it is."""
+
 MAX_TRIED = 24
 MAX_NEW = 3
 NEAR = 1.15
@@ -126,6 +129,8 @@ async def missing_indexes(
         one.before = await weigh(())
         if one.before is None:
             refused.append(one.observed.text)
+            continue
+        if one.before.cost < MIN_COST:
             continue
         picked = await _pick(one, tried, weigh, min_gain)
         if picked:

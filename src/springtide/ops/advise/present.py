@@ -18,7 +18,7 @@ from springtide.ops.advise.indexing import WRITE_SECONDS
 
 __all__ = ["duplicates", "keys_without_index", "unused"]
 
-MIN_BYTES = 64 * 1024
+MIN_BYTES = 128 * 1024
 """A smaller index costs too little to be worth a word."""
 
 

@@ -2,7 +2,8 @@
 
 A *use* is one table in one query block, with the conditions that AND together there: equality with something
 from outside the table, ranges, the order that is wanted and whether only the first rows of it are. Under OR,
-and where a column is inside arithmetic or a cast, an index of the usual kind cannot help, so nothing is read.
+and where a column is inside arithmetic or a cast, an index of the usual kind cannot help, so nothing is read;
+`_expression` names the few expressions that are keys themselves.
 A *slot* says which column a parameter is compared with, so that a typical value can stand in for it.
 What cannot be parsed is not guessed at: `read` returns None.
 """
@@ -181,9 +182,26 @@ def _block(block: exp.Expr, catalog: Catalog, common: set[str], reading: Reading
         if not block.args.get("group") and not block.args.get("distinct"):
             use.order = [(key, down) for _, key, down in known]
             use.limited = block.args.get("limit") is not None
+    elif not wanted:
+        _extreme(block, uses)
     for use in uses.values():
         _columns(block, use, uses)
     reading.uses += uses.values()
+
+
+def _extreme(block: exp.Expr, uses: dict[str, Use]) -> None:
+    """min(x) and max(x) of all rows are the first ones in the order of x."""
+    if not isinstance(block, exp.Select) or block.args.get("group"):
+        return
+    asked = [one for item in block.expressions for one in item.find_all(exp.AggFunc, exp.Column)]
+    inside = [one for one in asked if isinstance(one, exp.Min | exp.Max)]
+    found = [_key(one.this, uses) for one in inside]
+    if not found or len(asked) != 2 * len(inside) or found[0] is None:
+        return
+    use, key, _, _ = found[0]
+    if all(one is not None and one[0] is use and one[1] == key for one in found):
+        use.order = [(key, isinstance(inside[0], exp.Max))]
+        use.limited = True
 
 
 def _nested_joins(block: exp.Expr) -> list[exp.Expr]:
@@ -222,6 +240,37 @@ def _key(node: exp.Expr, uses: dict[str, Use]) -> tuple[Use, str, exp.Column, bo
     return None
 
 
+def _expression(node: exp.Expr, uses: dict[str, Use]) -> tuple[Use, str] | None:
+    """A key that always has the same value for the same row, whoever asks and wherever: a text out of a
+    document, and the day of a moment in a named time zone."""
+    node = node.unnest()
+    columns = list(node.find_all(exp.Column))
+    if len(columns) != 1 or (found := _key(columns[0], uses)) is None or next(_parameters(node), None):
+        return None
+    use, column, bare, _ = found
+    type_ = use.table.columns[bare.name].type
+    if isinstance(node, exp.JSONExtractScalar) and type_ in ("json", "jsonb"):
+        copy = node.copy()
+        for one in copy.find_all(exp.Column):
+            one.set("table", None)
+        return use, f"({copy.sql(dialect='postgres')})"
+    if isinstance(node, exp.Cast) and node.to.this is exp.DType.DATE:
+        moment = node.this.unnest()
+        zone = moment.args.get("zone") if isinstance(moment, exp.AtTimeZone) else None
+        if (
+            isinstance(zone, exp.Literal)
+            and moment.this.unnest() is bare
+            and type_.endswith("with time zone")
+        ):
+            return use, f"(({column} AT TIME ZONE {zone.sql(dialect='postgres')})::date)"
+    return None
+
+
+def _given(node: exp.Expr) -> bool:
+    """Whether it is a parameter, or computed from parameters alone."""
+    return next(_parameters(node), None) is not None and not node.find(exp.Column, exp.Select)
+
+
 def _outside(node: exp.Expr, use: Use, uses: dict[str, Use]) -> bool:
     """Whether nothing in `node` depends on the row of `use`; a name of an outer block does not."""
     return all(
@@ -244,6 +293,8 @@ def _condition(node: exp.Expr, uses: dict[str, Use], reading: Reading) -> None:
         for side, other in ((node.left, node.right), (node.right, node.left)):
             if (found := _key(side, uses)) is not None:
                 _equal(found, other, uses, reading)
+            elif (made := _expression(side, uses)) is not None and _given(other):
+                made[0].equal.add(made[1])
     elif isinstance(node, exp.In):
         if (found := _key(node.this, uses)) is not None:
             _member(found, node, uses, reading)
