@@ -40,6 +40,10 @@ one_shard = pytest.mark.parametrize("shards", [1], ids=["one-shard"], indirect=T
 """For tests of what is decided before any shard is asked."""
 
 
+PATIENCE = 0.8
+"""Part of the request's time that it may wait for a connection: tests hold however busy the machine is, and
+who waits behind many others for one row is served in the end. A wait too long is the pool's own test."""
+
 QUICK = RoutingSettings(settle=0.2, look_every=0.05, recover=0.1, slow_start=0.0)
 
 
@@ -48,12 +52,13 @@ def topology(
 ) -> Topology:
     """One shard per URL, even ranges of buckets; behind what the tests run over (tiers.py)."""
     names = ["main", "second", "third"][: len(urls)]
+    servers = servers or ServerSpec(body_bytes=1_048_576)
     nodes, clusters, poolers = tiers.shape(dict(zip(names, urls, strict=True)))
     return Topology(
         name="market",
         app="market.asgi:app",
-        servers=servers or ServerSpec(body_bytes=1_048_576),
-        pool=pool or PoolSpec(),
+        servers=servers,
+        pool=pool or PoolSpec(acquire_timeout=servers.request_timeout * PATIENCE),
         telemetry=TelemetrySpec(log_format="text"),
         nodes=nodes,
         clusters=clusters,
