@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import ForeignKey, delete, event, func, insert, literal_column, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from tests._cluster import Cluster
@@ -17,11 +19,12 @@ from tests.replicated import QUICK, members, serving, until
 
 from springtide.context import CausalityToken, RequestContext, activate
 from springtide.db import Consistency
-from springtide.db.members import Fixed
+from springtide.db._replicas import fresh
+from springtide.db.members import Fixed, Member
 from springtide.db.pool import Pool
 from springtide.db.servers import Servers
 from springtide.db.sqlalchemy import Routing
-from springtide.errors import CommitUnknown
+from springtide.errors import CommitUnknown, DatabaseUnavailable
 from springtide.testing.faults import FaultProxy
 
 EVENTUAL, STRONG = Consistency.EVENTUAL, Consistency.STRONG
@@ -54,20 +57,23 @@ class App:
         self.routing = Routing(servers, pool_size=2)
         self.Session = self.routing.sessions()
         self.asked: list[str] = []
-        make = self.routing._engine
+        make, known = self.routing.engine, set()
 
-        def watched(pool: Pool, dsn: str) -> Any:
-            engine = make(pool, dsn)
+        def watched(pool: Pool) -> Any:
+            engine = make(pool)
             who = "primary" if pool is servers.primary else "replica"
+            if engine in known:
+                return engine
+            known.add(engine)
 
-            @event.listens_for(engine.sync_engine, "before_cursor_execute")
+            @event.listens_for(engine, "before_cursor_execute")
             def note(_: Any, __: Any, sql: str, *___: Any) -> None:
                 if "SAVEPOINT" not in sql:
                     self.asked.append(who)
 
             return engine
 
-        self.routing._engine = watched  # type: ignore[method-assign]
+        self.routing.engine = watched  # type: ignore[method-assign]
 
     def whom(self) -> list[str]:
         """Who was asked since the last call."""
@@ -76,7 +82,7 @@ class App:
 
 
 @asynccontextmanager
-async def app(world: Cluster, url: str | None = None) -> AsyncIterator[App]:
+async def app(world: Cluster, url: str | None = None, **options: Any) -> AsyncIterator[App]:
     pool = Pool(url or world.url(), cluster="main", size=4)
     servers = Servers(
         "main",
@@ -85,6 +91,7 @@ async def app(world: Cluster, url: str | None = None) -> AsyncIterator[App]:
         replica_pool=lambda member: Pool(member.url, cluster=f"main/{member.node}", reserved=0),
         primary_url=(lambda _: url) if url else None,
         settings=QUICK,
+        **options,
     )
     async with pool:
         await servers.start()
@@ -236,21 +243,44 @@ async def test_without_a_request_reads_go_to_the_primary(world: Cluster) -> None
 
 
 async def test_sessions_follow_the_primary(world: Cluster) -> None:
-    """After a promotion writes go to the new primary, without a new Routing."""
+    """Who writes while there is no primary waits for the next one; without a new Routing."""
     async with app(world) as service:
         async with service.Session.begin() as session:
             session.add(User(name="before"))
         await asyncio.to_thread(world.replicas[0].catch_up)
         await asyncio.to_thread(world.primary.kill)
+
+        async def write() -> None:
+            async with service.Session.begin() as session:
+                session.add(User(name="after"))
+
+        writing = asyncio.create_task(write())
+        await until(lambda: service.servers._watch.headless.is_set())
         await asyncio.to_thread(world.replicas[0].promote)
-        new = world.url(world.replicas[0])
         async with asyncio.timeout(60):
-            while service.servers.primary.dsn != new:
-                await asyncio.sleep(0.02)
-        async with service.Session.begin() as session:
-            session.add(User(name="after"))
+            await writing
         names = world.replicas[0].query("select name from person order by id", dbname=world.dbname)
         assert names.split() == ["ann", "before", "after"]
+
+
+async def test_what_is_under_way_on_a_primary_that_was_left_is_broken_off(world: Cluster) -> None:
+    """It lives, and would confirm a COMMIT that nobody will ever see; a statement on it would end never."""
+    async with app(world) as service, service.Session() as writer, service.Session() as waiter:
+        writer.add(User(name="lost"))
+        await writer.flush()
+        waiting = asyncio.create_task(waiter.execute(text("select pg_advisory_lock(1) from pg_sleep(600)")))
+        await asyncio.to_thread(world.replicas[0].promote)
+        with pytest.raises(DBAPIError):
+            async with asyncio.timeout(60):
+                await waiting
+        with pytest.raises(DatabaseUnavailable, match="lost before COMMIT"):
+            await writer.commit()
+        async with service.Session.begin() as session:
+            session.add(User(name="kept"))
+        assert (
+            world.replicas[0].query("select name from person order by id", dbname=world.dbname) == "ann\nkept"
+        )
+        assert world.primary.query("select name from person", dbname=world.dbname) == "ann"
 
 
 async def test_a_commit_whose_answer_is_lost_is_unknown(world: Cluster) -> None:
@@ -270,3 +300,183 @@ async def test_a_commit_whose_answer_is_lost_is_unknown(world: Cluster) -> None:
                 await session.execute(text("insert into late values (1), (1)"))
                 with pytest.raises(IntegrityError):
                     await session.commit()
+            async with service.Session() as session:
+                session.add(User(name="swallowed"))
+                await session.flush()
+                with pytest.raises(DBAPIError):
+                    await session.execute(text("insert into nowhere values (1)"))
+                with pytest.raises(PendingRollbackError, match="rolled back at COMMIT"):
+                    await session.commit()
+
+
+ASKED = "select case when pg_is_in_recovery() then pg_sleep(600)::text else 'primary' end"
+
+
+async def test_a_read_whose_replica_is_lost_is_answered_elsewhere(world: Cluster) -> None:
+    """Under way, refused as a write, in the way of replay, or after an answer of the same transaction: its
+    caller notices nothing, and what was written beside it on the primary commits."""
+    create = world.primary.query
+    create("create table hit (n int)", dbname=world.dbname)
+    create(
+        "create function hits() returns int language sql as 'insert into hit values (1) returning n';"
+        "create function torn() returns int language plpgsql as $$ begin if pg_is_in_recovery() then"
+        " raise serialization_failure; end if; return 1; end $$",
+        dbname=world.dbname,
+    )
+    await asyncio.to_thread(world.replicas[0].catch_up)
+    async with app(world) as service:
+        for name in ("hits", "torn"):
+            for before in ([], [select(User.name)]):
+                context = RequestContext()
+                with activate(context):
+                    async with service.Session.begin() as session:
+                        for statement in before:
+                            assert (await session.scalars(statement)).one() == "ann"
+                        assert await session.scalar(select(getattr(func, name)())) == 1
+                assert service.whom() == [*["replica" for _ in before], "replica", "primary"]
+        assert create("select count(*) from hit", dbname=world.dbname) == "2"
+        context = RequestContext()
+        with activate(context):
+            async with service.Session() as reader, service.Session() as writer:
+                for session in (reader, writer):
+                    assert (await session.scalars(select(User.name))).one() == "ann"
+                writer.add(User(name="bea"))
+                await writer.flush()
+                asked = asyncio.create_task(reader.scalar(text(ASKED)))
+                await until(lambda: len(service.asked) >= 4)
+                await asyncio.to_thread(world.replicas[0].kill)
+                async with asyncio.timeout(60):
+                    assert await asked == "primary"
+                await writer.commit()
+                assert sorted(await reader.scalars(select(User.name))) == ["ann", "bea"]
+        assert all(replica.in_flight == 0 for replica in service.servers.replicas)
+
+
+async def test_a_session_is_no_older_than_what_another_of_its_request_has_seen(world: Cluster) -> None:
+    """Both began on a replica that stands still now; what one has committed or read on the primary, the other
+    sees. A bound that cannot be proven any more is not assumed either."""
+    async with app(world) as service:
+        bounded = {"execution_options": {"consistency": Consistency.bounded(1.0)}}
+        with activate(RequestContext()):
+            async with service.Session() as one, service.Session() as two, service.Session() as third:
+                for session, options in ((one, {}), (two, {}), (third, bounded)):
+                    assert (await session.scalars(select(User.name), **options)).one() == "ann"
+                assert service.whom() == ["replica"] * 3
+                await asyncio.to_thread(world.replicas[0].hold)
+                await one.execute(update(User).values(name="bea"))
+                await one.commit()
+                assert (await two.scalars(select(User.name))).one() == "bea"
+                (replica,) = service.servers._watch.readable
+                now = service.servers._clock.monotonic
+                await until(lambda: not fresh([replica], 1.0, now()))
+                assert (await third.scalars(select(User.name), **bounded)).one() == "bea"
+        await asyncio.to_thread(world.replicas[0].release)
+
+
+async def test_a_restart_of_the_server_costs_no_session_an_error(world: Cluster) -> None:
+    """Connections that died unused are replaced before anything is sent on them."""
+    async with app(world) as service:
+
+        async def read() -> None:
+            async with service.Session(consistency=STRONG) as session:
+                assert (await session.scalars(select(User.name))).one() == "ann"
+
+        await asyncio.gather(read(), read())
+        await asyncio.to_thread(world.primary.kill)
+        await asyncio.to_thread(world.primary.restart)
+        await asyncio.gather(read(), read())
+
+
+async def test_commits_keep_what_quorum_promises(world: Cluster) -> None:
+    """While the standby is frozen a deadline, a cancelled caller and an operator who ends the wait leave the
+    outcome unknown, and COMMIT is not cancelled. A primary that waits for nobody takes no writes, also not
+    the COMMIT of what was written before; reads go on."""
+
+    def wait_for(standbys: str) -> None:
+        world.primary.query(f"alter system set synchronous_standby_names = '{standbys}'")
+        world.primary.query("select pg_reload_conf()")
+
+    await asyncio.to_thread(wait_for, "ANY 1 (*)")
+    async with app(world, quorum=True) as service:
+        await until(lambda: not service.servers.unconfirmed)
+
+        async def write(name: str) -> None:
+            async with service.Session.begin() as session:
+                session.add(User(name=name))
+
+        async def committing(name: str) -> tuple[asyncio.Task[None], int]:
+            """A COMMIT that waits for the standby, and its session of the server."""
+            session = service.Session()
+            session.add(User(name=name))
+            pid = await session.scalar(select(func.pg_backend_pid()))
+            committing = asyncio.create_task(session.commit())
+            await until(lambda: waits(pid))
+            committing.add_done_callback(lambda _: closing.append(asyncio.create_task(session.close())))
+            return committing, pid
+
+        def waits(pid: int) -> bool:
+            sql = f"select 1 from pg_stat_activity where pid = {pid} and wait_event = 'SyncRep'"
+            return world.primary.query(sql) == "1"
+
+        closing: list[asyncio.Task[None]] = []
+        await write("confirmed")
+        await asyncio.to_thread(world.replicas[0].freeze)
+        late, pid = await committing("late")
+        late.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        assert waits(pid)
+        ended, pid = await committing("ended")
+        await asyncio.to_thread(world.primary.query, f"select pg_cancel_backend({pid})")
+        with pytest.raises(CommitUnknown, match="standby did not confirm"):
+            await ended
+        with activate(RequestContext(deadline=time.monotonic() + 2.0)):
+            ended, pid = await committing("ended")
+            with pytest.raises(CommitUnknown, match="deadline passed while main had COMMIT"):
+                await ended
+        assert waits(pid)
+        await asyncio.to_thread(world.replicas[0].thaw)
+        await until(lambda: not waits(pid))
+        await asyncio.gather(*closing)
+
+        async with service.Session() as session:
+            await session.execute(delete(Note))
+            await asyncio.to_thread(wait_for, "")
+            await until(lambda: service.servers.unconfirmed)
+            with pytest.raises(DatabaseUnavailable, match="waits for no standby"):
+                await session.commit()
+        with pytest.raises(DatabaseUnavailable, match="waits for no standby"):
+            await write("refused")
+        async with service.Session.begin() as session:
+            assert len((await session.scalars(select(User))).all()) == 5
+            assert len((await session.scalars(select(Note))).all()) == 1
+
+
+@pytest.mark.needs("pgbouncer")
+async def test_sessions_work_through_a_pooler(world: Cluster, own_pooler: Callable[..., Any]) -> None:
+    """The second transaction of a connection meets another session of the server: nothing prepared in the
+    first is missed there."""
+    url = own_pooler({"main": world.url()}, server_connections=2).url("main")
+    pool = Pool(url, cluster="main", pooled=True)
+    member = Member(node="primary", url=world.url())
+    servers = Servers("main", pool, Fixed([member]), replica_pool=lambda _: pool, primary_url=lambda _: url)
+    async with pool:
+        await servers.start()
+        routing = Routing(servers, pool_size=1)
+        Session = routing.sessions()
+        sessions = set()
+        try:
+            for _ in range(2):
+                async with Session.begin() as session:
+                    sessions.add(await session.scalar(text("select pg_backend_pid()")))
+                    assert (await session.scalars(select(User.name))).one() == "ann"
+                if len(sessions) == 1:
+                    other = await asyncpg.connect(url, statement_cache_size=0)
+                    holding = other.transaction()
+                    await holding.start()
+            await holding.rollback()
+            await other.close()
+        finally:
+            await routing.close()
+            await servers.stop()
+    assert len(sessions) == 2

@@ -24,13 +24,13 @@ from springtide.db._link import ASYNCPG_ERRORS, STATEMENTS, Link, RawConnection,
 from springtide.db._pooled import PooledLink, never_lets_in
 from springtide.signals import NullSink, Sink
 
-__all__ = ["Connector"]
+__all__ = ["HOPELESS", "Connector"]
 
 CONNECT_TIMEOUT = 5.0
 BACKOFF = 0.05
 MAX_BACKOFF = 0.5
 
-_HOPELESS = (
+HOPELESS = (
     pg.InvalidAuthorizationSpecificationError,
     pg.InvalidCatalogNameError,
     pg.InsufficientPrivilegeError,
@@ -113,7 +113,7 @@ class Connector:
         except (TimeoutError, *ASYNCPG_ERRORS, OSError, ValueError) as error:
             self.failures += 1
             self.error = error
-            self.hopeless = isinstance(error, _HOPELESS) or never_lets_in(error)
+            self.hopeless = isinstance(error, HOPELESS) or never_lets_in(error)
             ceiling = min(BACKOFF * 2 ** min(self.failures - 1, 10), MAX_BACKOFF, self._max_pause)
             self.pause = ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
             return None

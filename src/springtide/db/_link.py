@@ -39,7 +39,9 @@ __all__ = [
     "Link",
     "Operation",
     "RawConnection",
+    "Wire",
     "bucket",
+    "ends_standby_wait",
     "open_link",
 ]
 
@@ -70,7 +72,7 @@ def bucket(seconds: float) -> float:
     return max(math.exp(math.ceil(math.log(max(seconds, 0.001)) / _STEP - 1e-9) * _STEP), 0.01)
 
 
-class _Wire(RawConnection):
+class Wire(RawConnection):
     """asyncpg's connection, whose socket can be asked whether the other side has closed it."""
 
     __slots__ = ("poller",)
@@ -119,7 +121,7 @@ async def open_link(
     raw = await asyncpg.connect(
         dsn,
         timeout=timeout,
-        connection_class=_Wire,
+        connection_class=Wire,
         server_settings=dict(server_settings),
         statement_cache_size=statements,
         ssl=await tls(dsn),
@@ -138,6 +140,14 @@ async def open_link(
         raw.terminate()
         raise
     return kind(raw, cluster, clock, sink, generation, begun, begun + max_age)
+
+
+def ends_standby_wait(notice: object) -> bool:
+    """Whether a notice says that COMMIT was answered without its synchronous standby."""
+    source = getattr(notice, "server_source_function", None)
+    return source == "SyncRepWaitForLSN" or str(notice).startswith(
+        "canceling wait for synchronous replication"
+    )
 
 
 class Link:
@@ -170,7 +180,7 @@ class Link:
 
     def __init__(
         self,
-        raw: _Wire,
+        raw: Wire,
         cluster: str,
         clock: Clock,
         sink: Sink | None,
@@ -202,9 +212,7 @@ class Link:
         raw.add_log_listener(self._on_notice)
 
     def _on_notice(self, _: Any, message: Any) -> None:
-        if getattr(message, "server_source_function", None) == "SyncRepWaitForLSN" or str(message).startswith(
-            "canceling wait for synchronous replication"
-        ):
+        if ends_standby_wait(message):
             self.standby_wait_ended = True
 
     @property

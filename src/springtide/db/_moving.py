@@ -83,7 +83,6 @@ def move(pool: Pool, dsn: str | None) -> None:
         opener.cancel()
     while pool._idle:
         pool._drop(pool._idle.pop(), "generation")
-    for link in tuple(pool._links):  # lent, or being recovered: whoever has it sees it broken
-        link.raw.terminate()
+    pool.sever()
     pool._moves.happened()
     pool._want()

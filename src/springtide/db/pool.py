@@ -147,6 +147,7 @@ class Pool:
             prepared_statements=not pooled or bool(prepared_statements),
         )
         self._moves = Moves()
+        self._beside: set[Callable[[], None]] = set()
         self._statements = Statements()
         self._table = insight.table(cluster, self._connector.address) if insight is not None else None
         self._open = False
@@ -306,8 +307,18 @@ class Pool:
 
     def sever(self) -> None:
         """Break off every connection at once, also one whose statement is under way: that is lost."""
-        for link in tuple(self._links):
+        for link in tuple(self._links):  # lent, or being recovered: whoever has it sees it broken
             link.raw.terminate()
+        for cut in tuple(self._beside):
+            cut()
+
+    def beside(self, cut: Callable[[], None], *, ended: bool = False) -> None:
+        """Somebody has connections of his own to the same server: `cut` is called whenever this pool breaks
+        off its own, and must neither wait nor raise. `ended`: not any more."""
+        if ended:
+            self._beside.discard(cut)
+        else:
+            self._beside.add(cut)
 
     def admit(self, check: Callable[[RawConnection], Awaitable[None]]) -> None:
         """Show every connection that is opened from now on to `check`, which refuses it by an OSError: that

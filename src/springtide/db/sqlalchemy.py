@@ -8,12 +8,19 @@
 One transaction of a session has two places at most. Its first read chooses a server by the session's
 consistency, and later reads stay there. The first statement that is not plainly a read (a flush, DML, FOR
 UPDATE, a savepoint, text or a function that may write, `session.connection()`) goes to the primary, and from
-then on everything does. Each statement has a snapshot of its own, as always in READ COMMITTED; who wants one
-for all asks for the isolation level REPEATABLE READ.
+then on everything does. So does a later read that the replica is not known to be good enough for any more:
+because the request has seen more meanwhile, by another session, or because a bound cannot be proven. Each
+statement has a snapshot of its own, as always in READ COMMITTED; who wants one for all asks for the isolation
+level REPEATABLE READ.
 
     consistency   of the session (`routing.sessions(consistency=...)`, `Session(consistency=...)`) or of one
                   execution (`execution_options={"consistency": EVENTUAL}`). A read that asks for more than
                   what the transaction's replica was chosen by goes to the primary
+
+A read whose replica was lost, or whose replay got in the way, is sent again: the first of a transaction to
+whoever is chosen then, a later one to the primary, like what a replica refuses because it writes. Rows of a
+stream that were handed out already end with SQLAlchemy's error, as everything does that is lost on the
+primary: a transaction that had begun there is over. COMMIT is the primary's alone, see `_engines`.
 
 What was seen is noted in the request's causality token: after COMMIT where the log is, asked on the same
 connection; after reads on the primary alone the same before the connection goes back; a doubt where that
@@ -22,9 +29,9 @@ does not work. Without a request there is no session to remember, and reads go t
 What was read from a replica may be older than what others have written. A unit of work that reads
 in order to write says `with_for_update=True`, or reads with STRONG, as it has to where two writers meet.
 
-A replica that ends midway ends the transaction, as the loss of any server does. A COMMIT whose answer is
-lost raises CommitUnknown. SQLAlchemy keeps connections of its own, at most `pool_size + max_overflow` per
-server, beside the pools of `servers`; those of a replica are admitted by the same check.
+Where `servers` ask for quorum and the primary waits for no standby, what is not plainly a read is refused,
+and so is the COMMIT of what was written before: DatabaseUnavailable. SQLAlchemy keeps connections of its own,
+at most `pool_size + max_overflow` per server, beside the pools of `servers` and with their fate.
 """
 
 from __future__ import annotations
@@ -32,13 +39,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
-import asyncpg
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import TextClause
@@ -46,19 +53,26 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.util import await_only
 
 from springtide.context import CausalityToken, current
-from springtide.db._tls import tls
+from springtide.db import _replicas
+from springtide.db._engines import ServerEngine, is_lost
 from springtide.db.consistency import Consistency
 from springtide.db.pool import Pool
 from springtide.db.servers import CAPTURE_TIMEOUT, Choice, Servers
-from springtide.errors import CommitUnknown, DatabaseUnavailable
+from springtide.errors import DatabaseUnavailable
 
 __all__ = ["RoutedSession", "Routing"]
 
 _log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 5.0
-COMMITTING = "springtide_committing"
+T = TypeVar("T")
+
 OPTION = "consistency"
+
+CONFLICTS = ("40001", "40P01")
+"""SQLSTATEs that come from replay alone on a standby."""
+
+REFUSED = ("25006", "0A000")
+"""What a standby does not do: write, and read what is not in the log."""
 
 _LOCKS = re.compile(r"\bFOR\s+(KEY\s+)?SHARE\b", re.IGNORECASE)
 """The other locks of rows say UPDATE."""
@@ -81,9 +95,7 @@ class Routing:
         self.servers = servers
         self.consistency = consistency
         self._options = options
-        self._replicas: WeakKeyDictionary[Pool, AsyncEngine] = WeakKeyDictionary()
-        self._primary: AsyncEngine | None = None
-        self._primary_dsn: str | None = None
+        self._engines: dict[Pool, ServerEngine] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def sessions(self, **options: Any) -> async_sessionmaker[AsyncSession]:
@@ -94,52 +106,23 @@ class Routing:
 
     async def close(self) -> None:
         """Close every connection that is not in use."""
-        engines = [*self._replicas.values(), *([self._primary] if self._primary is not None else [])]
-        self._replicas.clear()
-        self._primary = self._primary_dsn = None
-        await asyncio.gather(*(engine.dispose() for engine in engines), *self._closing)
+        engines = list(self._engines.values())
+        self._engines.clear()
+        await asyncio.gather(*(engine.close() for engine in engines), *self._closing)
 
-    def primary(self) -> Engine:
-        """Of the server that is the primary now. Raises DatabaseUnavailable while there is none."""
-        dsn = self.servers.primary.dsn
-        if dsn is None:
-            raise DatabaseUnavailable(f"{self.servers.cluster} has no primary now", retry_after=1.0)
-        if self._primary is None or dsn != self._primary_dsn:
-            self._retire(self._primary)
-            self._primary, self._primary_dsn = self._engine(self.servers.primary, dsn), dsn
-            _map_commits(self._primary.sync_engine)
-        return self._primary.sync_engine
+    def engine(self, pool: Pool) -> Engine:
+        """That of the primary, or of the run of a replica that `pool` was made for."""
+        found = self._engines.get(pool)
+        if found is None:
+            primary = pool is self.servers.primary
+            gone = partial(self._gone, None if primary else pool)
+            found = self._engines[pool] = ServerEngine(pool, self._options, primary=primary, gone=gone)
+        return found.engine
 
-    def replica(self, pool: Pool) -> Engine:
-        """Of the run of a server that `pool` was made for."""
-        engine = self._replicas.get(pool)
-        if engine is None:
-            there = set(self.servers._watch.pools.values())
-            for gone in [known for known in self._replicas if known not in there]:
-                self._retire(self._replicas.pop(gone))
-            assert pool.dsn is not None
-            engine = self._replicas[pool] = self._engine(pool, pool.dsn)
-        return engine.sync_engine
-
-    def _engine(self, pool: Pool, dsn: str) -> AsyncEngine:
-        async def connect(*_: Any, **settings: Any) -> Any:
-            settings.setdefault("timeout", CONNECT_TIMEOUT)
-            if "ssl" not in settings:
-                settings["ssl"] = await tls(dsn)
-            connection = await asyncpg.connect(dsn, **settings)
-            try:
-                if (check := pool._connector.check) is not None:
-                    await check(connection)
-            except BaseException:
-                connection.terminate()
-                raise
-            return connection
-
-        return create_async_engine("postgresql+asyncpg://", async_creator=connect, **self._options)
-
-    def _retire(self, engine: AsyncEngine | None) -> None:
-        if engine is not None:
-            task = asyncio.get_running_loop().create_task(engine.dispose())
+    def _gone(self, pool: Pool | None) -> None:
+        """A replica was given up. (The primary's engine goes on with the next one.)"""
+        if pool is not None and (engine := self._engines.pop(pool, None)) is not None:
+            task = asyncio.get_running_loop().create_task(engine.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -156,9 +139,15 @@ class RoutedSession(Session):
     def _forget(self) -> None:
         self._on: Choice | None = None  # the replica of this transaction
         self._chosen_by: Consistency | None = None
+        self._without: tuple[str, ...] = ()  # replicas that were lost
+        self._asks_replica = False  # the statement that is under way
+        self._answered = False  # by the replica
+        self._reader: Connection | None = None  # the replica's
         self._at_primary = False
-        self._token: CausalityToken | None = None
         self._connection: Connection | None = None  # the primary's
+        self._token: CausalityToken | None = None
+        self._wrote = False
+        self._committing = False
         self._covered = False
 
     # -- choosing --------------------------------------------------------------------------------------
@@ -170,37 +159,110 @@ class RoutedSession(Session):
         if bind is not None:
             own: Engine | Connection = bind  # the caller's own choice
             return own
-        servers = self._routing.servers
-        if not self._at_primary and servers.replicated and self._is_read(clause):
+        servers, self._asks_replica = self._routing.servers, False
+        reads = not self._flushing and clause is not None and _plainly_reads(clause, servers.primary)
+        if not reads:
+            servers._refuse_unconfirmed({})
+            self._wrote = True
+        elif not self._at_primary and servers.replicated and not self.in_nested_transaction():
             wanted = consistency or self._consistency
             if self._on is None:
                 self._choose(wanted)
-            elif wanted not in (self._chosen_by, Consistency.EVENTUAL):
-                return self._to_primary()
-            if self._on is not None:
-                self._saw()
-                return self._routing.replica(self._on.pool)
+            if self._on is not None and self._is_good_for(wanted):
+                self._asks_replica = True
+                return self._routing.engine(self._on.pool)
+            if wanted.staleness is not None and servers._watch.headless.is_set():
+                raise servers._unknown(wanted, None)
         return self._to_primary()
-
-    def _is_read(self, clause: Any) -> bool:
-        if self._flushing or clause is None or self.in_nested_transaction():
-            return False
-        return _plainly_reads(clause, self._routing.servers.primary)
 
     def _choose(self, wanted: Consistency) -> None:
         servers = self._routing.servers
         self._token = await_only(servers._session(wanted))
-        choice = servers.choose(wanted, self._token)
+        choice = servers.choose(wanted, self._token, without=self._without)
         if choice.health is not None:
             servers._begin(choice, self._token)
             self._on, self._chosen_by = choice, wanted
 
+    def _is_good_for(self, wanted: Consistency) -> bool:
+        """Whether the replica of this transaction may answer one more read."""
+        servers, on = self._routing.servers, self._on
+        assert on is not None and on.health is not None
+        if wanted == Consistency.EVENTUAL:
+            return True
+        if wanted != self._chosen_by:
+            return False
+        if wanted.staleness is not None:
+            return bool(_replicas.fresh([on.health], wanted.staleness, servers._clock.monotonic()))
+        if self._token is None or not self._answered:
+            return True
+        return servers.choose(wanted, self._token).pool is on.pool
+
     def _to_primary(self) -> Engine:
-        if not self._at_primary:
+        self._at_primary = True
+        if self._connection is None and (context := current()) is not None:
+            self._token = context.causality
+            await_only(self._routing.servers._newest(self._token))
+        return self._routing.engine(self._routing.servers.primary)
+
+    # -- executing -------------------------------------------------------------------------------------
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        return self._asking(super().execute, *args, **options)
+
+    def scalar(self, *args: Any, **options: Any) -> Any:
+        return self._asking(super().scalar, *args, **options)
+
+    def scalars(self, *args: Any, **options: Any) -> Any:
+        return self._asking(super().scalars, *args, **options)
+
+    def _asking(self, ask: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Ask again when a replica was asked and could not answer."""
+        while True:
+            try:
+                answer = ask(*args, **options)
+            except (DBAPIError, DatabaseUnavailable) as error:
+                if not self._asks_replica or not self._leave(error):
+                    raise
+                continue
+            if self._asks_replica:
+                self._answered = True
+                self._saw()
+            return answer
+
+    def _leave(self, error: DBAPIError | DatabaseUnavailable) -> bool:
+        """Leave the replica that answered like this; False when it was right to."""
+        state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        lost = isinstance(error, DatabaseUnavailable) or is_lost(error)
+        if not lost and state not in (*CONFLICTS, *REFUSED):
+            return False
+        on, self._on = self._on, None
+        assert on is not None and on.health is not None
+        on.health.in_flight -= 1
+        if lost and self._reader is not None:
+            self._reader.invalidate()
+        self._drop_reader()
+        self._without += (on.node,)
+        if lost:
+            self._routing.servers._watch.doubt()
+        if state in REFUSED or self._answered:
+            if state in REFUSED[:1]:
+                self._routing.servers._refuse_unconfirmed({})
+                self._wrote = True
             self._at_primary = True
-            if self._routing.servers.replicated and (context := current()) is not None:
-                self._token = context.causality
-        return self._routing.primary()
+        return True
+
+    def _drop_reader(self) -> None:
+        """The replica's connection takes no part in what this transaction ends with."""
+        connection, self._reader = self._reader, None
+        transaction = self.get_transaction()
+        if connection is None or transaction is None:
+            return
+        for key in (connection, connection.engine):
+            transaction._connections.pop(key, None)
+        try:
+            connection.close()
+        except DBAPIError as error:  # lost since its last answer
+            _log.debug("%s: a connection was lost: %r", self._routing.servers.name, error)
 
     # -- what was seen ---------------------------------------------------------------------------------
 
@@ -212,6 +274,15 @@ class RoutedSession(Session):
         """A connection has begun this transaction."""
         if self._at_primary:
             self._connection = connection
+        elif self._on is not None:
+            self._reader = connection
+
+    def committing(self) -> None:
+        """COMMIT comes next, or a last flush before it."""
+        self._drop_reader()
+        if self._wrote:
+            self._routing.servers._refuse_unconfirmed({})
+        self._committing = True
 
     def committed(self) -> None:
         """COMMIT was answered, and the connection is still ours."""
@@ -219,34 +290,45 @@ class RoutedSession(Session):
 
     def ended(self) -> None:
         """The transaction is over, however it ended."""
+        servers = self._routing.servers
         if self._on is not None:
             assert self._on.health is not None
             self._on.health.in_flight -= 1
-            self._saw()  # a commit of the same request beside it covers no answer that came later
-        if self._at_primary and self._token is not None and not self._covered:
-            self._token.doubt(self._routing.servers.cluster)
+            if self._answered:
+                self._saw()  # a commit of the same request beside it covers no answer that came later
+        if self._at_primary and self._token is not None and servers.replicated and not self._covered:
+            self._token.doubt(servers.cluster)
+            self._token.written = self._token.written or self._committing
         self._forget()
 
     def close(self) -> None:
+        self._drop_reader()
         self._cover(written=False)
         super().close()
 
     def rollback(self) -> None:
+        self._drop_reader()
         self._cover(written=False)
         super().rollback()
 
     def _cover(self, *, written: bool) -> None:
         """Ask the primary where its log is, after everything that this transaction has seen."""
         connection, self._connection = self._connection, None
-        if connection is None or self._token is None or connection.invalidated or connection.closed:
-            return
         servers = self._routing.servers
+        if connection is None or self._token is None or not servers.replicated:
+            return
+        if connection.invalidated or connection.closed:
+            return
         raw = connection.connection.driver_connection
+        if raw is None or raw.is_closed():
+            return
         sights = self._token.sights(servers.cluster)
         try:
-            position = await_only(asyncio.wait_for(servers.capture(raw), CAPTURE_TIMEOUT))  # type: ignore[arg-type]
+            position = await_only(asyncio.wait_for(servers.capture(raw), CAPTURE_TIMEOUT))
         except Exception as error:
             _log.debug("%s: no position after a transaction: %r", servers.name, error)
+            if isinstance(error, TimeoutError):
+                raw.terminate()  # it stands still: so would ROLLBACK
             return
         if written:
             self._token.wrote(servers.cluster, position, sights=sights)
@@ -264,6 +346,12 @@ def _take_option(state: ORMExecuteState) -> None:
 @event.listens_for(RoutedSession, "after_begin")
 def _began(session: RoutedSession, _: SessionTransaction, connection: Connection) -> None:
     session.began(connection)
+
+
+@event.listens_for(RoutedSession, "before_commit")
+def _commit_comes(session: RoutedSession) -> None:
+    if not session.in_nested_transaction():
+        session.committing()
 
 
 @event.listens_for(RoutedSession, "after_commit")
@@ -290,6 +378,10 @@ def _plainly_reads(clause: Any, pool: Pool) -> bool:
             return False
         if isinstance(part, FunctionElement) and not pool.reads(f"SELECT {getattr(part, 'name', '?')}()"):
             return False
+        if getattr(part, "is_literal", False) and not _text_reads(
+            f"SELECT {getattr(part, 'name', '')}", pool
+        ):
+            return False
         if isinstance(part, TextClause):
             text = part.text if part is whole else f"SELECT {part.text}"
             if not _text_reads(text, pool):
@@ -299,30 +391,3 @@ def _plainly_reads(clause: Any, pool: Pool) -> bool:
 
 def _text_reads(text: str, pool: Pool) -> bool:
     return pool.reads(text) and _LOCKS.search(text) is None
-
-
-def _map_commits(engine: Engine) -> None:
-    """A COMMIT whose answer did not come becomes CommitUnknown."""
-
-    @event.listens_for(engine, "commit")
-    def committing(connection: Connection) -> None:
-        connection.info[COMMITTING] = True
-
-    @event.listens_for(engine, "begin")
-    def beginning(connection: Connection) -> None:
-        connection.info.pop(COMMITTING, None)
-
-    @event.listens_for(engine, "handle_error")
-    def failed(failure: ExceptionContext) -> None:
-        connection = failure.connection
-        committing = connection is not None and failure.statement is None and _pop(connection)
-        state = getattr(failure.original_exception, "sqlstate", None) or "08"
-        if committing and state.startswith(("08", "57P")):  # the connection or the server went away
-            raise CommitUnknown("COMMIT was sent and its answer did not come") from failure.original_exception
-
-
-def _pop(connection: Connection) -> bool:
-    try:
-        return bool(connection.info.pop(COMMITTING, False))
-    except Exception:
-        return False
