@@ -134,6 +134,8 @@ class Platform:
         """Of the clusters that have replicas or may get some while this process runs."""
         for cluster, servers in self.servers.items():
             metrics.watch_replicas(cluster, servers)
+        if topology.backups is not None:
+            metrics.watch_backups(self._home / "run" / "backups.json")
         self._monitor = LoopMonitor(observe=metrics.observe_loop_lag, clock=self.clock, sink=self.sink)
         self.health = Health(
             state=lambda: self.state,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,9 +204,46 @@ def test_hostile_labels_cannot_forge_metrics() -> None:
     assert "forged_total" not in {family.name for family in prometheus(body.decode())}
 
 
-def test_the_page_lists_exactly_the_metrics_that_exist() -> None:
+NOTES = {
+    "main": {
+        "last": {"name": "b", "ended": 100.5}, "error": None, "failed": 90.0, "noted": 200.0,
+        "archive": {"last": "x", "waiting": 3, "lag": 4.5, "failing": True, "file": "y"},
+    },
+    "two": {"last": None, "error": "no room", "failed": None, "archive": {"error": "no answer"}},
+}  # fmt: skip
+
+
+def test_what_the_runner_noted_of_backups_is_shown(tmp_path: Path) -> None:
+    """What is not known is not shown, and neither is anything while there is no file, or a broken one."""
+    sink, notes = MetricsSink(process=False), tmp_path / "backups.json"
+    sink.watch_backups(notes)
+
+    def shown() -> dict[tuple[str, str], float]:
+        body, _ = render(sink.registry)
+        samples = [one for family in prometheus(body.decode()) for one in family.samples]
+        samples = [one for one in samples if re.match("springtide_(backup|archive)", one.name)]
+        return {(s.name.removeprefix("springtide_"), s.labels["cluster"]): s.value for s in samples}
+
+    for text in (None, "{", "[1]"):
+        if text is not None:
+            notes.write_text(text)
+        assert shown() == {}
+    notes.write_text(json.dumps(NOTES))
+    assert shown() == {
+        ("backup_last_timestamp_seconds", "main"): 100.5,
+        ("backup_failed_timestamp_seconds", "main"): 90.0,
+        ("archive_waiting_files", "main"): 3,
+        ("archive_lag_seconds", "main"): 4.5,
+        ("archive_failing", "main"): 1,
+        ("backups_noted_timestamp_seconds", "main"): 200.0,
+    }
+
+
+def test_the_page_lists_exactly_the_metrics_that_exist(tmp_path: Path) -> None:
     sink = MetricsSink(process=False)
     everything(sink)
+    (tmp_path / "backups.json").write_text(json.dumps(NOTES))
+    sink.watch_backups(tmp_path / "backups.json")
     exist: dict[str, tuple[str, ...]] = {}
     for metric in sink.registry.collect():
         name = metric.name + ("_total" if metric.type == "counter" else "")

@@ -10,6 +10,7 @@ docs/telemetry.md lists every metric; a test holds the page to this file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -36,6 +37,7 @@ from springtide.signals import (
     TaskFailed,
 )
 from springtide.telemetry._series import Series
+from springtide.telemetry.backups import BackupNotes
 
 __all__ = [
     "JOB_BUCKETS",
@@ -392,6 +394,10 @@ class MetricsSink:
     def watch_replicas(self, cluster: str, servers: ClusterGauges) -> None:
         """Show the replicas of `cluster`; asked whenever the metrics are read, from any thread."""
         self._replicas.add(cluster, servers)
+
+    def watch_backups(self, notes: Path) -> None:
+        """Show what the runner notes of its backups in the file `notes`."""
+        self.registry.register(BackupNotes(notes))
 
     def observe_loop_lag(self, seconds: float) -> None:
         self._lag.observe(seconds)
