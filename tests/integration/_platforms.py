@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,14 @@ class Project:
             raise
         assert code is None or process.returncode == code, f"exit code {process.returncode}:\n{out}"
         return out
+
+    def call(self, *arguments: str, code: int = 0) -> str:
+        """As `run`, in this process, which is quicker: for commands that end by themselves."""
+        out = io.StringIO()
+        with redirect_stdout(out), redirect_stderr(out):
+            ended = cli.main([*arguments, "--file", str(self.folder / "springtide.toml")])
+        assert ended == code, f"exit code {ended}:\n{out.getvalue()}"
+        return out.getvalue()
 
     def status(self) -> dict[str, Any]:
         """What `springtide status --json` prints; asked in this process, because tests ask often."""

@@ -99,6 +99,7 @@ async def test_a_given_server_is_backed_up(server: str, tmp_path: Path) -> None:
     """By its own version's programs, pg_verifybackup among them; a user without REPLICATION is told so."""
     url = f"postgresql://owner:{PASSWORD.replace(' ', '%20')}@{server}/shop"
     found, store, log = await backed.given(url), Store(tmp_path, "main"), tmp_path / "log"
+    await asyncio.to_thread(store.create, found.account)
     taken = await take(store, found, keep=1, max_rate_bytes=2**30, log=log, fast=True)
     assert (taken.backup.major, found.programs.parts[-2]) == (15, "15")
     account = backed.own_account()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from springtide.ops.runner.backups.archiving import Archiving
 from springtide.ops.runner.backups.choosing import choose
 from springtide.ops.runner.backups.commands import moment
 from springtide.ops.runner.backups.schedule import due
-from springtide.ops.runner.backups.store import Backup
+from springtide.ops.runner.backups.store import Backup, Store
 from springtide.ops.runner.backups.wal import SEGMENT_BYTES, Branch, Segment
 
 NUMBERS = st.integers(min_value=0, max_value=600)  # past 255, where the second part of a name counts on
@@ -88,7 +90,8 @@ TAKEN = st.builds(Taken, st.floats(0, 1e6), NUMBERS.map(lambda number: number * 
 @settings(max_examples=300)
 def test_nothing_that_is_needed_is_removed(backups: list[Taken], names: set[str], number: int) -> None:
     """Of the newest backups all stays that lies behind where they begin, on every timeline; the rest goes."""
-    others = {"00000002.history", "unknown", f"{Segment(1, 0).name}.partial"}
+    ends = (".partial", ".unfinished")
+    others = {"00000002.history", "unknown", *(Segment(1, 0).name + end for end in ends)}
     kept = keeping.kept(backups, number)
     gone = set(keeping.needless([*names, *others], kept))
     assert kept == sorted(backups, key=lambda taken: taken.ended)[-number:]
@@ -138,6 +141,39 @@ def test_the_newest_backup_before_the_moment_is_chosen() -> None:
         choose([], {}, branches, moment=None, now=0)
 
 
+def stored(tmp_path: Path, *backups: Backup) -> Store:
+    """A store with nothing but the notes of `backups`."""
+    store = Store(tmp_path, "main")
+    for folder in (store.base, store.wal):
+        folder.mkdir(parents=True)
+    for one in backups:
+        (store.base / one.name).mkdir()
+        (store.base / one.name / "backup.json").write_text(json.dumps(asdict(one)))
+    return store
+
+
+def test_a_backup_of_what_was_given_up_is_no_backup_of_the_present(tmp_path: Path) -> None:
+    """A replica took over that had not all of it, or the database went back: another one is due."""
+    before, after = backup("1", ended=1), backup("2", ended=2, begin=8 * SEGMENT_BYTES)
+    store = stored(tmp_path, before, after)
+    assert store.present() == [before, after]
+    (store.wal / "00000002.history").write_text(f"1\t{wal.printed(5 * SEGMENT_BYTES)}\treason\n")
+    assert store.present() == [before]
+    newer = backup("3", ended=3, begin=6 * SEGMENT_BYTES, timeline=2)
+    assert stored(tmp_path / "more", newer).present() == [newer]
+
+
+def test_two_platforms_do_not_archive_to_one_place(tmp_path: Path) -> None:
+    """A copy of a project has the same database in it; it may read, and is told what to do to write."""
+    store = stored(tmp_path)
+    store.belong(Path("/one/.springtide"))
+    store.belong(Path("/one/.springtide"))
+    assert store.elsewhere(Path("/one/.springtide")) is None
+    assert store.elsewhere(Path("/two/.springtide")) == "/one/.springtide"
+    with pytest.raises(RunnerError, match=r"the platform in /one/.springtide .* backups\.folder.*main/home"):
+        store.belong(Path("/two/.springtide"))
+
+
 def test_a_moment_names_its_time_zone() -> None:
     assert moment("1970-01-01T01:00:10+01:00") == moment("1970-01-01 00:00:10Z") == 10.0
     for text in ("1970-01-01T00:00:10", "yesterday"):
@@ -146,21 +182,19 @@ def test_a_moment_names_its_time_zone() -> None:
 
 
 def test_a_backup_is_due() -> None:
-    """Without one, when it is old, when the log after it has a gap; after a failure only later again."""
+    """Without one, when it is old, when the log after it has a gap; after an attempt only later again."""
 
-    def is_due(backups: list[Backup], now: float, *, gap: bool = False, failed: float | None = None) -> bool:
-        return due(backups, gap=gap, every=100, now=now, failed=failed, retry=10)
+    def is_due(backups: list[Backup], now: float, *, gap: bool = False, tried: float | None = None) -> bool:
+        return due(backups, gap=gap, every=100, now=now, tried=tried, retry=10)
 
     there = [backup(ended=0), backup(ended=50)]
     assert is_due([], 0) and is_due(there, 150) and is_due(there, 60, gap=True)
     assert not is_due(there, 149)
-    assert not is_due([], 9, failed=0) and is_due([], 10, failed=0)
+    assert not is_due([], 9, tried=0) and is_due([], 10, tried=0)
 
 
 def test_the_archive_command_survives_odd_folders() -> None:
     """Quotes and percent signs of a path are neither the shell's nor PostgreSQL's."""
-    from pathlib import Path
-
     text = Archiving(folder=Path("/a b/100%'s"), timeout=0.5).settings()
     assert "/a b/100%%''" in text and text.endswith("archive_timeout = 1")
     with pytest.raises(ValueError, match="timeout must be > 0"):

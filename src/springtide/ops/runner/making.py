@@ -18,6 +18,7 @@ from typing import ParamSpec, TypeVar
 from springtide.errors import RunnerError
 from springtide.ops.runner import access, logs, pgdata, processes, psql, standby
 from springtide.ops.runner.accounts import Account
+from springtide.ops.runner.backups.rescuing import rescue
 from springtide.ops.runner.installs import Install
 from springtide.ops.runner.standby import Upstream
 
@@ -45,6 +46,8 @@ class Place:
     durable: bool
     authority: Path | None = None
     """Whose certificate servers must show; None: they have no TLS."""
+    archive: Path | None = None
+    """Where its log is archived; None: nowhere."""
 
     async def run(self, what: str, arguments: list[str], **variables: str) -> None:
         """Run one of PostgreSQL's programs; RunnerError with the end of its output when it fails."""
@@ -127,6 +130,7 @@ async def _ask(
 
 async def copy(place: Place, upstream: Upstream) -> None:
     """A base backup of `upstream` that will follow it; it replaces what is in the folder."""
+    await _rescue(place)
     try:
         staging = await uncut(pgdata.Staging, place.data, place.account)
         await uncut(standby.write_passfile, staging.password_file, place.password, place.account)
@@ -152,6 +156,7 @@ async def copy(place: Place, upstream: Upstream) -> None:
 
 async def rewind(place: Place, upstream: Upstream) -> None:
     """Undo in the folder what `upstream` does not have, then follow it; by a new copy where that fails."""
+    await _rescue(place)
     await asyncio.to_thread(standby.want_repair, place.data, "copy")
     try:
         await ensure_slot(place, upstream)  # first, so that what is needed afterwards is kept
@@ -176,6 +181,12 @@ async def rewind(place: Place, upstream: Upstream) -> None:
         return
     await uncut(standby.make_standby, place.data, place.account)
     await asyncio.to_thread(standby.want_repair, place.data, None)
+
+
+async def _rescue(place: Place) -> None:
+    """Archive what a primary that was replaced had not: `upstream` counts all that it got as archived."""
+    if place.archive is not None:
+        await rescue(place.data, place.archive, place.account, place.log, rest=False)
 
 
 def _reach(place: Place, upstream: Upstream, passfile: Path, root: Path | None) -> str:

@@ -305,6 +305,7 @@ class EmbeddedPostgres:
             log=self.log,
             durable=self._durable,
             authority=self.home / "secrets" / access.AUTHORITY if self._tls else None,
+            archive=None if self._archiving is None else self._archiving.folder,
         )
         pgdata.Staging.clear(data)
         return (data / "PG_VERSION").exists()

@@ -5,6 +5,7 @@ file that is there is whole and survives a power failure. It never overwrites: a
 and is the same counts as archived, one that differs is an error, as a full disk is. PostgreSQL then keeps
 the file and asks again, for ever; `springtide status` says so. The zeros at the end of a file that was
 closed early take no room. It makes no folder, so a disk that is not mounted is not filled by mistake.
+The copy keeps its time: that of a history file says when its timeline began, however late it is archived.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SCRIPT", "SCRIPT_NAME", "Archiving", "restore_script"]
+__all__ = ["SCRIPT", "SCRIPT_NAME", "UNFINISHED", "UNFINISHED_SCRIPT", "Archiving", "restore_script"]
 
 SCRIPT_NAME = "springtide-archive.sh"
 
@@ -34,9 +35,22 @@ fi
 temporary="$3/.new-$2.$$"
 trap 'rm -f -- "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
-cp --sparse=always -- "$1" "$temporary"
+cp --sparse=always --preserve=timestamps -- "$1" "$temporary"
 sync -- "$temporary"
 ln -- "$temporary" "$target"
+sync -- "$3"
+"""
+
+UNFINISHED = ".unfinished"
+"""Ends the name of a file that its server will not complete any more (see rescuing.py)."""
+
+UNFINISHED_SCRIPT = f"""\
+set -eu
+temporary="$3/.new-$2{UNFINISHED}.$$"
+trap 'rm -f -- "$temporary"' EXIT
+cp --sparse=always --preserve=timestamps -- "$1" "$temporary"
+sync -- "$temporary"
+mv -f -- "$temporary" "$3/$2{UNFINISHED}"
 sync -- "$3"
 """
 
@@ -63,12 +77,14 @@ def restore_script(archive: Path, olds: Sequence[Path]) -> str:
     """Fetches one file for a recovery: NAME PATH. First from `archive`, then from the log of data folders.
 
     Exit code 1 means that there is no such file, which is where a recovery ends. Any other failure must not
-    be taken for that: above 125 PostgreSQL gives up instead of going on with less.
+    be taken for that, nor an archive that is gone: above 125 PostgreSQL gives up instead of going on with
+    less.
     """
     folders = [archive, *(old / "pg_wal" for old in olds)]
     places = [f'{shlex.quote(str(folder))}/"$1"' for folder in folders]
-    places.append(f'{shlex.quote(str(archive))}/"$1".partial')
+    places += [f'{shlex.quote(str(archive))}/"$1"{end}' for end in (UNFINISHED, ".partial")]
     return f"""\
+[ -d {shlex.quote(str(archive))} ] || exit 200
 for place in {" ".join(places)}; do
     if [ -e "$place" ]; then
         cp -- "$place" "$2" || exit 200

@@ -12,7 +12,7 @@ from typing import Any
 
 from springtide.errors import ConfigurationError, RunnerError
 from springtide.ops.runner import pgdata
-from springtide.ops.runner.accounts import server_account
+from springtide.ops.runner.accounts import Account, server_account
 from springtide.ops.runner.backups.choosing import said
 from springtide.ops.runner.backups.plan import Group, Plan
 from springtide.ops.runner.backups.restoring import Site, restore
@@ -84,9 +84,11 @@ def _backup(args: argparse.Namespace) -> int:
 
 def _now(plan: Plan, args: argparse.Namespace) -> int:
     async def one(group: Group) -> Backup:
+        store, server = await asyncio.to_thread(plan.store, group), await plan.server(group)
+        await asyncio.to_thread(store.create, server.account)
         taken = await take(
-            plan.store(group),
-            await plan.server(group),
+            store,
+            server,
             keep=plan.spec.keep,
             max_rate_bytes=plan.spec.max_rate_bytes,
             log=plan.log,
@@ -168,10 +170,14 @@ async def _verified(plan: Plan, group: Group, store: Store, backup: Backup) -> l
     if group.given:
         programs, account = (await plan.server(group)).programs, own_account()
     else:
-        account = pgdata.owner(store.data(backup), server_account())
-        install = reachable_install(find_install(store.data(backup)), account)
-        programs = install.root / "bin"
+        programs, account = await asyncio.to_thread(_tools, store.data(backup))
     return await verify(store, backup, programs, account, log=plan.log)
+
+
+def _tools(data: Path) -> tuple[Path, Account]:
+    """The programs of the version that made `data`, and as whom they run."""
+    account = pgdata.owner(data, server_account())
+    return reachable_install(find_install(data), account).root / "bin", account
 
 
 def _restore(args: argparse.Namespace) -> int:
@@ -216,6 +222,7 @@ def _site(plan: Plan, group: Group, store: Store) -> Site:
         install=reachable_install(find_install(origin), account),
         password=_password(plan.home.path / "secrets" / f"{node}.password"),
         log=plan.log,
+        archives=store.elsewhere(plan.home.path) is None,
     )
 
 

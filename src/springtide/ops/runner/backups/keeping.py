@@ -16,7 +16,7 @@ from springtide.ops.runner.backups.wal import PER_LOG, SEGMENT_BYTES
 
 __all__ = ["Kept", "kept", "needless"]
 
-_LOG = re.compile(r"[0-9A-F]{8}([0-9A-F]{8})([0-9A-F]{8})(\.partial|\.[0-9A-F]{8}\.backup)?")
+_LOG = re.compile(r"[0-9A-F]{8}([0-9A-F]{8})([0-9A-F]{8})(\.partial|\.unfinished|\.[0-9A-F]{8}\.backup)?")
 
 
 class Kept(Protocol):

@@ -7,6 +7,7 @@ archive their log here, for only their settings are ours.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -66,6 +67,7 @@ class Plan:
         self.log = home.logs / "backups.log"
         self._shared = shared
         self._folder: Path | None = None
+        self._servers: dict[tuple[str, str], Server] = {}
 
     def use(self, topology: Topology) -> None:
         """The topology has changed: replicas came or went."""
@@ -107,9 +109,19 @@ class Plan:
         return Store(self.folder, group.cluster)
 
     def prepare(self) -> None:
-        """Make every folder, so that servers can archive from their first moment on."""
+        """Make every folder, so that servers can archive from their first moment on.
+
+        Raises RunnerError where a server would begin to archive among what belongs to others.
+        """
         for group in self.groups:
-            self.store(group).create(self._account(group.given))
+            store = self.store(group)
+            store.create(self._account(group.given))
+            if self.spec.folder is not None:
+                store.belong(self.home.path)
+            if group.given or store.system() is None:
+                continue
+            if not (self.data(self.primary(group)) / "PG_VERSION").exists():
+                raise RunnerError(store.strange())
 
     def archiving(self, node: str) -> Archiving | None:
         """Where the server of `node` archives its log; None when it does not."""
@@ -128,9 +140,19 @@ class Plan:
         record = read_record(self.home.path / "clusters", group.cluster)
         return group.nodes[0] if record is None else record.primary
 
+    def data(self, node: str) -> Path:
+        """The real folder of a node's data."""
+        return pgdata.locate(
+            self.home.path,
+            node,
+            platform=self.topology.name,
+            account=server_account(),
+            shared=self._shared,
+        )
+
     async def server(self, group: Group) -> Server:
         """The group's primary as it runs now. Raises RunnerError when it is not known to run."""
-        found = self.topology.as_found(read_addresses(self.home.run / "addresses.json"))
+        found = await asyncio.to_thread(self._found)
         if group.given:
             return await given(found.cluster_url(group.cluster))
         try:
@@ -138,13 +160,15 @@ class Plan:
         except ConfigurationError as error:
             raise RunnerError("the platform does not run: start it with `springtide up`") from error
         node = found.clusters[group.cluster].primary
-        data = pgdata.locate(
-            self.home.path,
-            node,
-            platform=self.topology.name,
-            account=server_account(),
-            shared=self._shared,
-        )
+        if (node, url) not in self._servers:  # finding its programs takes processes, and it is asked often
+            self._servers[node, url] = await asyncio.to_thread(self._embedded, node, url)
+        return self._servers[node, url]
+
+    def _found(self) -> Topology:
+        return self.topology.as_found(read_addresses(self.home.run / "addresses.json"))
+
+    def _embedded(self, node: str, url: str) -> Server:
+        data = self.data(node)
         proof = ""
         if "sslrootcert=" in urlsplit(url).query:  # its copy in the data, which the server's account may read
             proof = f"sslmode=verify-full&sslrootcert={quote(str(data / access.ROOT))}"

@@ -1,10 +1,11 @@
 """Restore one cluster to a moment: beside the data that is there, and swapped with it only when it is proven.
 
-    lock -> choose backup and history -> copy -> recover -> prove that the moment was reached -> swap
+    lock -> choose backup and history -> copy -> recover -> prove that the moment was reached ->
+    archive what the data that is there had not -> swap
 
 What was there is kept aside under a name of its own, until the operator removes it. An interruption before
 the swap leaves it as it was; the swap is one step of the kernel. The log of the data that is there counts
-too, so what a crashed server had not archived yet is not lost.
+too, and is archived before the swap, so what a crashed server had not archived yet is not lost.
 "Newest" means everything: a gap in the log, or a file that cannot be read, is an error and no early end.
 The restored database goes on on a timeline of its own; replicas of what was there must be made anew.
 """
@@ -17,7 +18,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,9 +28,10 @@ from pathlib import Path
 from springtide.errors import RunnerError
 from springtide.ops.runner import making, pgdata, standby
 from springtide.ops.runner.accounts import Account
-from springtide.ops.runner.backups import wal
+from springtide.ops.runner.backups import ending, wal
 from springtide.ops.runner.backups.choosing import Choice, choose, said
 from springtide.ops.runner.backups.recovering import NotReached, Reached, Recovery
+from springtide.ops.runner.backups.rescuing import rescue
 from springtide.ops.runner.backups.store import Backup, Store
 from springtide.ops.runner.backups.taking import prove
 from springtide.ops.runner.installs import Install
@@ -42,7 +43,10 @@ ROOM = 128 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a cluster's data goes: the folder of its primary, of its replicas, and what works on them."""
+    """Where a cluster's data goes: the folder of its primary, of its replicas, and what works on them.
+
+    `archives`: what these had not archived may be; False for a copy, which only reads another's backups.
+    """
 
     data: Path
     replicas: tuple[Path, ...]
@@ -50,6 +54,7 @@ class Site:
     install: Install
     password: str
     log: Path
+    archives: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +94,9 @@ async def restore(store: Store, site: Site, *, moment: float | None, name: str |
                 log=site.log,
             )
             reached = await _recover(store, site, choice, recovery, olds, moment)
+            for old in olds if site.archives else ():
+                rest = not await asyncio.to_thread(standby.is_standby, old)
+                await rescue(old, store.wal, site.account, site.log, rest=rest)
             aside = await making.uncut(_swap, site, staging / "data")
         finally:
             await asyncio.to_thread(_clear, site.data)
@@ -103,43 +111,26 @@ async def _recover(
         if moment is not None:
             return reached
     except NotReached as error:
-        if not olds:
+        # If the whole log is at hand, nothing committed between the last transaction and the moment.
+        reached = await recovery.run(timeline=choice.timeline, moment=None, password=site.password)
+        whole = (store, choice.timeline, olds, reached.position)
+        if not await asyncio.to_thread(ending.at_hand, *whole):
             last = (
                 f"its last transaction committed at {error.last}" if error.last else "it has no transaction"
             )
-            gap = _gap(store, choice)
+            gap = await asyncio.to_thread(ending.gap, store, choice)
             raise RunnerError(
                 f"the log ends before {said(moment or 0)}: {last}{gap and f', because {gap}'}. Restore to a "
                 "moment before that, or the newest there is with --latest"
             ) from None
-        # Nothing committed between the last transaction and the moment, if the whole log is at hand.
-        reached = await recovery.run(timeline=choice.timeline, moment=None, password=site.password)
-    end = await asyncio.to_thread(_end, store, site, choice, olds)
-    if reached.position < end:
-        gap = _gap(store, choice) or f"a file of it cannot be read, see {site.log}"
+    if not await ending.reached(store, site.install, site.account, choice, olds, reached.position, site.log):
+        gap = await asyncio.to_thread(ending.gap, store, choice)
+        gap = gap or f"a file of it cannot be read, see {site.log}"
         raise RunnerError(
             f"the log goes on, but cannot be followed to its end: {gap}. With --to, any moment up to "
             f"{said(reached.last or choice.backup.ended)} may be restored"
         )
     return reached
-
-
-def _gap(store: Store, choice: Choice) -> str:
-    missing = wal.gaps(store.archived(), choice.branches, choice.backup.begin)
-    return f"{missing[0]} is missing in {store.wal}" if missing else ""
-
-
-def _end(store: Store, site: Site, choice: Choice, olds: Sequence[Path]) -> int:
-    """The position that a recovery of everything has to reach."""
-    ends = [choice.backup.end]
-    last = wal.newest(store.archived(), choice.branches)
-    if last is not None:
-        ends.append((last.number + 1) * wal.SEGMENT_BYTES)
-    for old in olds:
-        control = _control(site.install, old)
-        if int(control.get("Latest checkpoint's TimeLineID", "0")) == choice.timeline:
-            ends.append(wal.position(control["Latest checkpoint location"]))
-    return max(ends)
 
 
 def _choose(
@@ -174,23 +165,9 @@ def _logs(site: Site, backups: Sequence[Backup]) -> list[Path]:
     for data in (site.data, *site.replicas):
         if (data / "PG_VERSION").exists():
             with suppress(RunnerError):
-                if _control(site.install, data).get("Database system identifier") in systems:
+                if ending.control(site.install, data).get("Database system identifier") in systems:
                     found.append(data)
     return found
-
-
-def _control(install: Install, data: Path) -> dict[str, str]:
-    done = subprocess.run(
-        [install.program("pg_controldata"), data],
-        env={"LC_ALL": "C"},
-        capture_output=True,
-        check=False,
-        timeout=30,
-    )
-    if done.returncode != 0:
-        raise RunnerError(f"{data} cannot be read: {done.stderr.decode(errors='replace').strip()}")
-    pairs = (line.partition(":") for line in done.stdout.decode(errors="replace").splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _check_room(site: Site, backup: Backup) -> None:

@@ -1,8 +1,9 @@
 """Backups of a running platform: taken when they are due, and the archiver watched.
 
-A backup is due when there is none, when the newest is older than `every`, or when the log after it has a gap
-(archiving was off meanwhile), so that nothing later could be restored. One that fails is tried again, with
-pauses. What is known is noted in run/backups.json, which `springtide status` shows.
+A backup is due when there is none of what the database is now, when the newest is older than `every`, or when
+the log after it has a gap (archiving was off meanwhile), so that nothing later could be restored; what the
+primary still has of that is archived first. One that fails is tried again, with pauses.
+What is known is noted in run/backups.json, which `springtide status` and `/metrics` show.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from springtide.clock import Clock, SystemClock
 from springtide.errors import ConfigurationError, RunnerError
 from springtide.lifecycle import Group as Services
 from springtide.lifecycle import Periodic
+from springtide.ops.runner import pgdata, standby
+from springtide.ops.runner.accounts import server_account
 from springtide.ops.runner.backups.plan import Group, Plan
+from springtide.ops.runner.backups.rescuing import fill
 from springtide.ops.runner.backups.server import Server
-from springtide.ops.runner.backups.store import Backup
+from springtide.ops.runner.backups.store import Backup, Store
 from springtide.ops.runner.backups.taking import take
 
 __all__ = ["Archived", "Schedule", "archived", "due"]
@@ -63,10 +67,10 @@ async def archived(server: Server) -> Archived:
 
 
 def due(
-    backups: Sequence[Backup], *, gap: bool, every: float, now: float, failed: float | None, retry: float
+    backups: Sequence[Backup], *, gap: bool, every: float, now: float, tried: float | None, retry: float
 ) -> bool:
-    """Whether a backup is to be taken at `now`; `failed`: when the last attempt did, None: none did."""
-    if failed is not None and now < failed + retry:
+    """Whether a backup is to be taken at `now`; `tried`: when the last attempt ended, None = none."""
+    if tried is not None and now < tried + retry:
         return False
     return not backups or gap or now >= max(backup.ended for backup in backups) + every
 
@@ -79,7 +83,7 @@ class Schedule:
     def __init__(self, plan: Plan, *, clock: Clock | None = None) -> None:
         self._plan = plan
         self._clock = clock or SystemClock()
-        self._failed: dict[str, float] = {}
+        self._tried: dict[str, float] = {}
         self._notes: dict[str, dict[str, Any]] = {}
         every = plan.spec.every
         self._retry = min(RETRY, every)
@@ -114,51 +118,55 @@ class Schedule:
                     note = {"error": str(error)}
                 if note.get("failing") and not self._note(group).get("archive", {}).get("failing"):
                     _log.error("the log of cluster %s cannot be archived: %s", group.cluster, note["file"])
-            self._note(group)["archive"] = note
+            self._note(group)["archive"], self._note(group)["noted"] = note, self._clock.now()
         await self._write()
 
     async def _take(self) -> None:
         for group in self._plan.groups:
-            store = self._plan.store(group)
-            there = await asyncio.to_thread(store.backups)
-            gap = False
-            if there and self._plan.archives(group):
-                gap = bool(await asyncio.to_thread(store.gaps, there[-1]))
-            note = self._note(group)
-            note["last"] = asdict(there[-1]) if there else None
-            note["every"] = self._plan.spec.every
-            if due(
-                there,
-                gap=gap,
-                every=self._plan.spec.every,
-                now=self._clock.now(),
-                failed=self._failed.get(group.cluster),
-                retry=self._retry,
-            ):
-                await self._take_one(group)
+            try:
+                await self._take_when_due(group)
+            except (RunnerError, ConfigurationError, OSError) as error:
+                self._note(group)["error"] = str(error)
+                self._note(group)["failed"] = self._clock.now()
+                _log.error("no backup of cluster %s: %s", group.cluster, error)
         await self._write()
 
-    async def _take_one(self, group: Group) -> None:
-        note = self._note(group)
+    async def _take_when_due(self, group: Group) -> None:
+        store, spec, note = self._plan.store(group), self._plan.spec, self._note(group)
+        there = await asyncio.to_thread(store.present)
+        gap = bool(there) and self._plan.archives(group) and await self._gap(group, store, there[-1])
+        note["last"], note["every"] = asdict(there[-1]) if there else None, spec.every
+        if there and note["failed"] is not None and there[-1].ended > note["failed"]:
+            note["error"] = None  # somebody took one by hand meanwhile
+        tried = self._tried.get(group.cluster)
+        if not due(there, gap=gap, every=spec.every, now=self._clock.now(), tried=tried, retry=self._retry):
+            return
         try:
             taken = await take(
-                self._plan.store(group),
+                store,
                 await self._plan.server(group),
-                keep=self._plan.spec.keep,
-                max_rate_bytes=self._plan.spec.max_rate_bytes,
+                keep=spec.keep,
+                max_rate_bytes=spec.max_rate_bytes,
                 log=self._plan.log,
             )
-        except (RunnerError, ConfigurationError, OSError) as error:
-            self._failed[group.cluster] = self._clock.now()
-            note["error"] = str(error)
-            _log.error("no backup of cluster %s: %s", group.cluster, error)
-            return
-        self._failed.pop(group.cluster, None)
+        finally:
+            self._tried[group.cluster] = self._clock.now()
         note["error"], note["last"] = None, asdict(taken.backup)
         _log.info("backup %s of cluster %s", taken.backup.name, group.cluster)
 
+    async def _gap(self, group: Group, store: Store, backup: Backup) -> bool:
+        """Whether the log after `backup` has a gap that cannot be filled from what the primary still has."""
+        if not (missing := await asyncio.to_thread(store.gaps, backup)):
+            return False
+        data = await asyncio.to_thread(lambda: self._plan.data(self._plan.primary(group)))
+        if not await asyncio.to_thread(standby.is_standby, data):  # a replica's files may not be complete
+            account = await asyncio.to_thread(pgdata.owner, data, server_account())
+            await fill(data, missing, store.wal, account, self._plan.log)
+        return bool(await asyncio.to_thread(store.gaps, backup))
+
     def _note(self, group: Group) -> dict[str, Any]:
-        return self._notes.setdefault(group.cluster, {"last": None, "error": None, "archive": {}})
+        new: dict[str, Any] = {"last": None, "error": None, "failed": None, "archive": {}}
+        return self._notes.setdefault(group.cluster, new)
 
     async def _write(self) -> None:
         try:

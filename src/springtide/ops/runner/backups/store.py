@@ -5,6 +5,7 @@
                       /base/.new-*, .gone-*        being made, being removed: never looked at
                       /wal/                        the archived log
                       /system                      which database this is: the identifier that initdb gave it
+                      /home                        which platform archives here, in a folder that was named
                       /lock                        held by whoever makes, removes or restores a backup
 
 A backup is made under a temporary name and renamed when it is complete and verified, so that what is cut off
@@ -111,24 +112,43 @@ class Store:
         finally:
             os.close(descriptor)
 
+    def system(self) -> str | None:
+        """The database whose backups these are; None: there are none yet."""
+        return _read(self.folder / "system")
+
     def claim(self, system: str) -> None:
         """Bind the folder to one database. Raises RunnerError when it holds the backups of another."""
-        path = self.folder / "system"
-        try:
-            known = path.read_text().strip()
-        except FileNotFoundError:
-            temporary = path.with_name(".system")
-            temporary.write_text(system + "\n")
-            temporary.replace(path)
-            return
-        except OSError as error:
-            raise pgdata.explain(error, "read") from error
-        if known != system:
+        known = self.system()
+        if known is None:
+            _write(self.folder / "system", system + "\n")
+        elif known != system:
+            raise RunnerError(self.strange())
+
+    def strange(self) -> str:
+        """What to say where another database is than the one whose backups these are."""
+        return (
+            f"{self.folder} holds the backups of another database than the one that cluster "
+            f"{self.cluster} has now: bring that one back with `springtide restore --latest --cluster "
+            f"{self.cluster}`, or move the folder away to begin anew"
+        )
+
+    def elsewhere(self, home: Path) -> str | None:
+        """The home of the platform that keeps its backups here, when that is another than `home`."""
+        known = _read(self.folder / "home")
+        return None if known == str(home) else known
+
+    def belong(self, home: Path) -> None:
+        """Bind the folder to the platform of `home`. Raises RunnerError when it is another's.
+
+        A copy of a project has the same database in it: both would archive different files of the same name.
+        """
+        if (known := self.elsewhere(home)) is not None:
             raise RunnerError(
-                f"{self.folder} holds the backups of another database than the one that cluster "
-                f"{self.cluster} has now: bring that one back with `springtide restore --latest --cluster "
-                f"{self.cluster}`, or move the folder away to begin anew"
+                f"{self.folder} is where the platform in {known} keeps its backups, and two that archive to "
+                "one place destroy each other's log: name another with backups.folder; if that platform is "
+                f"gone or was moved here, remove {self.folder / 'home'}"
             )
+        _write(self.folder / "home", f"{home}\n")
 
     def backups(self) -> list[Backup]:
         """The complete ones, oldest first."""
@@ -169,6 +189,15 @@ class Store:
             text = None
         return wal.history(timeline, text)
 
+    def present(self) -> list[Backup]:
+        """The backups that lie on the way to what the database is now, oldest first.
+
+        Not those of what was given up: by going back, or when a replica took over that had not all of it.
+        """
+        there = self.backups()
+        path = self.branches(max(self.born(), default=1))
+        return [one for one in there if wal.seen(path, one.timeline, one.begin, one.end)]
+
     def gaps(self, backup: Backup, timeline: int | None = None) -> list[str]:
         """Files of the log that are missing after `backup`, on the way to `timeline` (None: the newest)."""
         wanted = max(self.born(), default=backup.timeline) if timeline is None else timeline
@@ -195,11 +224,7 @@ class Store:
             number += 1
             name = f"{backup.name}-{number}"
         try:
-            with (staged / MARKER).open("w") as file:
-                json.dump({**asdict(backup), "name": name}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(staged)
+            _write(staged / MARKER, json.dumps({**asdict(backup), "name": name}, indent=1))
             staged.rename(self.base / name)
             sync_folder(self.base)
         except OSError as error:
@@ -231,3 +256,24 @@ class Store:
         """Remove what was not finished; whoever still writes there is ended first. Only under the lock."""
         for left in (*self.base.glob(".new-*"), *self.base.glob(".gone-*")):
             pgdata.remove(left)
+
+
+def _read(path: Path) -> str | None:
+    """What the file says; None when there is none."""
+    try:
+        return path.read_text().strip() or None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise pgdata.explain(error, "read") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Make or replace the file, on the disk at return: a power failure leaves no half one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -53,9 +53,9 @@ async def take(
     """Take a backup of `server` into `store`, then remove those past the newest `keep`.
 
     fast: begin with an immediate checkpoint instead of one that is spread over minutes.
+    The store's folders must be there: made here, they would hide that a disk is not mounted.
     Raises RunnerError; whatever it raises, there are the backups of before.
     """
-    await asyncio.to_thread(store.create, server.account)
     with store.lock():
         facts = await server.facts()
         await asyncio.to_thread(store.claim, facts.system)
