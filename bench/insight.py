@@ -51,6 +51,9 @@ from springtide.ops.runner.postgres import EmbeddedPostgres
 
 REPEATED = 12
 PEERS = ("naive", "index")
+SETS = (("seen", "advice", SEEN), ("held out", "held_out", HELD_OUT), ("laboratory", "lab", LAB))
+EVERY_QUICK = 2
+"""With --quick, the step through the cases of each set."""
 
 
 # -- traffic -------------------------------------------------------------------------------------------
@@ -168,6 +171,10 @@ async def run(pool: Pool, case: Case, engine: Any) -> None:
                     await pool.fetch(sql, *traffic.args(n))
                 else:
                     await pool.execute(sql, *traffic.args(n))
+
+
+def chosen(step: int) -> list[Case]:
+    return [case for _, _, cases in SETS for case in cases[::step]]
 
 
 # -- scoring -------------------------------------------------------------------------------------------
@@ -326,12 +333,9 @@ def note_cost() -> float:
     return min(timeit.repeat(note, timer=time.process_time, number=number, repeat=7)) / number * 1e6
 
 
-def report(title: str, looked: Looked, figures: dict[str, object], suffix: str) -> None:
-    for name, prefix, cases in (
-        ("seen", "advice", SEEN),
-        ("held out", "held_out", HELD_OUT),
-        ("laboratory", "lab", LAB),
-    ):
+def report(title: str, looked: Looked, figures: dict[str, object], suffix: str, step: int) -> None:
+    for name, prefix, all_cases in SETS:
+        cases = all_cases[::step]
         result = score(cases, looked.findings)
         figures[f"{prefix}_precision{suffix}"] = result.precision
         figures[f"{prefix}_recall{suffix}"] = result.recall
@@ -345,7 +349,7 @@ def report(title: str, looked: Looked, figures: dict[str, object], suffix: str) 
             print(f"    false:  {line}")
         for line in result.missed:
             print(f"    missed: {line}")
-    every = (*SEEN, *HELD_OUT, *LAB)
+    every = chosen(step)
     for name, found in zip(PEERS, (looked.naive, looked.findings), strict=True):
         result = score(every, found, ("missing_index",))
         figures[f"{name}_precision{suffix}"] = result.precision
@@ -359,19 +363,20 @@ def report(title: str, looked: Looked, figures: dict[str, object], suffix: str) 
 
 async def measure(home: Path, quick: bool) -> dict[str, object]:
     figures: dict[str, object] = {}
-    every = (*SEEN, *HELD_OUT, *LAB)
+    step = EVERY_QUICK if quick else 1
+    every = chosen(step)
     server = EmbeddedPostgres("bench", home=home, durable=False)
     await server.start()
     try:
         looked = await look(server.url(), every, home / "embedded")
-        report("scratch copy", looked, figures, "")
+        report("scratch copy", looked, figures, "", step)
         figures["index_write_us"] = round(looked.write_us, 2)
     finally:
         await server.stop()
     if DebianPostgres.installed() and not quick:
         async with DebianPostgres(home / "debian") as debian:
             looked = await look(debian.url, every, home / "hypopg")
-            report("hypopg", looked, figures, "_hypopg")
+            report("hypopg", looked, figures, "_hypopg", step)
     figures["note_us"] = round(note_cost(), 3)
     return figures
 
@@ -380,7 +385,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="the embedded server alone")
+    parser.add_argument(
+        "--quick", action="store_true", help="every second case, on the embedded server alone"
+    )
     options = parser.parse_args()
     logging.getLogger("springtide").setLevel(logging.ERROR)
     home = Path(tempfile.mkdtemp(prefix="springtide-bench-"))
