@@ -293,6 +293,47 @@ async def test_what_is_sent_several_at_once_is_not_run(database_url: str, tmp_pa
     await connection.close()
 
 
+async def check_parts(url: str, folder: Path, checked: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        'CREATE SCHEMA "old.days"; CREATE TABLE day (id bigint, at int NOT NULL, who int NOT NULL, note text)'
+        " PARTITION BY RANGE (at);"
+        "CREATE TABLE day_1 PARTITION OF day FOR VALUES FROM (0) TO (10000);"
+        'CREATE TABLE "old.days"."day.2" PARTITION OF day FOR VALUES FROM (10000) TO (20001);'
+        "INSERT INTO day SELECT g, g, g % 1000, repeat('x', 50) FROM generate_series(1, 20000) g"
+    )
+    await connection.execute("VACUUM ANALYZE")
+    folder.parent.mkdir()
+    insight = Insight(folder=folder, node="app-1", write_every=60)
+    async with Pool(url, insight=insight) as pool:
+        for number in range(6):
+            await pool.fetch("SELECT id, note FROM day WHERE who = $1", number)
+            await pool.fetch("SELECT id FROM day WHERE at < $1", 20 + number)
+    await insight.write()
+    (finding,) = (await advise(url, statements=folder)).findings
+    assert (finding.table, finding.columns) == ("public.day", ("who",))
+    assert finding.checked.startswith(checked)
+    for sql in finding.sql:
+        await connection.execute(sql)
+    assert await connection.fetchval(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'day_who_idx'::regclass"
+    )
+    await connection.close()
+    assert (await advise(url, statements=folder)).findings == ()
+
+
+async def test_a_partitioned_table_gets_its_index_part_by_part(database_url: str, tmp_path: Path) -> None:
+    """One finding for the whole; its SQL locks no writer out, runs as it stands, and leaves a valid index.
+    The column that rows are split by needs none."""
+    await check_parts(database_url, tmp_path / "run" / "statements", "scratch copy of 20000 rows")
+
+
+@pytest.mark.needs("postgresql-15", "postgresql-15-hypopg")
+async def test_hypopg_believes_in_an_index_of_parts(with_hypopg: str, tmp_path: Path) -> None:
+    """The same, planned on the real parts."""
+    await check_parts(with_hypopg, tmp_path / "run" / "statements", "hypopg")
+
+
 async def check_refused(url: str, folder: Path) -> None:
     connection = await asyncpg.connect(url)
     await connection.execute("CREATE DOMAIN given AS int NOT NULL")

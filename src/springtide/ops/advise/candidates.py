@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from springtide.ops.advise.catalog import Table
+from springtide.ops.advise.catalog import Table, quoted
 from springtide.ops.advise.reading import Use
 
 __all__ = ["Candidate", "candidates", "combined", "condition", "index_name"]
@@ -46,6 +46,18 @@ class Candidate:
         if self.include:
             text += f" INCLUDE ({', '.join(self.include)})"
         return f"{text} WHERE {self.where}" if self.where else text
+
+    def creation(self, name: str) -> tuple[str, ...]:
+        """What makes it without locking out a writer for long; of a partitioned table part by part."""
+        if not self.table.parts:
+            return (f"CREATE INDEX CONCURRENTLY {quoted(name)} {self.definition()};",)
+        sql = [f"CREATE INDEX {quoted(name)} {self.definition(f'ONLY {self.table.sql}')};"]
+        whole = f"{quoted(self.table.schema)}.{quoted(name)}"
+        for number, (schema, part) in enumerate(self.table.parts, 1):
+            own = quoted(f"{name[:54]}_{number}")
+            sql.append(f"CREATE INDEX CONCURRENTLY {own} {self.definition(part)};")
+            sql.append(f"ALTER INDEX {whole} ATTACH PARTITION {schema}.{own};")
+        return tuple(sql)
 
     @property
     def form(self) -> str:
@@ -143,7 +155,7 @@ def _primary(table: Table) -> list[str]:
 def _column(table: Table, key: str) -> str:
     """The column that a key is, or is made of."""
     if key.startswith("("):
-        names = [quoted or bare for quoted, bare in re.findall(r'"([^"]+)"|(\w+)', key)]
+        names = [strict or bare for strict, bare in re.findall(r'"([^"]+)"|(\w+)', key)]
         return next((name for name in names if name in table.columns), "")
     inner = key[key.index("(") + 1 : -1] if "(" in key else key
     return inner.strip('"')
@@ -151,8 +163,10 @@ def _column(table: Table, key: str) -> str:
 
 def _indexable(table: Table, key: str) -> bool:
     column = table.columns.get(_column(table, key))
-    if column is None or key.startswith("("):
-        return column is not None  # a text or a day, whatever it is taken out of
+    if column is None or column.name in table.split_by:
+        return False  # partitions are chosen by it already
+    if key.startswith("("):
+        return True  # a text or a day, whatever it is taken out of
     return not column.type.startswith(_NO_BTREE) and column.width <= 600
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 __all__ = ["AGE", "Catalog", "Column", "ForeignKey", "Index", "Table", "read_catalog"]
 
+MAX_PARTS = 100
+"""A table of more partitions, or of parts that have parts, is not looked at as a whole."""
+
 OWN_SCHEMAS = ("pg_catalog", "information_schema", "pg_toast")
 
 
@@ -54,7 +57,8 @@ class Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Table:
-    """Equal only to itself: there is one per catalog."""
+    """Equal only to itself: there is one per catalog. `parts` are the partitions of a partitioned table, each
+    its schema and its whole name as SQL; `split_by` the columns that say which part a row is in."""
 
     schema: str
     name: str
@@ -66,6 +70,8 @@ class Table:
     updated: int = 0
     deleted: int = 0
     read: int = 0
+    parts: tuple[tuple[str, str], ...] = ()
+    split_by: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
@@ -179,10 +185,25 @@ _TABLES = """
 select c.oid::bigint as oid, n.nspname as schema, c.relname as name, greatest(c.reltuples, 0)::float8 as rows,
        c.relpages::bigint as pages,
        coalesce(s.n_tup_ins, 0) as inserted, coalesce(s.n_tup_upd, 0) as updated,
-       coalesce(s.n_tup_del, 0) as deleted, coalesce(s.seq_scan, 0) + coalesce(s.idx_scan, 0) as read
+       coalesce(s.n_tup_del, 0) as deleted, coalesce(s.seq_scan, 0) + coalesce(s.idx_scan, 0) as read,
+       '{}'::text[] as parts, '{}'::text[] as split_by
 from pg_class c join pg_namespace n on n.oid = c.relnamespace
 left join pg_stat_user_tables s on s.relid = c.oid
 where c.relkind in ('r', 'm') and c.relpersistence <> 't' and n.nspname <> all($1) and n.nspname !~ '^pg_'
+union all
+select c.oid::bigint, n.nspname, c.relname, sum(greatest(p.reltuples, 0))::float8, sum(p.relpages)::bigint,
+       sum(coalesce(s.n_tup_ins, 0))::bigint, sum(coalesce(s.n_tup_upd, 0))::bigint,
+       sum(coalesce(s.n_tup_del, 0))::bigint, sum(coalesce(s.seq_scan, 0) + coalesce(s.idx_scan, 0))::bigint,
+       array_agg(array[format('%I', pn.nspname), format('%I.%I', pn.nspname, p.relname)]
+                 order by pn.nspname, p.relname),
+       array(select a.attname::text from pg_partitioned_table k
+             join pg_attribute a on a.attrelid = k.partrelid and a.attnum = any(k.partattrs::int2[])
+             where k.partrelid = c.oid)
+from pg_class c join pg_namespace n on n.oid = c.relnamespace join pg_inherits i on i.inhparent = c.oid
+join pg_class p on p.oid = i.inhrelid join pg_namespace pn on pn.oid = p.relnamespace
+left join pg_stat_user_tables s on s.relid = p.oid
+where c.relkind = 'p' and n.nspname <> all($1) and n.nspname !~ '^pg_'
+group by c.oid, n.nspname, c.relname having bool_and(p.relkind = 'r') and count(*) <= $2
 """
 
 _LOCKED = """
@@ -209,7 +230,7 @@ select i.indrelid::bigint as oid, c.relname as name, am.amname as method, i.indi
        i.indisexclusion as excludes, i.indimmediate as immediate,
        coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) as nulls_equal,
        exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype = 'f') as referenced,
-       exists (select from pg_inherits h where h.inhrelid = i.indexrelid) as attached,
+       c.relkind = 'I' or exists (select from pg_inherits h where h.inhrelid = i.indexrelid) as attached,
        pg_get_indexdef(i.indexrelid) as definition,
        array(select pg_get_indexdef(i.indexrelid, k, true)
              || case when i.indoption[k - 1] & 1 = 1 then ' desc' else '' end
@@ -230,7 +251,7 @@ _FOREIGN_KEYS = """
 select k.conname as name, k.conrelid::bigint as oid, k.confrelid::bigint as target,
        array(select a.attname::text from unnest(k.conkey) with ordinality as u(n, at)
              join pg_attribute a on a.attrelid = k.conrelid and a.attnum = u.n order by u.at) as columns
-from pg_constraint k where k.contype = 'f' and k.conrelid = any($1::bigint[]::oid[])
+from pg_constraint k where k.contype = 'f' and k.conparentid = 0 and k.conrelid = any($1::bigint[]::oid[])
 """
 
 AGE = """
@@ -240,7 +261,7 @@ from pg_stat_database d where d.datname = current_database()
 
 
 async def read_catalog(connection: Any) -> Catalog:
-    found = {row["oid"]: row for row in await connection.fetch(_TABLES, list(OWN_SCHEMAS))}
+    found = {row["oid"]: row for row in await connection.fetch(_TABLES, list(OWN_SCHEMAS), MAX_PARTS)}
     held = {row["oid"] for row in await connection.fetch(_LOCKED)}
     tables = {oid: row for oid, row in found.items() if oid not in held}
     oids = list(tables)
@@ -262,6 +283,8 @@ async def read_catalog(connection: Any) -> Catalog:
             updated=row["updated"],
             deleted=row["deleted"],
             read=row["read"],
+            parts=tuple((schema, name) for schema, name in row["parts"]),
+            split_by=frozenset(row["split_by"]),
         )
         for oid, row in tables.items()
     }

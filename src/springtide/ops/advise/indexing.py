@@ -272,7 +272,6 @@ async def _told(
         assert judged is not None
         misordered = _misordered(candidate)
         name = _fresh(index_name(candidate), candidate.table, names)
-        sql = [f"CREATE INDEX CONCURRENTLY {quoted(name)} {candidate.definition()};"]
         evidence: dict[str, Any] = {
             "statements": [one.observed.shown() for one in served[:5]],
             "estimated_gain": f"{1 - judged.cost / first.before.cost:.0%} of the first one's planner cost",
@@ -293,7 +292,7 @@ async def _told(
                 table=candidate.table.key,
                 columns=candidate.columns,
                 index=name,
-                sql=tuple(sql),
+                sql=candidate.creation(name),
                 evidence=evidence,
             )
         )
@@ -385,7 +384,7 @@ async def missing_for_keys(
                 table=table.key,
                 columns=candidate.columns,
                 index=name,
-                sql=(f"CREATE INDEX CONCURRENTLY {quoted(name)} {candidate.definition()};",),
+                sql=candidate.creation(name),
                 evidence=evidence,
             )
         )

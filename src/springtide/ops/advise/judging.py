@@ -108,11 +108,11 @@ def _index_names(plan: dict[str, Any]) -> set[str]:
     return names
 
 
-def _judgement(explained: dict[str, Any], names: Sequence[str]) -> Judgement:
+def _judgement(explained: dict[str, Any], names: Sequence[set[str]]) -> Judgement:
     used = _index_names(explained["Plan"])
     return Judgement(
         float(explained["Plan"]["Total Cost"]),
-        frozenset(place for place, name in enumerate(names) if name in used),
+        frozenset(place for place, name in enumerate(names) if name & used),
         render(explained),
     )
 
@@ -131,20 +131,24 @@ class HypoPG:
     async def judge(
         self, probe: Probe, tables: Sequence[Table], candidates: Sequence[Candidate]
     ) -> Judgement | None:
-        names: list[str] = []
+        names: list[set[str]] = []
         try:
             async with self._connection.transaction():
                 await self._connection.execute(f"select {self._schema}.hypopg_reset()")
                 for candidate in candidates:
-                    names.append(
-                        await self._connection.fetchval(
-                            f"select indexname from {self._schema}.hypopg_create_index($1)",  # noqa: S608
-                            f"CREATE INDEX {candidate.definition()}",
-                        )
-                    )
+                    parts = [part for _, part in candidate.table.parts] or [candidate.table.sql]
+                    names.append({await self._believe(candidate.definition(part)) for part in parts})
                 return _judgement(await _explain(self._connection, probe), names)
         except asyncpg.PostgresError:
             return None
+
+    async def _believe(self, definition: str) -> str:
+        """The name of an index that is not there."""
+        name: str = await self._connection.fetchval(
+            f"select indexname from {self._schema}.hypopg_create_index($1)",  # noqa: S608
+            f"CREATE INDEX {definition}",
+        )
+        return name
 
 
 class Scratch:
@@ -185,7 +189,7 @@ class Scratch:
             for name, candidate in zip(names, candidates, strict=True):
                 relation = f"pg_temp.{quoted(candidate.table.name)}"
                 await self._connection.execute(f"create index {name} {candidate.definition(relation)}")
-            return _judgement(await _explain(self._connection, here), names)
+            return _judgement(await _explain(self._connection, here), [{name} for name in names])
         except asyncpg.PostgresError:
             return None
         finally:
