@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from tests.servers import PostgresServer
 
-from springtide.context import DOUBT, CausalityToken, Identity, Position, current
+from springtide.context import DOUBT, CausalityToken, Identity, Position, RequestContext, current
 from springtide.db.pool import Pool
 from springtide.identity.positions import Positions
 from springtide.signals import CausalityChecked, Signal, StatementFinished
@@ -447,3 +448,111 @@ async def test_two_processes_may_make_the_tables_at_once(pool: Pool, database_ur
 async def test_it_survives_storms_of_start_stop_and_cancel(pool: Pool) -> None:
     """The last call decides, and what is stopped leaves no task."""
     await stress(lambda: Positions(pool), storms=5, pause=0.005)
+
+
+class Model:
+    """A primary and two replicas of it as numbers, and requests of one bearer client on two processes.
+
+    A request routes its reads as `Servers` does; what it looks up and keeps is the real thing. `floor` is the
+    latest that a finished request has shown: none that begins then may show less.
+    """
+
+    def __init__(self, subject: int, carriers: list[Carrier], chance: random.Random) -> None:
+        self.subject = subject
+        self.carriers = carriers
+        self.chance = chance
+        self.primary = 1
+        self.replicas = {ONE: 1, TWO: 1}
+        self.floor = 0
+        self.open: list[Ask] = []
+
+    def begin(self) -> None:
+        self.open.append(Ask(self, self.chance.choice(self.carriers)))
+
+    def replay(self) -> None:
+        name = self.chance.choice([ONE, TWO])
+        self.replicas[name] = min(self.replicas[name] + self.chance.choice([0, 1, 50]), self.primary)
+
+
+class Ask:
+    """One request."""
+
+    def __init__(self, model: Model, carrier: Carrier) -> None:
+        self.model = model
+        self.carrier = carrier
+        self.context = RequestContext(identity=Identity(model.subject, "token"))
+        self.carried = carrier.take(self.context, header=None, cookie=None)
+        self.least = model.floor
+        self.seen = 0
+
+    async def read(self) -> None:
+        if self.context.recall is not None:
+            await self.context.recall(self.context)
+        model, known = self.model, self.context.causality
+        need, witness = known.position("main"), known.witnesses.get("main")
+        able = [name for name, lsn in model.replicas.items() if need is None or lsn >= need.lsn]
+        chosen = [name for name in able if witness in (None, name)]
+        if chosen:
+            lean = known.leaning.get("main")
+            name = lean if lean in chosen else model.chance.choice(chosen)
+            known.leaning["main"] = name
+            known.saw("main", name)
+            self.show(model.replicas[name])
+            return
+        self.show(model.primary)
+        if witness is not None and able:
+            known.cover("main", Position(1, model.primary))
+        else:
+            known.doubt("main")
+
+    def write(self) -> None:
+        self.model.primary += 1
+        self.context.causality.wrote("main", Position(1, self.model.primary))
+        self.show(self.model.primary)
+        if self.model.chance.random() < 0.8:  # else nearly everything were the primary's
+            self.model.replicas = dict.fromkeys(self.model.replicas, self.model.primary)
+
+    def show(self, lsn: int) -> None:
+        assert lsn >= max(self.least, self.seen), f"{lsn} after {self.least} and {self.seen}"
+        self.seen = lsn
+
+    async def end(self) -> None:
+        if self.carrier.has_news(self.carried, self.context):
+            await self.carrier.give(self.carried, self.context, {}, [])
+        self.model.open.remove(self)
+        self.model.floor = max(self.model.floor, self.seen)
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_no_request_shows_less_than_one_that_had_ended(
+    kept: Callable[..., Awaitable[Positions]], pool: Pool
+) -> None:
+    """Whatever is under way beside them, and however the replicas follow."""
+    keys = CausalityKeys([new_key()])
+    carriers = [Carrier(keys, name="shop", positions=await kept()) for _ in range(2)]
+    by_replicas = 0
+    for subject in range(1, 61):
+        chance = random.Random(subject)
+        model = Model(subject, carriers, chance)
+        for _ in range(120):
+            action = chance.choices(range(6), (5, 4, 2, 4, 3, 1))[0]
+            asks = chance.choice(model.open) if model.open else None
+            if action == 0 and len(model.open) < 3:
+                model.begin()
+                await model.open[-1].read()
+            elif action == 1 and asks is not None:
+                await asks.read()
+                by_replicas += "main" in asks.context.causality.leaning
+            elif action == 2 and asks is not None:
+                asks.write()
+            elif action == 3 and asks is not None:
+                await asks.end()
+            elif action == 4:
+                model.primary += chance.randint(0, 3)  # somebody else's writes
+                model.replay()
+            elif action == 5:
+                await later(pool)
+                for ask in model.open:
+                    if ask.carried is not None and ask.carried.found is not None:
+                        ask.carried.found.until = 0.0
+    assert by_replicas > 100
