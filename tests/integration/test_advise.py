@@ -173,12 +173,15 @@ async def test_a_foreign_key_is_told_where_rows_go(database_url: str, tmp_path: 
     insight = Insight(folder=folder, node="app-1", write_every=60)
     async with Pool(database_url, insight=insight) as pool:
         await pool.execute(SETUP)
+        await pool.execute("CREATE INDEX sale_buyer_idx ON shop.buyer (id)")  # a name is one per schema
         await pool.execute("VACUUM ANALYZE")
         for number in range(5):
             await pool.execute("DELETE FROM shop.buyer WHERE id = $1", 1995 + number)
     await insight.write()
     advice = await advise(database_url, statements=folder)
-    assert sql_of(advice, "foreign_key") == ["CREATE INDEX CONCURRENTLY sale_buyer_idx ON shop.sale (buyer);"]
+    assert sql_of(advice, "foreign_key") == [
+        "CREATE INDEX CONCURRENTLY sale_buyer_idx2 ON shop.sale (buyer);"
+    ]
 
 
 async def test_looking_disturbs_nobody(database_url: str, tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ async def test_who_changes_a_table_waits_for_one_look_at_most(database_url: str,
 
     async def found() -> list[str]:
         asked = [ask(seen, reading, catalog)]
-        findings, _ = await missing_indexes(asked, judge, allowance, total=9.0, min_gain=0.3)
+        findings, _ = await missing_indexes(asked, judge, catalog, allowance, total=9.0, min_gain=0.3)
         return [finding.index for finding in findings]
 
     assert await found() == ["sale_buyer_idx"]

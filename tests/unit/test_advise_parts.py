@@ -371,6 +371,16 @@ def test_deep_pages_come_with_a_cursor() -> None:
         " order by at desc, id desc limit 20",
     )
     assert deep_offsets([asked(sql, deepest_offset=40)], total=1) == []
+    either = "select id from thing where owner = $1 or state = $2 order by id offset $3"
+    (found,) = deep_offsets([asked(either, deepest_offset=5000)], total=1)
+    assert "where (id) > (:last_id) and (owner = $1 or state = $2) order by id" in found.sql[0]
+    mixed = "select id from thing order by at desc, owner, id limit 20 offset $1"
+    (found,) = deep_offsets([asked(mixed, deepest_offset=5000)], total=1)
+    assert found.sql == (
+        "select id from thing where"
+        " (at < :last_at or (at = :last_at and (owner, id) > (:last_owner, :last_id)))"
+        " order by at desc, owner, id limit 20",
+    )
 
 
 def test_a_star_is_told_where_rows_are_wide() -> None:
@@ -389,6 +399,8 @@ def test_a_star_is_told_where_rows_are_wide() -> None:
     )
     (found,) = stars([asked("select * from thing where id = $1", known)], known, total=1)
     assert "select id, owner, at, state, email, gone, doc, body from thing" in found.sql[0]
+    (found,) = stars([asked("select 2 * 3, count(*) over (), t.* from thing t", known)], known, total=1)
+    assert "select 2 * 3, count(*) over (), t.id, t.owner, t.at," in found.sql[0]
     for innocent in ("select count(*) from thing", "select exists (select * from thing)",
                      "with x as (select * from thing) select id from x"):  # fmt: skip
         assert stars([asked(innocent, known)], known, total=1) == []

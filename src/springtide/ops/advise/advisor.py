@@ -186,7 +186,9 @@ async def _look(
             unread += 1
     judge = await judging.open_judge(connection)
     min_gain, allowance = settings.min_gain, indexing.Allowance(judge)
-    missing, refused = await indexing.missing_indexes(asked, judge, allowance, total=total, min_gain=min_gain)
+    missing, refused = await indexing.missing_indexes(
+        asked, judge, catalog, allowance, total=total, min_gain=min_gain
+    )
     deleted_from = {
         one.reading.target.key
         for one in asked

@@ -33,6 +33,8 @@ _EQUALS = re.compile(
     re.IGNORECASE,
 )
 
+_STAR = re.compile(r"(\bselect\s+(?:distinct\s+)?|,\s*)(\w+\.)?\*(?=\s*,|\s+from\b)", re.IGNORECASE)
+
 
 def loops(asked: Sequence[Asked], *, total: float) -> list[Finding]:
     findings: list[Finding] = []
@@ -161,12 +163,24 @@ def _after_cursor(one: Asked) -> str:
             text, count=1, flags=re.IGNORECASE | re.DOTALL,
         )  # fmt: skip
         order.append((unique, order[-1][1]))
-    names = ", ".join(key for key, _ in order)
-    last = ", ".join(f":last_{key.strip(chr(34))}" for key, _ in order)
-    condition = f"({names}) {'<' if order[0][1] else '>'} ({last})"
+    condition = _behind(order)
+    if re.search(r"\bor\b", text, re.IGNORECASE) and not re.search(r"\bgroup\s+by\b", text, re.IGNORECASE):
+        text = re.sub(
+            r"(\bwhere\s+)(.*?)(\s+order\s+by\b)", r"\1(\2)\3", text, count=1, flags=re.IGNORECASE | re.DOTALL
+        )
     if re.search(r"\bwhere\b", text, re.IGNORECASE):
         return re.sub(r"\bwhere\b", f"where {condition} and", text, count=1, flags=re.IGNORECASE)
     return re.sub(r"\border\s+by\b", f"where {condition} order by", text, count=1, flags=re.IGNORECASE)
+
+
+def _behind(order: Sequence[tuple[str, bool]]) -> str:
+    """The rows behind the last one; a row comparison knows one direction alone."""
+    last = [f":last_{key.strip(chr(34))}" for key, _ in order]
+    signs = ["<" if down else ">" for _, down in order]
+    if len(set(signs)) == 1:
+        return f"({', '.join(key for key, _ in order)}) {signs[0]} ({', '.join(last)})"
+    (key, _), *rest = order
+    return f"({key} {signs[0]} {last[0]} or ({key} = {last[0]} and {_behind(rest)}))"
 
 
 def _unique_key(table: Table) -> str | None:
@@ -182,7 +196,6 @@ def stars(asked: Sequence[Asked], catalog: Catalog, *, total: float) -> list[Fin
             continue
         table = wide[0]
         width = sum(column.width for column in table.columns.values())
-        columns = ", ".join(quoted(name) for name in table.columns)
         findings.append(
             Finding(
                 kind="select_star",
@@ -192,7 +205,7 @@ def stars(asked: Sequence[Asked], catalog: Catalog, *, total: float) -> list[Fin
                 checked="catalog",
                 table=table.key,
                 sql=(
-                    re.sub(r"(\w+\.)?\*", columns, one.observed.text, count=1)
+                    _STAR.sub(lambda match: _columns(match, table), one.observed.text, count=1)  # noqa: B023
                     + "  -- keep those that are used",
                 ),
                 evidence={
@@ -206,6 +219,11 @@ def stars(asked: Sequence[Asked], catalog: Catalog, *, total: float) -> list[Fin
             )
         )
     return findings
+
+
+def _columns(star: re.Match[str], table: Table) -> str:
+    """What a star stands for, of the table that it is told of."""
+    return star[1] + ", ".join(f"{star[2] or ''}{quoted(name)}" for name in table.columns)
 
 
 def _wide(table: Table) -> bool:

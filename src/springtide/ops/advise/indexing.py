@@ -110,7 +110,13 @@ def candidates_possible(table: Table) -> bool:
 
 
 async def missing_indexes(
-    asked: Sequence[Asked], judge: Judge, allowance: Allowance, *, total: float, min_gain: float
+    asked: Sequence[Asked],
+    judge: Judge,
+    catalog: Catalog,
+    allowance: Allowance,
+    *,
+    total: float,
+    min_gain: float,
 ) -> tuple[list[Finding], list[str]]:
     """Findings, and texts that the planner did not take."""
     costly = sorted(asked, key=lambda one: -one.observed.seconds)[:MAX_JUDGED]
@@ -138,7 +144,7 @@ async def missing_indexes(
             helped.append(one)
             chosen += picked
     final = await _fewest(list(dict.fromkeys(chosen)), helped, weighings)
-    return await _told(final, helped, weighings, judge, asked, total, min_gain), refused
+    return await _told(final, helped, weighings, judge, catalog, asked, total), refused
 
 
 async def _pick(one: Asked, tried: Sequence[Candidate], weigh: _Weighing, min_gain: float) -> list[Candidate]:
@@ -248,12 +254,12 @@ async def _told(
     helped: Sequence[Asked],
     weighings: dict[int, _Weighing],
     judge: Judge,
+    catalog: Catalog,
     asked: Sequence[Asked],
     total: float,
-    min_gain: float,
 ) -> list[Finding]:
     findings: list[Finding] = []
-    names: set[str] = set()
+    names = {name for one in final for name in _names(catalog, one.table.schema)}
     after = {id(one): await weighings[id(one)](final) for one in helped}
     for candidate in final:
         served = [one for one in helped if _uses(after[id(one)], one, candidate, final)]
@@ -271,7 +277,7 @@ async def _told(
         assert first.before is not None
         assert judged is not None
         misordered = _misordered(candidate)
-        name = _fresh(index_name(candidate), candidate.table, names)
+        name = _fresh(index_name(candidate), names)
         evidence: dict[str, Any] = {
             "statements": [one.observed.shown() for one in served[:5]],
             "estimated_gain": f"{1 - judged.cost / first.before.cost:.0%} of the first one's planner cost",
@@ -315,9 +321,15 @@ def _misordered(candidate: Candidate) -> Index | None:
     return None
 
 
-def _fresh(name: str, table: Table, taken: set[str]) -> str:
+def _names(catalog: Catalog, schema: str) -> set[str]:
+    """Of tables and indexes, which share one room of names in a schema."""
+    tables = [table for table in catalog.tables.values() if table.schema == schema]
+    return {table.name for table in tables} | {index.name for table in tables for index in table.indexes}
+
+
+def _fresh(name: str, taken: set[str]) -> str:
     number, fresh = 1, name
-    while fresh in taken or any(index.name == fresh for index in table.indexes):
+    while fresh in taken:
         number += 1
         fresh = f"{name}{number}"
     taken.add(fresh)
@@ -336,6 +348,7 @@ async def missing_for_keys(
 ) -> list[Finding]:
     """Foreign keys whose check reads the whole referencing table whenever a referenced row goes."""
     findings: list[Finding] = []
+    taken = {name for key in keys for name in _names(catalog, catalog.tables[key.table].schema)}
     for key in keys:
         if await allowance.over():
             break
@@ -364,7 +377,7 @@ async def missing_for_keys(
             and one.reading.target.key == key.target
         ]
         spent = sum(one.observed.seconds for one in deletes)
-        name = _fresh(index_name(candidate), table, set())
+        name = _fresh(index_name(candidate), taken)
         evidence: dict[str, Any] = {
             "foreign_key": f"{key.name} references {key.target}",
             "deleted_from_the_referenced_table": catalog.tables[key.target].deleted,
