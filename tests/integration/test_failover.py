@@ -109,7 +109,7 @@ async def test_a_frozen_primary_is_left(world: Cluster, tmp_path: Path) -> None:
     """It takes connections and answers nothing: a read and a COMMIT that are under way end when the pool
     moves, the read with the promoted server's answer, the COMMIT as unknown. Thawed, it is not used again."""
     promoted = world.replicas[0]
-    async with registers(world, tmp_path) as (db, servers):
+    async with registers(world, tmp_path, patience=LONG) as (db, servers):
         ann = Session(db, "ann")
         await ann.write("cart")
         await asyncio.to_thread(promoted.catch_up)
@@ -140,7 +140,7 @@ async def test_an_old_primary_that_is_restarted_is_not_used(world: Cluster, tmp_
     """kill -9, promotion, and the old primary is back at its address as if nothing had happened, while the
     promoted one is frozen: reads and writes wait, nobody is served by the history that is over."""
     promoted = world.replicas[0]
-    async with registers(world, tmp_path) as (db, servers):
+    async with registers(world, tmp_path, patience=LONG) as (db, servers):
         ann = Session(db, "ann")
         await ann.write("cart")
         await asyncio.to_thread(promoted.catch_up)
@@ -202,7 +202,7 @@ async def test_a_rival_is_barred(own_cluster: Callable[..., Cluster], tmp_path: 
     world = await asyncio.to_thread(own_cluster, replicas=3)
     first, second, third = world.replicas
     listed = Listed(members(world))
-    async with registers(world, tmp_path, source=listed, sink=heard) as (db, servers):
+    async with registers(world, tmp_path, source=listed, sink=heard, patience=LONG) as (db, servers):
         ann = Session(db, "ann")
         await ann.write("cart")
         for replica in world.replicas:
