@@ -45,8 +45,8 @@ TOKENS = re.compile(
     # one without its end, in a text that is not looked at to the end, reaches to there
     r"""
       (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
-    | (?P<literal>\$(?P<tag>[A-Za-z_]\w*|)\$.*?(?:\$(?P=tag)\$|\Z)
-        | [eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z) | '(?:[^']|'')*(?:'|\Z))
+    | (?P<literal>(?<![\w$])\$(?P<tag>[A-Za-z_]\w*|)\$.*?(?:\$(?P=tag)\$|\Z)
+        | (?<!\w)[eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z) | '(?:[^']|'')*(?:'|\Z))
     | (?P<name>"(?:[^"]|"")*")
     | (?P<argument>\$\d+)
     | (?P<number>(?<![\w.])\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b)
