@@ -374,17 +374,29 @@ async def test_a_session_is_no_older_than_what_another_of_its_request_has_seen(w
 
 
 async def test_a_restart_of_the_server_costs_no_session_an_error(world: Cluster) -> None:
-    """Connections that died unused are replaced before anything is sent on them."""
+    """Connections that died unused are replaced before anything is sent on them; all of them are when the
+    server takes no writes any more."""
     async with app(world) as service:
 
-        async def read() -> None:
+        async def read() -> int:
             async with service.Session(consistency=STRONG) as session:
-                assert (await session.scalars(select(User.name))).one() == "ann"
+                return int(await session.scalar(select(func.pg_backend_pid()).select_from(User)))
 
         await asyncio.gather(read(), read())
         await asyncio.to_thread(world.primary.kill)
         await asyncio.to_thread(world.primary.restart)
         await asyncio.gather(read(), read())
+        async with service.Session() as one, service.Session() as other:
+            sessions = [await one.connection(), await other.connection()]
+            before = {await each.scalar(select(func.pg_backend_pid())) for each in sessions}
+        async with service.Session() as session:
+            await session.execute(text("set transaction read only"))  # as one that was demoted answers
+            with pytest.raises(DBAPIError):
+                await session.execute(text("insert into person (name) values ('x')"))
+        async with service.Session() as one, service.Session() as other:
+            sessions = [await one.connection(), await other.connection()]
+            after = {await each.scalar(select(func.pg_backend_pid())) for each in sessions}
+        assert len(before) == len(after) == 2 and not before & after
 
 
 async def test_commits_keep_what_quorum_promises(world: Cluster) -> None:

@@ -1,5 +1,6 @@
 """One SQLAlchemy engine beside one pool: connections of its own to the same server, with the same promises.
 
+    demoted         a write that is refused (25006) replaces them all
     dead ones       are replaced when they are taken out: the kernel is asked, not the server
     the primary     connects to whoever is it now, and waits for it as the pool's callers do
     a replica       is the run of a server that its pool was made for; it connects once, or not at all
@@ -22,6 +23,7 @@ from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy import Engine, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError, PendingRollbackError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -82,6 +84,8 @@ class ServerEngine:
         self._send_commit = self.engine.dialect.do_commit
         self.engine.dialect.do_commit = self._commit  # type: ignore[assignment,method-assign]
         event.listen(self.engine, "checkout", _take_out)
+        if primary:
+            event.listen(self.engine, "handle_error", self._refused)
         pool.beside(self._leave)
 
     async def close(self) -> None:
@@ -148,6 +152,12 @@ class ServerEngine:
             raise
         self._seats.add(seat)
         return seat
+
+    def _refused(self, failure: ExceptionContext) -> None:
+        """A server that takes no writes any more is no primary: every connection to it is replaced."""
+        if getattr(failure.original_exception, "sqlstate", None) == "25006":
+            failure.is_disconnect = True
+            self._pool._moves.doubt()
 
     # -- committing ------------------------------------------------------------------------------------
 
