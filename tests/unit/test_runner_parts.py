@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from springtide.errors import ProcessCrashed, RunnerError
-from springtide.ops.runner import logs, pgdata, ports, processes
+from springtide.ops.runner import logs, pgdata, ports, processes, psql
 from springtide.ops.runner.children import Child
 from springtide.ops.runner.home import Home, NodeState, State
 from springtide.ops.runner.processes import Identity, Stage
@@ -87,6 +87,21 @@ async def test_a_cancelled_spawn_loses_no_process(tmp_path: Path) -> None:
         await spawning
     await asyncio.sleep(0.5)  # the time it would have needed; that nothing happens has no event
     assert not await asyncio.to_thread(mark.exists)
+
+
+async def test_a_cancellation_is_not_lost_as_the_answer_comes() -> None:
+    """Whoever is cancelled in the very moment in which psql has ended is cancelled, and does not go on."""
+    for _ in range(5):
+        options = {"sql": "select 1;", "who": "db", "environment": {}, "timeout": 60.0}
+        asking = asyncio.ensure_future(psql.run(Path("/bin/true"), **options))
+        at_work = False
+        while not asking.done():
+            others = asyncio.all_tasks() - {asyncio.current_task(), asking}
+            at_work = at_work or len(others) >= 3  # one for each of its pipes
+            if at_work and not others and not asking.cancelling():
+                asking.cancel()
+            await asyncio.sleep(0)
+        assert asking.cancelled()
 
 
 async def test_what_cannot_be_started_is_named() -> None:

@@ -52,7 +52,7 @@ from sqlalchemy.sql.elements import TextClause
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.util import await_only
 
-from springtide.context import CausalityToken, current
+from springtide.context import CausalityToken, Position, current
 from springtide.db import _replicas
 from springtide.db._engines import ServerEngine, is_lost
 from springtide.db.consistency import Consistency
@@ -324,7 +324,7 @@ class RoutedSession(Session):
             return
         sights = self._token.sights(servers.cluster)
         try:
-            position = await_only(asyncio.wait_for(servers.capture(raw), CAPTURE_TIMEOUT))
+            position = await_only(_captured(servers, raw))
         except Exception as error:
             _log.debug("%s: no position after a transaction: %r", servers.name, error)
             if isinstance(error, TimeoutError):
@@ -335,6 +335,11 @@ class RoutedSession(Session):
         else:
             self._token.cover(servers.cluster, position, sights=sights)
         self._covered = True
+
+
+async def _captured(servers: Servers, connection: Any) -> Position:
+    async with asyncio.timeout(CAPTURE_TIMEOUT):
+        return await servers.capture(connection)
 
 
 @event.listens_for(RoutedSession, "do_orm_execute")

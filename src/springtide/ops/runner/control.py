@@ -81,7 +81,8 @@ class Control:
                 answer = await self._answer(reader)
             writer.write(json.dumps(answer).encode() + b"\n")
             with suppress(ConnectionError, TimeoutError):
-                await asyncio.wait_for(writer.drain(), READ_TIMEOUT)
+                async with asyncio.timeout(READ_TIMEOUT):
+                    await writer.drain()
         except asyncio.CancelledError:
             pass  # the client has gone, or we stop: there is nobody to tell
         finally:
@@ -90,7 +91,8 @@ class Control:
 
     async def _answer(self, reader: asyncio.StreamReader) -> dict[str, Any]:
         try:
-            line = await asyncio.wait_for(reader.readline(), READ_TIMEOUT)
+            async with asyncio.timeout(READ_TIMEOUT):
+                line = await reader.readline()
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise ValueError("no object")

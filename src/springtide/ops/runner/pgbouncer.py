@@ -297,7 +297,8 @@ class PgBouncer:
         try:
             if self._cgroup is not None:
                 await asyncio.to_thread(self._cgroup.add, process.pid)
-            await asyncio.wait_for(self._ready(process, begin), self._start_timeout)
+            async with asyncio.timeout(self._start_timeout):
+                await self._ready(process, begin)
         except TimeoutError:
             await processes.stop(process, SHUTDOWN[2:])
             what = f"answer on {self.address} within {self._start_timeout:g} s"

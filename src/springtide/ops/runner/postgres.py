@@ -440,7 +440,8 @@ class EmbeddedPostgres:
         )
         try:
             await self._limit(process.pid)
-            await asyncio.wait_for(self._ready(process, place, begin), self._start_timeout)
+            async with asyncio.timeout(self._start_timeout):
+                await self._ready(process, place, begin)
             await self._limit(*await asyncio.to_thread(pgdata.servers, data))  # those it started meanwhile
         except BaseException as error:
             await processes.stop(process, SHUTDOWN[1:])

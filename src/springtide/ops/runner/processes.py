@@ -227,7 +227,8 @@ async def stop(process: Process, stages: Sequence[Stage]) -> bool:
         if stage.sig is not signal.SIGKILL:
             process.send(signal.SIGCONT)  # a stopped process would not act on the signal
         try:
-            await asyncio.wait_for(process.wait(), stage.seconds)
+            async with asyncio.timeout(stage.seconds):
+                await process.wait()
             return True
         except TimeoutError:
             continue

@@ -119,13 +119,15 @@ class SpawnedProgram(ABC):
 
     async def _become_ready(self, process: Process, begin: int) -> None:
         try:
-            ready = await asyncio.wait_for(self._is_ready(process), self._start_timeout)
+            async with asyncio.timeout(self._start_timeout):
+                ready = await self._is_ready(process)
         except TimeoutError:
             what = f"was not ready within {self._start_timeout:g} s"
             raise RunnerError(await self._failure(what, begin)) from None
         if not ready:
             try:
-                status = await asyncio.wait_for(process.wait(), 10.0)
+                async with asyncio.timeout(10.0):
+                    status = await process.wait()
             except TimeoutError:  # a thread that the application started keeps it alive
                 raise RunnerError(await self._failure("gave up its start and does not end", begin)) from None
             raise ProcessCrashed(await self._failure(f"ended at once (exit status {status})", begin))

@@ -62,7 +62,8 @@ async def run(
         env=environment,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(sql.encode()), timeout)
+        async with asyncio.timeout(timeout):
+            out, err = await process.communicate(sql.encode())
     except TimeoutError:
         raise RunnerError(f"{who} did not answer within {timeout:g} s") from None
     finally:

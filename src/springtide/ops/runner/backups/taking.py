@@ -64,10 +64,12 @@ async def take(
         limit = PATIENCE + 4 * facts.size_bytes / max_rate_bytes
         try:
             copying = _copy(server, staged / "data", max_rate_bytes=max_rate_bytes, log=log, fast=fast)
-            await asyncio.wait_for(copying, limit)
+            async with asyncio.timeout(limit):
+                await copying
             ended = (await server.facts()).now
             proving = prove(staged / "data", facts.major, server.programs, server.account, log)
-            found = await asyncio.wait_for(proving, limit)
+            async with asyncio.timeout(limit):
+                found = await proving
             described = _described(store, found, facts, ended)
             backup = await asyncio.to_thread(store.commit, staged, described)
         except TimeoutError:
