@@ -168,6 +168,82 @@ async def test_a_rewind_that_was_cut_off_is_followed_by_a_copy(primary: Embedded
         await replica.stop()
 
 
+async def test_only_a_replica_that_ended_in_order_is_rewound(
+    primary: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that was killed would recover alone, and end its log with records that nobody else has: it counts
+    as the one that goes furthest, and lacks what is written there. It is copied."""
+    replica = following(primary)
+    for number, end in enumerate((replica.shut_down, replica.kill), start=2):
+        await replica.start()
+        await end()
+        await replica.stop()
+        await primary.query(f"insert into kept values ({number})")
+        await asyncio.to_thread(standby.want_repair, replica.data, "rewind")
+        await replica.start()
+        await until(lambda number=number: has(replica, " ".join(map(str, range(1, number + 1)))))
+        assert ("it is copied anew" in caplog.text) == (end == replica.kill)
+    await replica.stop()
+
+
+async def test_a_copy_confirms_no_commit(primary: EmbeddedPostgres) -> None:
+    """While the base backup of a replica is made, which may come to nothing, it does not count as that."""
+    await primary.query("create table big as select g, repeat('x', 500) t from generate_series(1, 60000) g")
+    primary.confirming = ("r1",)
+    await primary.reload()
+    staging = primary.home / "data"
+    replica = following(primary)
+    starting = asyncio.ensure_future(replica.start())
+
+    def copying() -> dict[int, bool]:
+        """Its processes; True: the one that it forked for the log."""
+        found = [pid for folder in staging.glob(".new-r1-*") for pid in pgdata.inside(folder)]
+        return {pid: os.getsid(pid) != pid for pid in found}
+
+    async def said() -> str:
+        return await primary.query("select sync_state from pg_stat_replication where state = 'streaming'")
+
+    async def forked() -> list[int]:
+        found = await asyncio.to_thread(copying)
+        return [pid for pid, log in found.items() if not log] if any(found.values()) else []
+
+    await until(forked)
+    stopped = await forked()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        await until(said)
+        assert await said() == "async"
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    await starting
+
+    async def confirms() -> bool:
+        return await said() == "quorum"
+
+    await until(confirms)
+    await replica.stop()
+
+
+async def test_a_copy_that_has_no_room_is_not_begun(
+    primary: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would fill the disk that the primary writes to, each time that it is tried again."""
+    size = int(await primary.query("select sum(pg_database_size(oid)) from pg_database"))
+    usage = shutil.disk_usage(primary.home)
+    for free, fits in ((size // 2 + pgdata.NEEDED_BYTES, False), (2 * size + pgdata.NEEDED_BYTES, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        replica = following(primary)
+        if fits:
+            await replica.start()
+            await replica.stop()
+        else:
+            with pytest.raises(RunnerError, match="no room for a new database"):
+                await replica.start()
+            assert sorted(path.name for path in (primary.home / "data").iterdir()) == ["db"]
+
+
 async def test_a_rewind_that_cannot_work_becomes_a_copy(primary: EmbeddedPostgres) -> None:
     """A folder of another database cannot be rewound: it is replaced by a base backup."""
     stranger = EmbeddedPostgres("r1", home=primary.home, durable=False)

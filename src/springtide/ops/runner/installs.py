@@ -13,6 +13,7 @@ import importlib.util
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,20 @@ class Install:
 
     def program(self, name: str) -> Path:
         return self.root / "bin" / name
+
+    def control(self, data: Path) -> dict[str, str]:
+        """What pg_controldata says of a data folder; RunnerError when it cannot be read."""
+        done = subprocess.run(
+            [self.program("pg_controldata"), data],
+            env={"LC_ALL": "C"},
+            capture_output=True,
+            check=False,
+            timeout=30,
+        )
+        if done.returncode != 0:
+            raise RunnerError(f"{data} cannot be read: {done.stderr.decode(errors='replace').strip()}")
+        pairs = (line.partition(":") for line in done.stdout.decode(errors="replace").splitlines())
+        return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def find_install(data: Path | None = None, *, tls: bool = False) -> Install:

@@ -30,6 +30,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LOG_LINES = 15
+COPYING = "springtide copy"
+
+STATE = "Database cluster state"
+KILLED_REPLICA = "in archive recovery"
+"""What pg_controldata says of a replica that runs, or that was killed."""
+
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 
 
@@ -112,10 +118,8 @@ async def ensure_slot(place: Place, upstream: Upstream) -> None:
     )
 
 
-async def _ask(
-    place: Place, upstream: Upstream, sql: str, *, timeout: float = 10.0, **variables: str
-) -> None:
-    await psql.ask(
+async def _ask(place: Place, upstream: Upstream, sql: str, *, timeout: float = 10.0, **variables: str) -> str:
+    return await psql.ask(
         place.install.program("psql"),
         sql,
         who=f"PostgreSQL {upstream.node}",
@@ -132,7 +136,8 @@ async def copy(place: Place, upstream: Upstream) -> None:
     """A base backup of `upstream` that will follow it; it replaces what is in the folder."""
     await _rescue(place)
     try:
-        staging = await uncut(pgdata.Staging, place.data, place.account)
+        size = int(await _ask(place, upstream, "SELECT sum(pg_database_size(oid)) FROM pg_database;\n"))
+        staging = await uncut(pgdata.Staging, place.data, place.account, size=size)
         await uncut(standby.write_passfile, staging.password_file, place.password, place.account)
         root = await _root(place, staging.folder)
         await ensure_slot(place, upstream)
@@ -155,10 +160,16 @@ async def copy(place: Place, upstream: Upstream) -> None:
 
 
 async def rewind(place: Place, upstream: Upstream) -> None:
-    """Undo in the folder what `upstream` does not have, then follow it; by a new copy where that fails."""
+    """Undo in the folder what `upstream` does not have, then follow it; by a new copy where that fails.
+
+    A replica that was killed is copied, too: pg_rewind would let it recover alone, which ends its log with
+    records of its own. No log goes on there, and it would count as the one that goes furthest.
+    """
     await _rescue(place)
     await asyncio.to_thread(standby.want_repair, place.data, "copy")
     try:
+        if (await asyncio.to_thread(place.install.control, place.data)).get(STATE) == KILLED_REPLICA:
+            raise RunnerError(f"replica {place.node} did not end in order")
         await ensure_slot(place, upstream)  # first, so that what is needed afterwards is kept
         # Before PostgreSQL 16 pg_rewind learns of a new timeline only by a checkpoint on it.
         await _ask(place, upstream, "CHECKPOINT;\n", timeout=60.0)
@@ -190,7 +201,8 @@ async def _rescue(place: Place) -> None:
 
 
 def _reach(place: Place, upstream: Upstream, passfile: Path, root: Path | None) -> str:
-    return standby.conninfo(upstream, user=pgdata.SUPERUSER, name=place.node, passfile=passfile, root=root)
+    """Under a name that may confirm no commit: a copy that is not finished holds nothing."""
+    return standby.conninfo(upstream, user=pgdata.SUPERUSER, name=COPYING, passfile=passfile, root=root)
 
 
 async def _root(place: Place, folder: Path) -> Path | None:

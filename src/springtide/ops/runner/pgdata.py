@@ -108,12 +108,13 @@ class Staging:
     `finish` moves the result into place; `clear` must follow in any case.
     """
 
-    def __init__(self, data: Path, account: Account) -> None:
-        free = shutil.disk_usage(data.parent).free
-        if free < NEEDED_BYTES:
+    def __init__(self, data: Path, account: Account, *, size: int = 0) -> None:
+        """`size`: bytes that will come. What has no room is refused: a full disk ends all who write to it."""
+        free, needed = shutil.disk_usage(data.parent).free, size + NEEDED_BYTES
+        if free < needed:
             raise RunnerError(
                 f"no room for a new database in {data.parent}: {free // 2**20} MB are free, "
-                f"{NEEDED_BYTES // 2**20} MB are needed; free some, or put the project on another disk"
+                f"{needed // 2**20} MB are needed; free some, or put the project on another disk"
             )
         self._data = data
         self._account = account

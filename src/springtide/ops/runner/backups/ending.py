@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from springtide.errors import RunnerError
 from springtide.ops.runner import making, processes, standby
 from springtide.ops.runner.accounts import Account
 from springtide.ops.runner.backups import wal
@@ -24,24 +22,9 @@ from springtide.ops.runner.backups.rescuing import unfinished, waiting
 from springtide.ops.runner.backups.store import Store
 from springtide.ops.runner.installs import Install
 
-__all__ = ["at_hand", "control", "gap", "reached"]
+__all__ = ["at_hand", "gap", "reached"]
 
 _SEGMENT = re.compile(r"([0-9A-F]{8})[0-9A-F]{16}")
-
-
-def control(install: Install, data: Path) -> dict[str, str]:
-    """What pg_controldata says of `data`. Raises RunnerError."""
-    done = subprocess.run(
-        [install.program("pg_controldata"), data],
-        env={"LC_ALL": "C"},
-        capture_output=True,
-        check=False,
-        timeout=30,
-    )
-    if done.returncode != 0:
-        raise RunnerError(f"{data} cannot be read: {done.stderr.decode(errors='replace').strip()}")
-    pairs = (line.partition(":") for line in done.stdout.decode(errors="replace").splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def gap(store: Store, choice: Choice) -> str:
@@ -76,7 +59,7 @@ def _known(install: Install, choice: Choice, olds: Sequence[Path]) -> int:
     """A position of which is known that the log had come to it."""
     ends = [choice.backup.end]
     for old in olds:
-        said = control(install, old)
+        said = install.control(old)
         if int(said.get("Latest checkpoint's TimeLineID", "0")) == choice.timeline:
             ends.append(wal.position(said["Latest checkpoint location"]))
     return max(ends)

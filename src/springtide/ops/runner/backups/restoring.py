@@ -165,7 +165,7 @@ def _logs(site: Site, backups: Sequence[Backup]) -> list[Path]:
     for data in (site.data, *site.replicas):
         if (data / "PG_VERSION").exists():
             with suppress(RunnerError):
-                if ending.control(site.install, data).get("Database system identifier") in systems:
+                if site.install.control(data).get("Database system identifier") in systems:
                     found.append(data)
     return found
 
