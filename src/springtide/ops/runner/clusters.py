@@ -92,7 +92,7 @@ class Keeper:
         self._watch = Periodic(f"watch cluster {name}", self._look, every=LOOK_EVERY)
         self._watching = False
         self._membership = Membership(self, clock=self._clock)
-        self._tending = Tending(self)
+        self._tending = Tending(self, clock=self._clock)
         self._promoting = Promoting(self, auto=auto, failover_after=failover_after, clock=self._clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -149,6 +149,9 @@ class Keeper:
             self.record, self.noted = found, True
         for node in self._names:
             await self.add_member(node)
+        voters = self.voters_with(self.replicas)
+        if self.record.voters not in ((), voters):  # before PostgreSQL is told whom it may ask
+            await self.note(voters=voters)
         if self.record.promoting:
             await self._promoting.resume()
         else:
@@ -162,8 +165,10 @@ class Keeper:
             self.server(node).follows = self.upstream()
         await asyncio.gather(*(self.start_replica(node) for node in self.replicas))
         await self._tending.tidy(self.primary)
-        await self.note(voters=self.voters_with(self.replicas))
+        await self.note(voters=self.voters_with(self.replicas) if self.record.voters else ())
         await self.confirm()
+        if self.quorum and not self.record.voters:
+            await self._tending.begin()
         await self.start_watch()
 
     async def start_watch(self) -> None:
@@ -246,6 +251,14 @@ class Keeper:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def end(self, node: str) -> None:
+        """Let a server end, in order if it can; its child starts it again, repaired if that is noted."""
+        try:
+            if node in self.members:
+                await self.server(node).shut_down()
+        except RunnerError as error:
+            _log.error("%s has to end, and goes on: %s", node, error)
 
     async def promote(self, node: str, *, forced: bool = False) -> None:
         """Make `node` the primary. Raises RunnerError when it is not done; the old primary goes on then."""

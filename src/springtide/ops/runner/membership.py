@@ -45,8 +45,10 @@ class Membership:
                 await member.child.start()
                 await self._streams(member)
                 async with self._keeper.deciding:
+                    if not self._keeper.settled or member.server.follows != self._keeper.upstream():
+                        raise RunnerError(f"cluster {self._keeper.name} has another primary now: try again")
                     self._keeper.members[node] = member
-                    await self._keeper.note(voters=self._keeper.voters_with((node,)))
+                    await self._keeper.note(voters=self._keeper.voters_with(self._keeper.replicas))
                     await self._keeper.confirm()
             except BaseException:
                 self._keeper.members.pop(node, None)
@@ -86,14 +88,8 @@ class Membership:
     async def remove(self, node: str) -> None:
         """End a replica, its slot and its data. Raises RunnerError, all being as it was, if it may not go."""
         async with self._changing:
-            if node == self._keeper.primary:
-                raise RunnerError(
-                    f"{node} is the primary of cluster {self._keeper.name}: promote another one first"
-                )
-            member = self._keeper.members.get(node)
-            if member is None:
-                raise RunnerError(f"{node} is not a replica of cluster {self._keeper.name}")
-            async with self._keeper.deciding:
+            async with self._keeper.deciding:  # whoever was being promoted is primary now
+                member = self._removable(node)
                 del self._keeper.members[node]
                 try:
                     await self._keeper.confirm()
@@ -104,6 +100,20 @@ class Membership:
                     raise
             await to_its_end(self._dispose(member))
             self._keeper.changed()
+
+    def _removable(self, node: str) -> Member:
+        keeper = self._keeper
+        if node == keeper.primary:
+            raise RunnerError(f"{node} is the primary of cluster {keeper.name}: promote another one first")
+        if node not in keeper.members:
+            raise RunnerError(f"{node} is not a replica of cluster {keeper.name}")
+        if not keeper.settled:
+            raise RunnerError(f"{keeper.primary} is being promoted: try again")
+        if keeper.quorum and len(keeper.replicas) == 1:
+            raise RunnerError(
+                f"{node} has to stay: no other replica of cluster {keeper.name} confirms commits"
+            )
+        return keeper.members[node]
 
     async def _let_go(self, node: str) -> None:
         """Stop counting on `node`: what it alone may have confirmed must be on another's disk first."""

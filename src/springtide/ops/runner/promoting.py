@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from springtide.clock import Clock
 from springtide.errors import RunnerError
 from springtide.ops.runner import replication
-from springtide.ops.runner.failover import Case, Decision, Promote, Restart, Wait, decide
+from springtide.ops.runner.failover import Case, Decision, Position, Promote, Restart, Wait, decide
+from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.standby import Upstream
 from springtide.ops.runner.steps import Steps
 
@@ -85,6 +86,8 @@ class Promoting:
         """Before a server is started again. Replicas must not wait here: a decision needs to hear them."""
         await self.ended(node)
         keeper = self._keeper
+        if node not in keeper.members:
+            return  # it is being added, or removed: it follows whom it was made for
         server = keeper.server(node)
         if keeper.settled:
             server.follows = None if node == keeper.primary else keeper.upstream()
@@ -99,7 +102,7 @@ class Promoting:
         """The chosen one is opened as what its folder is: it follows nobody, and only has to be promoted."""
         server = self._keeper.server(node)
         if await server.is_standby():
-            server.follows = Upstream(self._keeper.replicas[0], 1)
+            server.follows = Upstream(node, 1)
 
     async def _decide(self) -> None:
         """The primary has ended: promote another one, or return, which starts it again."""
@@ -143,7 +146,7 @@ class Promoting:
             nodes = self._keeper.replicas
             if case.quorum or self._wanted or case.down_for >= self._failover_after:
                 servers = [self._keeper.server(node) for node in nodes]
-                answers = await asyncio.gather(*(replication.held(server) for server in servers))
+                answers = await asyncio.gather(*(_held(server) for server in servers))
                 case = replace(case, held=dict(zip(nodes, answers, strict=True)))
             else:
                 case = replace(case, held=dict.fromkeys(nodes), waited_for=PATIENCE)
@@ -190,8 +193,10 @@ class Promoting:
             await self.there()
         for other in keeper.replicas:
             if keeper.members[other].child.running and await keeper.server(other).repair_wanted() is not None:
-                async with self._steps(f"end {other}, which may have more than {node}", KILL):
-                    await keeper.server(other).kill()  # its child starts it again, repaired
+                _log.warning(
+                    "cluster %s: %s may have more than %s, and is repaired", keeper.name, other, node
+                )
+                keeper.spawn(keeper.end(other))
 
     async def there(self) -> None:
         """The primary takes writes, as what it was or newly: everybody follows it."""
@@ -229,20 +234,27 @@ class Promoting:
             raise RunnerError(f"{node} is the primary of cluster {keeper.name} already")
         if node not in keeper.members or not keeper.members[node].child.running:
             raise RunnerError(f"{node} is not a running replica of cluster {keeper.name}")
-        if self._wanted is not None:
-            raise RunnerError(f"{self._wanted.node} is being promoted already")
+        if self._wanted is not None or not keeper.settled:
+            other = keeper.primary if self._wanted is None else self._wanted.node
+            raise RunnerError(f"{other} is being promoted already")
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanted = _Wanted(node, forced, answer)
         try:
             if keeper.members[keeper.primary].child.running:
                 await keeper.server().shut_down()
-            await asyncio.wait_for(answer, ASKED)
+            async with asyncio.timeout(ASKED):
+                await answer
         except TimeoutError:
             raise RunnerError(
                 f"{node} was not promoted within {ASKED:g} s: see `springtide status`"
             ) from None
         finally:
             self._wanted = None
+
+
+async def _held(server: EmbeddedPostgres) -> Position | None:
+    """How far a replica's log goes. One that is to be repaired may hold what is no log of this cluster."""
+    return None if await server.repair_wanted() is not None else await replication.held(server)
 
 
 def _answer(wanted: _Wanted | None, error: Exception | None) -> None:

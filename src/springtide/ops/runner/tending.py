@@ -6,8 +6,10 @@ import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from springtide.clock import Clock
 from springtide.errors import RunnerError
 from springtide.ops.runner import replication
+from springtide.ops.runner.records import Record
 from springtide.ops.runner.replication import Link
 from springtide.ops.runner.standby import slot_name
 
@@ -22,12 +24,18 @@ UNLINKED = 12
 """Questions, a minute of them, after which a replica that does not stream is repaired."""
 
 
+BEGIN = 20
+ASK_AGAIN = 0.1
+"""How often, and how soon again, a start asks whether a replica has all that was acknowledged."""
+
+
 class Tending:
     """Of the cluster of `keeper`. A replica is rewound first, then copied, each time after twice as long."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Keeper, *, clock: Clock) -> None:
         self._keeper = keeper
-        self._past: int | None = None
+        self._clock = clock
+        self._past: tuple[Record, int] | None = None  # where the primary was, as that was noted
 
     async def look(self) -> None:
         keeper = self._keeper
@@ -44,7 +52,7 @@ class Tending:
             return  # the primary does not answer, which is noticed elsewhere
         if keeper.quorum:
             self._tell(links.values())
-            await self._forget_leavers(links.values())
+            await self._count_voters(links.values())
         for node in keeper.replicas:
             await self._look_at(node, links.get(slot_name(node)))
 
@@ -58,24 +66,39 @@ class Tending:
                 f"writes wait, {waiting} now: no replica of cluster {self._keeper.name} confirms them"
             )
 
-    async def _forget_leavers(self, links: Collection[Link]) -> None:
-        """A replica that went while nothing ran may have confirmed alone, until another has caught up."""
+    async def begin(self) -> None:
+        """Commits have to be confirmed from now on: count the voters at once, if one is not far behind."""
+        for _ in range(BEGIN):
+            try:
+                await self._count_voters((await replication.links(self._keeper.server())).values())
+            except RunnerError:
+                return  # the primary does not answer, which is noticed elsewhere
+            if self._keeper.record.voters:
+                return
+            await self._clock.sleep(ASK_AGAIN)
+
+    async def _count_voters(self, links: Collection[Link]) -> None:
+        """A replica that went while nothing ran may have confirmed alone, until another has caught up. And
+        nobody is a voter before one has what was acknowledged when commits had not to be confirmed."""
         keeper = self._keeper
-        present = tuple(node for node in keeper.record.voters if node in keeper.replicas)
-        if present == keeper.record.voters:
-            self._past = None
+        present = tuple(n for n in keeper.record.voters if n in keeper.replicas) or keeper.replicas
+        if present == keeper.record.voters or not links:
             return
-        if self._past is None:
-            self._past = max((link.now for link in links), default=None)
+        if self._past is None or self._past[0] is not keeper.record:
+            self._past = (keeper.record, max(link.now for link in links))
             return
+        record, position = self._past
         names = [slot_name(node) for node in present]
-        if any(link.slot in names and (link.flushed or 0) >= self._past for link in links):
+        if any(link.slot in names and (link.flushed or 0) >= position for link in links):
             async with keeper.deciding:
-                if keeper.settled:
-                    await keeper.note(voters=tuple(n for n in keeper.record.voters if n in keeper.replicas))
+                if keeper.record is record:
+                    await keeper.note(voters=present)
 
     async def _look_at(self, node: str, link: Link | None) -> None:
-        member = self._keeper.members[node]
+        keeper, member = self._keeper, self._keeper.members[node]
+        if member.child.running and await member.server.repair_wanted() is not None:
+            keeper.spawn(keeper.end(node))  # it was noted, and the server went on
+            return
         if link is not None and link.state is not None and not link.lost:
             member.unlinked = member.repairs = 0
             return
@@ -96,7 +119,9 @@ class Tending:
         if how == "copy":
             others = [other for other in keeper.replicas if other != node]
             await replication.drop_slots(keeper.server(), keep=others)
-        await member.server.kill()
+            await member.server.kill()
+        else:
+            keeper.spawn(keeper.end(node))
 
     async def tidy(self, node: str) -> None:
         """Slots that nobody uses any more would keep the log until the disk is full."""
