@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -256,11 +257,26 @@ def test_what_is_cut_off_leaves_no_backup_and_harms_no_data(platform: Project) -
         restoring.communicate()
         if sig is signal.SIGINT:
             assert not list(platform.home.glob("data/.restore-*"))
-        platform.run("up", "-d")
-        assert ask(platform, "SELECT n FROM written") == [[(1,)]]
-        platform.run("down")
+    platform.run("up", "-d")
+    assert ask(platform, "SELECT n FROM written") == [[(1,)]]
+    platform.run("down")
+    ((platform.home / "data" / "db").resolve() / "was there").touch()
+    cut = [sys.executable, "-c", CUT_IN_THE_SWAP, "restore", "--latest"]
+    assert subprocess.run(cut, cwd=platform.folder, check=False).returncode == -signal.SIGKILL
     platform.call("restore", "--latest")
+    assert list(platform.home.glob("data/db.before-*/was there"))
     assert not list(platform.home.glob("data/.restore-*"))
+
+
+CUT_IN_THE_SWAP = """
+import os, signal, sys
+def cut(event, arguments):
+    if event == "os.rename" and ".before-" in str(arguments[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(cut)
+from springtide.ops import cli
+cli.main(sys.argv[1:])
+"""
 
 
 def test_backups_come_by_themselves_and_old_ones_go(backed_up: Path) -> None:
@@ -350,7 +366,13 @@ def test_a_full_disk_costs_no_log(template: Path) -> None:
             subprocess.run(["mount", "-o", "remount,size=400m", disk], check=True)
             ask(platform, "SELECT pg_switch_wal()")  # which wakes the archiver
             until(lambda: not noted(platform)["archive"]["waiting"], seconds=90)
+            assert noted(platform)["failed"] > noted(platform)["noted"] - 3600
             platform.call("backup", "--fast")
+            until(lambda: noted(platform)["last"] and noted(platform)["error"] is None, seconds=60)
             platform.run("down")
+            owner = disk / "main" / "home"
+            assert owner.read_text() == f"{platform.home.resolve()}\n"
+            owner.write_text("/srv/the original/.springtide\n")  # as a copy of a project finds it
+            assert "destroy each other's log" in platform.run("up", "-d", code=1)
         finally:
             subprocess.run(["umount", "-l", disk], check=True)

@@ -224,9 +224,14 @@ def _swap(site: Site, fresh: Path) -> tuple[Path, ...]:
     if not site.data.exists():
         fresh.rename(site.data)
     else:
-        if _exchange(fresh, site.data):
-            fresh.rename(target)
-        else:
+        fresh.rename(target)  # before the swap: what was there has its last name from the same step on
+        try:
+            swapped = _exchange(target, site.data)
+        except RunnerError:
+            target.rename(fresh)
+            raise
+        if not swapped:
+            target.rename(fresh)
             site.data.rename(target)
             fresh.rename(site.data)
         kept.insert(0, target)
