@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,10 @@ from springtide.errors import (
 from springtide.lifecycle import Group
 from springtide.platform import Platform, load_modules
 from springtide.services import Background, Module, ModuleContext
+from springtide.telemetry.prometheus import render
 from springtide.testing import stress
 from springtide.topology import Addresses, Topology, loads
+from springtide.topology.layers import BackupSpec
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -194,6 +197,17 @@ async def test_a_platform_is_not_started_while_it_is_migrated(topology: Topology
         assert await platform.migrate() == []
         assert platform.state == "running"
         assert await platform.pools["main"].fetch_value("select 1") == 1
+
+
+def test_a_platform_shows_the_backups_that_its_runner_notes(topology: Topology, tmp_path: Path) -> None:
+    """Where the topology asks for backups: in `/metrics`, from the runner's folder."""
+    notes = tmp_path / "run" / "backups.json"
+    notes.parent.mkdir()
+    notes.write_text('{"main": {"last": {"ended": 100.5}}}')
+    shown = b'springtide_backup_last_timestamp_seconds{cluster="main"} 100.5'
+    assert shown not in render(Platform(topology, home=tmp_path).metrics)[0]
+    asked = replace(topology, backups=BackupSpec())
+    assert shown in render(Platform(asked, home=tmp_path).metrics)[0]
 
 
 async def test_background_work_runs_beside_a_started_platform(

@@ -101,6 +101,8 @@ def test_nothing_that_is_needed_is_removed(backups: list[Taken], names: set[str]
         needed = any(segment.number >= taken.begin // SEGMENT_BYTES for taken in kept) or not kept
         assert (name not in gone) == needed
     assert not gone & {"00000002.history", "unknown"}
+    first_goes = bool(kept) and min(taken.begin for taken in kept) >= SEGMENT_BYTES
+    assert all((Segment(1, 0).name + end in gone) == first_goes for end in ends)
 
 
 def test_keeping_none_is_refused() -> None:
