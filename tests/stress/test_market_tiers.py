@@ -27,7 +27,9 @@ REALWORLD = (
 TRADE = (
     "test_storefront_pages", "test_storefront_comments", "test_storefront_buying", "test_catalog_api",
     "test_orders_api", "test_orders", "test_payments", "test_search_api", "test_notifications_api",
-    "test_recommendations_api", "test_market_journeys",
+    "test_recommendations_api", "test_market_journeys", "test_media_api", "test_dashboard",
+    "test_storefront_selling", "test_storefront_visits", "test_storefront_events",
+    "test_catalog_reservations", "test_orders_saga", "test_notifications",
 )  # fmt: skip
 
 EVERY_RUN = ("test_tiers", "test_market_users")
