@@ -341,9 +341,11 @@ def test_holder_of_a_port() -> None:
 
 
 def test_what_is_not_finished_goes_although_somebody_still_writes_there(tmp_path: Path) -> None:
-    """A killed base backup, or a thread whose caller was cancelled, may make a file while it is removed."""
-    left = tmp_path / ".new-db-x"
+    """A killed base backup, or a thread whose caller was cancelled, may make a file while it is removed. What
+    is of another node stays."""
+    left, other = tmp_path / ".new-db-x", tmp_path / ".new-db-2-x"
     left.mkdir()
+    other.mkdir()
     for number in range(200):
         (left / str(number)).touch()
     stop = threading.Event()
@@ -363,4 +365,4 @@ def test_what_is_not_finished_goes_although_somebody_still_writes_there(tmp_path
     stop.set()
     for writer in writers:
         writer.join()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [other]

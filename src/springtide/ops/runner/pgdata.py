@@ -126,8 +126,10 @@ class Staging:
     @staticmethod
     def clear(data: Path) -> None:
         """Remove what was not finished, also by starts that were killed; an initdb still there is ended."""
-        for left in data.parent.glob(f".new-{data.name}-*"):
-            remove(left)
+        begin = f".new-{data.name}-"
+        for left in data.parent.glob(f"{begin}*"):
+            if "-" not in left.name.removeprefix(begin):  # else it is of another node, whose name goes on
+                remove(left)
 
     def arguments(self, initdb: Path, password: str, *, durable: bool, major: int) -> list[str]:
         self.password_file.touch(mode=0o600)
