@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -328,13 +328,17 @@ async def test_nobody_is_promoted_who_may_lack_an_acknowledged_commit(
 async def test_writes_wait_for_a_replica_and_that_is_told(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With quorum and no replica that confirms, a write waits and the notice says so, until one is back."""
+    """With quorum and no replica that confirms, a write waits and the notice says so, until one is back. A
+    slot of nobody goes meanwhile, and those of others stay."""
     monkeypatch.setattr(clusters, "LINKS_EVERY", 1)
     async with kept(home, replicas=("r1",), quorum=True) as keeper:
         await keeper.server().query("create table kept (id int)")
         await keeper.members["r1"].child.stop()
         writing = asyncio.ensure_future(keeper.server().query("insert into kept values (1)", timeout=90.0))
         await until(lambda: asyncio.sleep(0, "writes wait" in (keeper.notice or "")))
+        make = "select pg_create_physical_replication_slot('{0}', true);\n"
+        await keeper.server().query(make.format("springtide_gone") + make.format("theirs"))
+        await until(lambda: slots(keeper, [slot_name("r1"), "theirs"]))
         assert not writing.done()
         await keeper.members["r1"].child.start()
         await writing
@@ -437,13 +441,28 @@ async def test_what_was_acknowledged_before_commits_had_to_be_confirmed_is_kept(
         assert await keeper.server().query("select id from kept") == "1"
 
 
+async def slots(keeper: Keeper, expected: list[str]) -> bool:
+    said = await keeper.server().query("select slot_name from pg_replication_slots order by 1")
+    return said.split() == expected
+
+
 async def gone(keeper: Keeper) -> bool:
     return await keeper.server().query("select count(*) from pg_stat_replication") == "0"
 
 
-async def test_members_come_and_go_under_writes(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_members_come_and_go_under_writes(
+    home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Replicas are added and removed with quorum while rows are written: none is lost, no slot is left. One
-    that dies as it joins is started again; the only one that confirms has to stay."""
+    that dies as it joins is started again. Where the primary is counts once the leaver has ended and confirms
+    nothing; the only one that confirms has to stay."""
+    asked = replication.links
+    lives: list[object] = []
+
+    async def links(primary: EmbeddedPostgres) -> Mapping[str, replication.Link]:
+        lives.append(await asyncio.to_thread(pgdata.postmaster, home / "data" / "r1"))
+        return await asked(primary)
+
     async with kept(home, replicas=("r1",), quorum=True) as keeper:
         await keeper.server().query("create table kept (id int)")
         writer = Writer(keeper)
@@ -458,7 +477,9 @@ async def test_members_come_and_go_under_writes(home: Path, caplog: pytest.LogCa
         await adding
         assert "not watched any more" not in caplog.text
         assert (await asyncio.to_thread(record, home)).voters == ("r1", "r2")
+        monkeypatch.setattr(replication, "links", links)
         await keeper.remove("r1")
+        assert lives[0] is not None and lives[-1] is None
         assert (await asyncio.to_thread(record, home)).voters == ("r2",)
         acked = len(writer.acked)
         await until(lambda: asyncio.sleep(0, len(writer.acked) > acked + 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import stat
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from tests.integration._platforms import Project, kill, project, until
 
@@ -53,6 +55,29 @@ def roles(made: Project) -> dict[str, str]:
 
 def folders(made: Project) -> list[str]:
     return sorted(path.name for path in (made.home / "data").iterdir())
+
+
+def ask(made: Project, sql: str) -> list[Any]:
+    """The first column of what the primary answers."""
+
+    async def asked() -> list[Any]:
+        connection = await asyncpg.connect(f"{url}/postgres")
+        try:
+            return [row[0] for row in await connection.fetch(sql)]
+        finally:
+            await connection.close()
+
+    url = read_addresses(made.home / "run" / "addresses.json").nodes["db"].rpartition("/")[0]
+    return asyncio.run(asked())
+
+
+def slots(made: Project) -> list[str]:
+    """Those that the runner made."""
+    return ask(made, "select slot_name from pg_replication_slots where starts_with(slot_name, 'springtide_')")
+
+
+def servers(data: Path) -> list[int]:
+    return pgdata.servers(data.resolve())
 
 
 def test_added_and_removed_on_the_running_platform(made: Project) -> None:
@@ -106,24 +131,29 @@ def test_an_interrupted_add_is_undone(made: Project, sig: signal.Signals) -> Non
     until(lambda: list((made.home / "data").glob(".new-replica-1-*")))
     adding.send_signal(sig)
     adding.communicate(timeout=30)
-    until(lambda: folders(made) == ["db"] and len(made.status()["nodes"]) == 2)
+    until(lambda: folders(made) == ["db"] and len(made.status()["nodes"]) == 2 and slots(made) == [])
     assert file(made) == before
     made.run("replicas", "add")  # and nothing that is left is in the way of the next
     assert rows(made)["replica-1"]["state"] == "streaming"
 
 
 def test_a_kill_of_the_supervisor_while_it_adds(made: Project) -> None:
-    """kill -9 of the supervisor while it copies: the file is as before, and the next `up` clears the rest."""
+    """kill -9 of the supervisor while it copies, or while the copy runs already: the file is as before, and
+    the next `up` clears the rest, slot and all. A slot that somebody else made stays."""
     made.run("up", "-d")
-    before = file(made)
-    adding = made.popen("replicas", "add")
-    until(lambda: list((made.home / "data").glob(".new-replica-1-*")))
-    kill(made.status()["supervisor"])
-    out, _ = adding.communicate(timeout=30)
-    assert adding.returncode == 1 and "supervisor" in out and file(made) == before
-    made.run("up", "-d")
-    made.run("replicas", "add")
-    assert rows(made)["replica-1"]["state"] == "streaming" and folders(made) == ["db", "replica-1"]
+    before, data = file(made), made.home / "data" / "replica-1"
+    ask(made, "select pg_create_physical_replication_slot('theirs', true)")
+    for reached in (lambda: slots(made), lambda: servers(data)):
+        supervisor = made.status()["supervisor"]
+        adding = made.popen("replicas", "add")
+        until(reached)
+        kill(supervisor)
+        out, _ = adding.communicate(timeout=30)
+        assert adding.returncode == 1 and "supervisor" in out and file(made) == before
+        made.run("up", "-d")
+        assert folders(made) == ["db"] and slots(made) == [] and servers(data) == []
+        assert [path.name for path in (made.home / "secrets").glob("replica*")] == []
+    assert ask(made, "select slot_name from pg_replication_slots") == ["theirs"]
     made.run("down")
     assert made.leftovers() == []
 

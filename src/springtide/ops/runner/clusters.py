@@ -91,7 +91,7 @@ class Keeper:
         self._looks = 0
         self._watch = Periodic(f"watch cluster {name}", self._look, every=LOOK_EVERY)
         self._watching = False
-        self._membership = Membership(self, clock=self._clock)
+        self._membership = Membership(self, folder=folder, clock=self._clock)
         self._tending = Tending(self, clock=self._clock)
         self._promoting = Promoting(self, auto=auto, failover_after=failover_after, clock=self._clock)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,6 +115,11 @@ class Keeper:
     def deciding(self) -> asyncio.Lock:
         """Held by whoever changes who is primary, or who may become it."""
         return self._promoting.deciding
+
+    @property
+    def changing(self) -> asyncio.Lock:
+        """Held while a replica is added or removed."""
+        return self._membership.changing
 
     @property
     def replicas(self) -> tuple[str, ...]:
@@ -156,10 +161,13 @@ class Keeper:
             await self._promoting.resume()
         else:
             await self.members[self.primary].child.start()
+        await self._membership.clear()
         await self._start_replicas()
 
     async def _start_replicas(self) -> None:
         if not self.replicas:
+            if self.noted:  # it had some
+                await self._tending.tidy(self.primary)
             return
         for node in self.replicas:
             self.server(node).follows = self.upstream()
@@ -269,6 +277,10 @@ class Keeper:
     async def add(self, node: str) -> None:
         """Copy the primary to a new replica and start it. What was begun is undone when this raises."""
         await self._membership.add(node)
+
+    async def joined(self) -> None:
+        """The topology lists the replica that was added: from now on it is kept."""
+        await self._membership.joined()
 
     async def remove(self, node: str) -> None:
         """End a replica, its slot and its data. Raises RunnerError, all being as it was, if it may not go."""

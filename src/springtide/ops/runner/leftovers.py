@@ -2,16 +2,17 @@
 
 App servers and workers are known by their command line and by SPRINGTIDE_HOME in their environment, so even
 one that was started in the very moment of the kill is found, and a recycled pid is never touched; programs
-beside them, and what those start, by SPRINGTIDE_PROGRAM in addition. PostgreSQL is known by its data folder.
-Only for the holder of the home's lock.
+beside them, and what those start, by SPRINGTIDE_PROGRAM in addition. PostgreSQL is known by its data folder,
+a replica that was being added by its note in clusters/. Only for the holder of the home's lock.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from springtide.ops.runner.accounts import server_account
 from springtide.ops.runner.home import Home
 from springtide.ops.runner.postgres import SHUTDOWN
 from springtide.ops.runner.processes import Process, Stage
+from springtide.ops.runner.records import joins
 
-__all__ = ["end_leftovers", "left_databases", "left_programs", "left_servers"]
+__all__ = ["clear_joins", "end_leftovers", "left_databases", "left_programs", "left_servers"]
+
+_log = logging.getLogger(__name__)
 
 MODULES = (b"springtide.ops.runner.appserver", b"springtide.ops.runner.worker")
 STAGES = (Stage(signal.SIGTERM, 5.0), Stage(signal.SIGKILL, 5.0))
@@ -70,6 +74,26 @@ async def end_leftovers(home: Home, *, databases: bool) -> list[int]:
         ended += await _end([server.pid for server in servers], SHUTDOWN)
         await asyncio.to_thread(_remove_sockets, home)
     return ended
+
+
+def clear_joins(home: Home, nodes: Collection[str]) -> None:
+    """Nothing stays of replicas that were being added and are none of the topology's `nodes`: processes,
+    data, password. Their slots go when the primary runs."""
+    for node in joins(home.path / "clusters"):
+        link = home.path / "data" / node
+        if node in nodes or (link.is_symlink() and not _of_this_home(link, home)):
+            continue
+        data = link.resolve()
+        _log.warning("%s was being added when the supervisor was killed: what is there is removed", node)
+        pgdata.Staging.clear(data)
+        pgdata.clear_stale(data)
+        pgdata.remove_socket_folder(data, server_account())
+        pgdata.discard(home.path, node, data)
+
+
+def _of_this_home(link: Path, home: Home) -> bool:
+    """A home that was copied has links to the data of the one that it is a copy of."""
+    return link.readlink().parent.name.endswith(f"-{pgdata.home_hash(home.path)}")
 
 
 def _remove_sockets(home: Home) -> None:

@@ -1,20 +1,23 @@
 """Replicas that are added to a running cluster, and taken from it, while it works.
 
 A new one is a member once it streams and has what the primary had; until then no failover chooses it. One
-that goes must not have been the only one to confirm a commit: another replica has its position first. What
-was begun is undone when it fails or is cancelled.
+that goes must not have been the only one to confirm a commit: once its process has ended and confirms
+nothing any more, another replica must reach where the primary is then. What was begun is undone when it
+fails or is cancelled, and by the next runner when this one is killed: who joins is noted until it is listed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from springtide.clock import Clock
 from springtide.errors import RunnerError
 from springtide.ops.runner import replication
-from springtide.ops.runner.making import to_its_end
+from springtide.ops.runner.making import to_its_end, uncut
+from springtide.ops.runner.records import note_join, read_join
 from springtide.ops.runner.standby import slot_name
 
 if TYPE_CHECKING:
@@ -32,16 +35,18 @@ JOIN = 60.0
 class Membership:
     """One change at a time in the cluster of `keeper`."""
 
-    def __init__(self, keeper: Keeper, *, clock: Clock) -> None:
+    def __init__(self, keeper: Keeper, *, folder: Path, clock: Clock) -> None:
+        self.changing = asyncio.Lock()
         self._keeper = keeper
+        self._folder = folder
         self._clock = clock
-        self._changing = asyncio.Lock()
 
     async def add(self, node: str) -> None:
         """Copy the primary to a new replica and start it. What was begun is undone when this raises."""
-        async with self._changing:
+        async with self.changing:
             member = await self._new(node)
             try:
+                await uncut(note_join, self._folder, self._keeper.name, node)
                 await member.child.start()
                 await self._streams(member)
                 async with self._keeper.deciding:
@@ -56,6 +61,19 @@ class Membership:
                 raise
             await self._keeper.start_watch()
             self._keeper.changed()
+
+    async def joined(self) -> None:
+        """Who was added is listed. When that cannot be noted the next start finds it listed."""
+        try:
+            await uncut(note_join, self._folder, self._keeper.name, None)
+        except RunnerError as error:
+            _log.warning("%s", error)
+
+    async def clear(self) -> None:
+        """Of a join that was cut off by the end of its runner only the slot is left; the primary runs now."""
+        node = await asyncio.to_thread(read_join, self._folder, self._keeper.name)
+        if node is not None and (node in self._keeper.members or await self._drop_slot(node)):
+            await self.joined()
 
     async def _undo(self, member: Member) -> None:
         await self._dispose(member)
@@ -87,16 +105,16 @@ class Membership:
 
     async def remove(self, node: str) -> None:
         """End a replica, its slot and its data. Raises RunnerError, all being as it was, if it may not go."""
-        async with self._changing:
+        async with self.changing:
             async with self._keeper.deciding:  # whoever was being promoted is primary now
                 member = self._removable(node)
                 del self._keeper.members[node]
                 try:
                     await self._keeper.confirm()
-                    await self._let_go(node)
+                    await self._let_go(member)
                 except BaseException:
                     self._keeper.members[node] = member
-                    await to_its_end(self._keeper.confirm())
+                    await to_its_end(self._stay(member))
                     raise
             await to_its_end(self._dispose(member))
             self._keeper.changed()
@@ -115,11 +133,23 @@ class Membership:
             )
         return keeper.members[node]
 
-    async def _let_go(self, node: str) -> None:
-        """Stop counting on `node`: what it alone may have confirmed must be on another's disk first."""
+    async def _stay(self, member: Member) -> None:
+        await self._keeper.start_replica(member.server.name)
+        await self._keeper.confirm()
+
+    async def _let_go(self, member: Member) -> None:
+        """Stop counting on a replica: what it alone may have confirmed must be on another's disk first."""
+        node = member.server.name
         if not self._keeper.quorum:
             await self._keeper.note(voters=())
             return
+        await self._another_has_all(node)  # or it may not go, and need not be stopped
+        await member.child.stop()
+        await self._another_has_all(node)
+        await self._keeper.note(voters=tuple(v for v in self._keeper.record.voters if v != node))
+
+    async def _another_has_all(self, node: str) -> None:
+        """Return when a replica other than `node` has on its disk where the primary was as this began."""
         begun = self._clock.monotonic()
         target: int | None = None
         while True:
@@ -127,7 +157,6 @@ class Membership:
             for link in links.values():
                 target = target or link.now
                 if link.slot != slot_name(node) and link.flushed is not None and link.flushed >= target:
-                    await self._keeper.note(voters=tuple(v for v in self._keeper.record.voters if v != node))
                     return
             if self._clock.monotonic() - begun > JOIN:
                 raise RunnerError(f"no other replica confirms what {node} may have confirmed: it has to stay")
@@ -139,10 +168,15 @@ class Membership:
             await member.child.stop()
         finally:
             await member.server.discard()
-            try:
-                await replication.drop_slots(self._keeper.server(), keep=list(self._keeper.replicas))
-            except RunnerError as error:
-                name = member.server.name
-                _log.warning(
-                    "the slot of %s goes when cluster %s answers: %s", name, self._keeper.name, error
-                )
+            if await self._drop_slot(member.server.name):
+                await self.joined()
+
+    async def _drop_slot(self, node: str) -> bool:
+        """Whether it is gone. When the primary does not answer it is dropped by who watches the cluster."""
+        try:
+            await replication.drop_slot(self._keeper.server(), node)
+        except RunnerError as error:
+            _log.warning("the slot of %s goes when cluster %s answers: %s", node, self._keeper.name, error)
+            await self._keeper.start_watch()
+            return False
+        return True

@@ -88,6 +88,7 @@ class Operator:
             except BaseException:
                 self._adopt(before)
                 raise
+            await keeper.joined()
             return node
 
     async def remove(self, node: str) -> str:

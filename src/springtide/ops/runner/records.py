@@ -6,6 +6,9 @@ The topology says how a cluster began, this file how it went on: the primary her
     promoting    `primary` was chosen and may still be a replica: whoever reads this finishes it, first of all
     voters       the replicas of which one had to confirm every acknowledged commit (durability "quorum");
                  grows before, and shrinks after, what PostgreSQL is told
+
+Beside it `<cluster>.joining` names a node while it is added: what is there of a node that joins, and that the
+topology does not list, is of a runner that was killed, and may go.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from springtide.errors import RunnerError
 from springtide.ops.runner.pgdata import explain
 from springtide.ops.runner.standby import sync_folder
 
-__all__ = ["Record", "read_record", "write_record"]
+__all__ = ["Record", "joins", "note_join", "read_join", "read_record", "write_record"]
+
+JOINING = ".joining"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +63,50 @@ def read_record(folder: Path, cluster: str) -> Record | None:
 
 def write_record(folder: Path, cluster: str, record: Record) -> None:
     """Replace the record; it is on the disk when this returns."""
-    path = folder / f"{cluster}.json"
-    temporary = folder / f".{cluster}.{secrets.token_hex(4)}"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                json.dump(asdict(record), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(folder)
+        _replace(folder, f"{cluster}.json", json.dumps(asdict(record)))
     except OSError as error:
         raise explain(error, f"write down who is primary of cluster {cluster}:") from error
+
+
+def read_join(folder: Path, cluster: str) -> str | None:
+    """The node that was being added to `cluster`; None: no addition is under way, or was cut off."""
+    try:
+        return (folder / f"{cluster}{JOINING}").read_text().strip() or None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise explain(error, f"read who joins cluster {cluster}:") from error
+
+
+def joins(folder: Path) -> list[str]:
+    """The nodes that were being added to any cluster."""
+    clusters = [path.name.removesuffix(JOINING) for path in folder.glob(f"*{JOINING}")]
+    return [node for cluster in clusters if (node := read_join(folder, cluster)) is not None]
+
+
+def note_join(folder: Path, cluster: str, node: str | None) -> None:
+    """Note that `node` is being added, or that nobody is; on the disk when this returns."""
+    try:
+        if node is not None:
+            _replace(folder, f"{cluster}{JOINING}", node + "\n")
+        else:
+            (folder / f"{cluster}{JOINING}").unlink(missing_ok=True)
+    except OSError as error:
+        raise explain(error, f"write down who joins cluster {cluster}:") from error
+
+
+def _replace(folder: Path, name: str, text: str) -> None:
+    temporary = folder / f".{name}.{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(folder)

@@ -14,7 +14,7 @@ from springtide.ops.runner.failover import Position
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.standby import SLOT_PREFIX, slot_name
 
-__all__ = ["Link", "answers", "drop_slots", "ensure_slots", "held", "links", "timeline"]
+__all__ = ["Link", "answers", "drop_slot", "drop_slots", "ensure_slots", "held", "links", "timeline"]
 
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
@@ -114,6 +114,18 @@ async def ensure_slots(primary: EmbeddedPostgres, nodes: list[str]) -> None:
             timeout=TIMEOUT,
             slot=slot_name(node),
         )
+
+
+async def drop_slot(server: EmbeddedPostgres, node: str) -> None:
+    """Drop the slot of a node whose processes have ended, and the sender that has not noticed yet."""
+    await server.query(
+        "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
+        " WHERE slot_name = :'slot' AND active;\n"
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        " WHERE slot_name = :'slot' AND slot_type = 'physical';\n",
+        timeout=2 * TIMEOUT,
+        slot=slot_name(node),
+    )
 
 
 async def drop_slots(server: EmbeddedPostgres, *, keep: list[str]) -> None:

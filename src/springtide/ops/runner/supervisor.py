@@ -39,7 +39,7 @@ from springtide.ops.runner.clusters import Keeper
 from springtide.ops.runner.control import Control
 from springtide.ops.runner.groups import groups, max_connections, roles
 from springtide.ops.runner.home import Home, NodeState, State
-from springtide.ops.runner.leftovers import end_leftovers
+from springtide.ops.runner.leftovers import clear_joins, end_leftovers
 from springtide.ops.runner.operating import Operator
 from springtide.ops.runner.poolers import Poolers
 from springtide.ops.runner.postgres import EmbeddedPostgres
@@ -140,6 +140,7 @@ class Supervisor:
     async def _start(self) -> None:
         self.home.write_state(self._state())
         await end_leftovers(self.home, databases=False)
+        await asyncio.to_thread(clear_joins, self.home, self.topology.nodes)
         spec = self.topology.servers
         remedy = "choose another with `springtide up --port N` (0: a free one) or servers.port"
         self._listener = await asyncio.to_thread(ports.bind, spec.host, self._port, remedy=remedy)

@@ -50,11 +50,20 @@ class Tending:
             await replication.ensure_slots(keeper.server(), missing)
         except RunnerError:
             return  # the primary does not answer, which is noticed elsewhere
+        await self._drop_strays(links)
         if keeper.quorum:
             self._tell(links.values())
             await self._count_voters(links.values())
         for node in keeper.replicas:
             await self._look_at(node, links.get(slot_name(node)))
+
+    async def _drop_strays(self, links: Collection[str]) -> None:
+        """Drop slots of nobody: the primary did not answer when they should go. A joining node's stays."""
+        keeper = self._keeper
+        if keeper.changing.locked() or set(links) <= {slot_name(node) for node in keeper.replicas}:
+            return
+        async with keeper.changing:
+            await self.tidy(keeper.primary)
 
     def _tell(self, links: Collection[Link]) -> None:
         """Commits wait for ever when nobody confirms them: that is promised, and must be seen."""
@@ -117,8 +126,7 @@ class Tending:
         _log.error("replica %s is %s: %s", node, "copied anew" if how == "copy" else "rewound", why)
         await member.server.repair(how)
         if how == "copy":
-            others = [other for other in keeper.replicas if other != node]
-            await replication.drop_slots(keeper.server(), keep=others)
+            await replication.drop_slot(keeper.server(), node)
             await member.server.kill()
         else:
             keeper.spawn(keeper.end(node))
