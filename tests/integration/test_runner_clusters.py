@@ -300,6 +300,43 @@ async def test_a_primary_that_cannot_come_back_is_replaced(home: Path) -> None:
         assert await keeper.server("db").query("select id from kept") == "1"
 
 
+async def test_a_slow_recovery_is_left_alone_until_another_can_take_over(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without quorum, the replica runs and does not say its position: the primary that hangs in its start is
+    not killed again and again. Once the replica answers, it takes over."""
+    monkeypatch.setattr(replication, "TIMEOUT", 0.5)
+    async with kept(home, replicas=("r1",), failover_after=0.5) as keeper:
+        await until(lambda: streaming(keeper))
+        data, frozen = keeper.server().data, await asyncio.to_thread(pgdata.servers, keeper.server("r1").data)
+        (data / "pg_ident.conf").rename(home / "pg_ident.conf")
+        os.mkfifo(data / "pg_ident.conf")  # its start waits for somebody who writes to it
+        (data / "pg_ident.conf").chmod(0o644)
+        for process in frozen:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            old = keeper.server().pid
+            os.kill(old, signal.SIGKILL)
+            await until(lambda: asyncio.to_thread(postmaster_but, data, old))
+            begun = await asyncio.to_thread(postmaster_but, data, old)
+            await until(lambda: asyncio.sleep(0, (keeper._promoting.down_for or 0.0) > 0.5))
+            looks = keeper._looks
+            await until(lambda: asyncio.sleep(0, keeper._looks > looks + 1))
+            assert await asyncio.to_thread(postmaster_but, data, old) == begun
+        finally:
+            (home / "pg_ident.conf").rename(data / "pg_ident.conf")
+            for process in frozen:
+                os.kill(process, signal.SIGCONT)
+        monkeypatch.undo()
+        await until(lambda: asyncio.sleep(0, keeper.primary == "r1" and keeper.settled))
+        assert "primary db does not come back within 0.5 s" in caplog.text
+
+
+def postmaster_but(data: Path, old: int) -> int | None:
+    found = pgdata.postmaster(data)
+    return None if found is None or found.pid == old else found.pid
+
+
 async def test_nobody_is_promoted_who_may_lack_an_acknowledged_commit(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,7 +455,8 @@ async def test_what_was_acknowledged_before_commits_had_to_be_confirmed_is_kept(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster becomes one with quorum while its replica is behind: that one is not promoted until it has
-    caught up once, and then it is."""
+    caught up once, and then it is. When the data of the primary are gone as it is to be started, the other
+    one has all and takes over: no empty database takes their place."""
     monkeypatch.setattr(tending, "BEGIN", 1)
     monkeypatch.setattr(clusters, "LINKS_EVERY", 1)
     async with kept(home, replicas=("r1",)) as keeper:
@@ -439,6 +477,12 @@ async def test_what_was_acknowledged_before_commits_had_to_be_confirmed_is_kept(
         os.kill(keeper.server().pid, signal.SIGKILL)
         await until(lambda: asyncio.sleep(0, keeper.primary == "r1" and keeper.settled))
         assert await keeper.server().query("select id from kept") == "1"
+        await until(lambda: streaming(keeper))
+    (home / "data" / "r1").rename(home / "lost")
+    async with kept(home, replicas=("r1",), quorum=True) as keeper:
+        assert (keeper.primary, keeper.epoch) == ("db", 3)
+        assert await keeper.server().query("select id from kept") == "1"
+        await until(lambda: streaming(keeper))
 
 
 async def slots(keeper: Keeper, expected: list[str]) -> bool:

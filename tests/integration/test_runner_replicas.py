@@ -159,16 +159,24 @@ def test_a_kill_of_the_supervisor_while_it_adds(made: Project) -> None:
 
 
 def test_on_a_platform_that_is_down(made: Project) -> None:
-    """The file alone is changed, and that is said; the next `up` makes the replica."""
+    """The file alone is changed, and that is said; the next `up` makes the replica. When the primary's data
+    are broken, `up` says which command lets the replica take over, and that does."""
     assert "nothing runs" in made.run("replicas", "add")
     assert made.run("replicas", "list", code=3) == "nothing runs here\n"
     made.run("up", "-d")
     assert rows(made)["replica-1"]["state"] == "streaming"
     made.run("down")
-    made.run("replicas", "remove", "replica-1")
-    assert folders(made) == ["db"] and "replica-1" not in file(made)
+    (made.home / "data" / "db" / "global" / "pg_control").unlink()
+    command = ("replicas", "promote", "replica-1", "--force")
+    assert f"`springtide {' '.join(command)}`" in made.run("up", "-d", code=1)
+    assert "is lost then" in made.run(*command[:-1], code=1)
+    made.run(*command)
     made.run("up", "-d")
-    assert roles(made) == {}
+    assert roles(made) == {"db": "replica", "replica-1": "primary"} and made.get()
+    made.run("down")
+    made.run("replicas", "remove", "db")
+    assert folders(made) == ["replica-1"] and "nodes.db" not in file(made)
+    assert load(made.folder / "springtide.toml").clusters["main"].replicas == ()
 
 
 def test_promoted_by_hand_and_back_after_a_restart(made: Project) -> None:

@@ -9,7 +9,8 @@ that was replaced can only be opened as a replica. Who has to confirm commits (`
 shrinks after, what PostgreSQL is told.
 
 A primary that does not answer for `failover_after` is killed first, whatever holds it up: from then on it is
-one that ended. While the runner is not there nothing of this happens; the servers themselves go on.
+one that ended. One that still recovers is left alone until a replica is there to be promoted. While the
+runner is not there nothing of this happens; the servers themselves go on.
 """
 
 from __future__ import annotations
@@ -160,9 +161,39 @@ class Keeper:
         if self.record.promoting:
             await self._promoting.resume()
         else:
-            await self.members[self.primary].child.start()
+            await self._start_primary()
         await self._membership.clear()
         await self._start_replicas()
+
+    async def _start_primary(self) -> None:
+        """One that cannot be started, or whose data are gone, is replaced where that loses nothing."""
+        gone = bool(self.replicas) and await self._gone()
+        try:
+            if gone:
+                raise RunnerError(f"the data of node {self.primary} in {self.server().data} are gone")
+            await self.members[self.primary].child.start()
+        except (RunnerError, OSError) as error:
+            if not self.replicas:
+                raise
+            _log.error("primary %s cannot be started: %s", self.primary, error)
+            await asyncio.gather(*(self._start_copy(node) for node in self.replicas))
+            await self._promoting.instead(error)
+
+    async def _gone(self) -> bool:
+        """A new, empty database in place of one that has replicas would have them copied from it."""
+        if await self.server().locate():
+            return False
+        for node in self.replicas:
+            await self.server(node).locate()
+        return any([await self.server(node).is_standby() for node in self.replicas])
+
+    async def _start_copy(self, node: str) -> None:
+        """Start a replica that needs nothing of its primary for it."""
+        server = self.server(node)
+        await server.locate()
+        if await server.is_standby() and await server.repair_wanted() is None:
+            server.follows = self.upstream()
+            await self.start_replica(node)
 
     async def _start_replicas(self) -> None:
         if not self.replicas:
@@ -223,7 +254,8 @@ class Keeper:
     # -- what the parts share and do ------------------------------------------------------------------
 
     def upstream(self) -> Upstream:
-        return Upstream(self.primary, self.server().port)
+        server = self.server()
+        return Upstream(self.primary, server.port if server.located else 1)
 
     async def follow(self) -> None:
         """Every replica follows who is primary now, at once or when it starts again."""
@@ -294,18 +326,22 @@ class Keeper:
                 await self._promoting.complete()
         elif child.running:
             await self._look_at_primary()
-        elif self._starting_too_long():
+        elif await self._starting_too_long():
             _log.error("primary %s does not come back within %g s", self.primary, self._failover_after)
             await self.server().kill()
         if self._looks % LINKS_EVERY == 0:
             await self._tending.look()
 
-    def _starting_too_long(self) -> bool:
-        """Without quorum a primary is replaced although it still recovers; with it, only it may have all."""
-        waited = self._promoting.down_for
-        able = any(self.members[node].child.running for node in self.replicas)
+    async def _starting_too_long(self) -> bool:
+        """Without quorum a primary is replaced although it still recovers; with it, only it may have all. Not
+        before another can be promoted: killed for nothing, it would have to begin its recovery again."""
+        waited, server = self._promoting.down_for, self.server()
+        if self.quorum or waited is None or waited <= self._failover_after or self.deciding.locked():
+            return False
         return (
-            able and self._auto and not self.quorum and waited is not None and waited > self._failover_after
+            server.state == "starting"
+            and await self._promoting.replaceable()
+            and server.state == "starting"  # still
         )
 
     async def _look_at_primary(self) -> None:

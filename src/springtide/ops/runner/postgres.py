@@ -213,9 +213,12 @@ class EmbeddedPostgres:
             raise RunnerError(f"PostgreSQL {self.name} was not promoted within {timeout:g} s")
         await self.reload()
 
-    async def locate(self) -> None:
-        """Find data and programs without starting anything: for `fence` and `kill` before the first start."""
-        await asyncio.to_thread(self._prepare)
+    async def locate(self) -> bool:
+        """Find data and programs without starting anything: for `fence` and `kill` before the first start.
+
+        Whether the data are there.
+        """
+        return await asyncio.to_thread(self._prepare)
 
     async def shut_down(self) -> None:
         """Let the running server end in order; whoever watches it hears of it."""

@@ -82,6 +82,35 @@ class Promoting:
                 if node == keeper.primary and keeper.settled:
                     await self._decide()
 
+    async def replaceable(self) -> bool:
+        """Whether another would be promoted now, had the primary ended, without waiting for anybody."""
+        return isinstance(decide(await self._case(PATIENCE)), Promote)
+
+    async def instead(self, error: Exception) -> None:
+        """The primary cannot be started at all: promote another one, if that loses nothing for certain.
+
+        Else raises `error`, with what somebody can do who knows what may be lost.
+        """
+        keeper, old = self._keeper, self._keeper.primary
+        if not any(keeper.members[node].child.running for node in keeper.replicas):
+            raise RunnerError(f"{error}\nno replica of cluster {keeper.name} can be started") from error
+        async with self.deciding:
+            self._down = self._clock.monotonic() - self._failover_after
+            async with self._steps(f"end what is left of {old}", KILL):
+                await keeper.server().kill()
+            async with self._steps("hear the replicas", PATIENCE + 3 * replication.TIMEOUT):
+                decision = await self._decision(auto=True)
+            if isinstance(decision, Promote) and keeper.quorum and self._auto:
+                await self._promote(decision)
+                return
+        advice = f"and no replica of cluster {keeper.name} can take over: {decision.why}"
+        if isinstance(decision, Promote):
+            advice = (
+                f"mend it; or, if it is lost for good, let {decision.node} take over, whose log ends at "
+                f"{decision.at}: `springtide replicas promote {decision.node} --force`, then `springtide up`"
+            )
+        raise RunnerError(f"{error}\nprimary {old} cannot be started: {advice}") from error
+
     async def before(self, node: str) -> None:
         """Before a server is started again. Replicas must not wait here: a decision needs to hear them."""
         await self.ended(node)
@@ -128,32 +157,36 @@ class Promoting:
                 _answer(wanted, RunnerError(f"{wanted.node} was not promoted: {decision.why}"))
         _answer(wanted, None)
 
-    async def _decision(self) -> Decision:
+    async def _decision(self, *, auto: bool | None = None) -> Decision:
+        """`auto`: as if failover were so."""
         begun = self._clock.monotonic()
         while True:
-            case = Case(
-                held={},
-                quorum=self._keeper.quorum,
-                voters=self._keeper.record.voters,
-                auto=self._auto,
-                failover_after=self._failover_after,
-                down_for=self.down_for or 0.0,
-                waited_for=self._clock.monotonic() - begun,
-                patience=PATIENCE,
-                wanted=self._wanted.node if self._wanted else None,
-                forced=self._wanted.forced if self._wanted else False,
-            )
-            nodes = self._keeper.replicas
-            if case.quorum or self._wanted or case.down_for >= self._failover_after:
-                servers = [self._keeper.server(node) for node in nodes]
-                answers = await asyncio.gather(*(_held(server) for server in servers))
-                case = replace(case, held=dict(zip(nodes, answers, strict=True)))
-            else:
-                case = replace(case, held=dict.fromkeys(nodes), waited_for=PATIENCE)
-            decision = decide(case)
+            case = await self._case(self._clock.monotonic() - begun)
+            decision = decide(case if auto is None else replace(case, auto=auto))
             if not isinstance(decision, Wait):
                 return decision
             await self._clock.sleep(ASK_AGAIN)
+
+    async def _case(self, waited_for: float) -> Case:
+        """What is known now; the replicas are asked where that can make a difference."""
+        case = Case(
+            held={},
+            quorum=self._keeper.quorum,
+            voters=self._keeper.record.voters,
+            auto=self._auto,
+            failover_after=self._failover_after,
+            down_for=self.down_for or 0.0,
+            waited_for=waited_for,
+            patience=PATIENCE,
+            wanted=self._wanted.node if self._wanted else None,
+            forced=self._wanted.forced if self._wanted else False,
+        )
+        nodes = self._keeper.replicas
+        if case.quorum or self._wanted or case.down_for >= self._failover_after:
+            servers = [self._keeper.server(node) for node in nodes]
+            answers = await asyncio.gather(*(_held(server) for server in servers))
+            return replace(case, held=dict(zip(nodes, answers, strict=True)))
+        return replace(case, held=dict.fromkeys(nodes), waited_for=PATIENCE)
 
     async def _promote(self, decision: Promote) -> None:
         keeper, old, node = self._keeper, self._keeper.primary, decision.node

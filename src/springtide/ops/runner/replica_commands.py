@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from springtide.errors import ConfigurationError, RunnerError
-from springtide.ops.runner import control, pgdata
+from springtide.ops.runner import control, pgdata, standby
+from springtide.ops.runner.groups import groups
 from springtide.ops.runner.home import Home
 from springtide.ops.runner.operating import Staged, chosen_cluster
-from springtide.ops.runner.records import read_record
+from springtide.ops.runner.records import Record, read_record, write_record
+from springtide.topology import Topology, load
 
 __all__ = ["add_commands"]
 
@@ -142,10 +144,44 @@ class _edited:
 def _promote(args: argparse.Namespace) -> int:
     home = Home.beside(args.file)
     if not _running(home):
-        raise RunnerError("nothing runs here: `springtide up` first")
+        cluster = _begin_with(home, load(args.file), args.node, forced=args.force)
+        print(f"{args.node} becomes the primary of cluster {cluster} with the next `springtide up`")
+        return 0
     cluster = control.ask(home.run, {"do": "promote", "node": args.node, "force": args.force})
     print(f"{args.node} is the primary of cluster {cluster}")
     return 0
+
+
+def _begin_with(home: Home, topology: Topology, node: str, *, forced: bool) -> str:
+    """Note that `node` is promoted, which the next runner does; the cluster. For a primary that is lost."""
+    found = [group for group in groups(topology) if node in (group.primary, *group.replicas)]
+    if not found or not home.path.is_dir():
+        raise RunnerError(f"{node} is not a node of a cluster that has run here")
+    group, folder = found[0], home.path / "clusters"
+    with home.lock():
+        record = read_record(folder, group.name) or Record(primary=group.primary)
+        if node == record.primary:
+            raise RunnerError(f"{node} is the primary of cluster {group.name} already")
+        data = {n: (home.path / "data" / n).resolve() for n in (group.primary, *group.replicas)}
+        if not standby.is_standby(data[node]) or standby.repair_wanted(data[node]) is not None:
+            raise RunnerError(f"{node} has no copy of the data that can be opened without the primary's help")
+        if not forced:
+            raise RunnerError(
+                f"nothing runs here: `springtide up` first; or --force, when {record.primary} is lost for "
+                f"good: what {node} has not received is lost then"
+            )
+        others = [other for other in data if other != node]
+        for other in others:
+            if standby.is_standby(data[other]):  # it may have more than `node`
+                standby.want_repair(data[other], "rewind")
+        chosen = Record(
+            primary=node,
+            epoch=record.epoch + 1,
+            promoting=True,
+            voters=tuple(others) if group.quorum else (),
+        )
+        write_record(folder, group.name, chosen)
+    return group.name
 
 
 def _list(args: argparse.Namespace) -> int:
