@@ -29,7 +29,8 @@ TRADE = (
     "test_orders_api", "test_orders", "test_payments", "test_search_api", "test_notifications_api",
     "test_recommendations_api", "test_market_journeys", "test_media_api", "test_dashboard",
     "test_storefront_selling", "test_storefront_visits", "test_storefront_events",
-    "test_catalog_reservations", "test_orders_saga", "test_notifications",
+    "test_storefront_browser", "test_catalog_reservations", "test_orders_saga", "test_notifications",
+    "test_search",
 )  # fmt: skip
 
 EVERY_RUN = ("test_tiers", "test_market_users")
