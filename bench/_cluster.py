@@ -256,6 +256,18 @@ class Cluster:
 
         await until(all_stream, "streaming to every replica")
 
+    async def caught_up(self) -> None:
+        """Return when every replica has replayed what the primary has now."""
+        row = await self.primary.query("select pg_current_wal_insert_lsn()::text as lsn")
+        assert row is not None
+        sql = f"select pg_last_wal_replay_lsn() >= '{row['lsn']}'::pg_lsn as has"
+
+        async def all_have() -> bool:
+            found = [await node.query(sql) for node in self.replicas]
+            return all(row is not None and row["has"] for row in found)
+
+        await until(all_have, "replay on every replica")
+
 
 @asynccontextmanager
 async def cluster(

@@ -29,8 +29,8 @@ __all__ = ["LIMIT", "measure"]
 LIMIT = 0.15
 """Of one processor, per node."""
 
-OWNERS, PER_OWNER = 50, 8_000
-CALLERS_PER_NODE = 16
+OWNERS, PER_OWNER = 50, 4_000
+CALLERS_PER_NODE = 8
 
 FILL = f"""
 create table register.item as
