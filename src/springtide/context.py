@@ -180,6 +180,8 @@ DOUBT = "?"
 
 NOWHERE = Position(0, 0)
 
+_NONE: frozenset[str] = frozenset()
+
 _POSITION = re.compile(r"([^:,]{1,128}):([0-9]{1,10}):([0-9A-F]{1,16})(?::([0-9a-f]{12}|\?))?")
 
 
@@ -205,11 +207,11 @@ class CausalityToken:
     def __init__(
         self, positions: Mapping[str, Position] | None = None, witnesses: Mapping[str, str] | None = None
     ) -> None:
-        self._positions: dict[str, Position] = dict(positions or {})
-        self._witnesses: dict[str, str] = dict(witnesses or {})
+        self._positions: dict[str, Position] = dict(positions) if positions else {}
+        self._witnesses: dict[str, str] = dict(witnesses) if witnesses else {}
         self._sights: dict[str, int] = {}
         self._pinned = False
-        self._covered: set[str] = set()
+        self._covered: frozenset[str] = _NONE
         self.leaning: dict[str, str] = {}
         """cluster -> who was asked last: of this request alone, so that its reads at the same time agree."""
         self.written = False
@@ -225,7 +227,7 @@ class CausalityToken:
     @pinned.setter
     def pinned(self, pinned: bool) -> None:
         self._pinned = pinned
-        self._covered.clear()
+        self._covered = _NONE
 
     def observe(self, cluster: str, position: Position) -> None:
         """The session has seen what the cluster had at `position`."""
@@ -260,7 +262,8 @@ class CausalityToken:
         self.observe(cluster, position)
         if sights is not None and sights != self.sights(cluster):
             return
-        self._covered.add(cluster)
+        if self._pinned:
+            self._covered |= {cluster}
         if self._witnesses.pop(cluster, None) is not None:
             self.grown += 1
 
@@ -286,7 +289,7 @@ class CausalityToken:
         if (self._positions, self._witnesses) != (later._positions, later._witnesses):
             self._positions, self._witnesses = dict(later._positions), dict(later._witnesses)
             self.grown += 1
-        self._pinned, self._covered = later._pinned, set(later._covered)
+        self._pinned, self._covered = later._pinned, later._covered
         self.written = self.written or later.written
 
     def position(self, cluster: str) -> Position | None:

@@ -61,6 +61,8 @@ T = TypeVar("T")
 STOP_GRACE = 5.0
 """Seconds that `stop` waits for connections still lent."""
 
+_NAMES = {priority: priority.name.lower() for priority in Priority}
+
 RETRIES = 5
 """Fresh connections that one statement may try, within its time, before its failure is reported."""
 
@@ -457,22 +459,21 @@ class Pool:
             raise PoolClosed(f"the pool of {self.cluster} is not running")
         begun = self._monotonic()
         context = current()
-        in_outage = self._patience() if timeout is None else timeout
+        patient = timeout is None
         if timeout is None:
             timeout = self._acquire_timeout
         remaining = context.remaining(begun) if context is not None else None
-        if remaining is not None:
-            timeout, in_outage = min(timeout, remaining), min(in_outage, remaining)
+        if remaining is not None and remaining < timeout:
+            timeout = remaining
         if len(self._line) >= self._max_waiting:
-            self._sink.emit(PoolWaited(self.cluster, priority.name.lower(), 0.0, "saturated"))
+            self._sink.emit(PoolWaited(self.cluster, _NAMES[priority], 0.0, "saturated"))
             raise PoolSaturated(
                 f"{len(self._line)} callers wait for a connection to {self.cluster} already",
                 retry_after=self._acquire_timeout,
             )
         loop = asyncio.get_running_loop()
         waiter = Waiter(loop.create_future(), priority)
-        end = loop.time() + max(timeout, 0.0)
-        waiter.timer = loop.call_at(end, self._expire, waiter, timeout, in_outage - timeout, remaining)
+        waiter.timer = loop.call_later(timeout, self._expire, waiter, timeout, patient, remaining)
         self._line.add(waiter)
         self._want()
         outcome = "acquired"
@@ -493,7 +494,7 @@ class Pool:
             seconds = self._monotonic() - begun
             if context is not None:
                 context.ledger.add(Part.POOL, seconds)
-            self._sink.emit(PoolWaited(self.cluster, priority.name.lower(), seconds, outcome))
+            self._sink.emit(PoolWaited(self.cluster, _NAMES[priority], seconds, outcome))
 
     def _patience(self) -> float:
         """Seconds to wait for a server when there is none."""
@@ -501,13 +502,16 @@ class Pool:
             return self._acquire_timeout
         return self._outage_timeout
 
-    def _expire(self, waiter: Waiter, timeout: float, more: float, remaining: float | None) -> None:
-        """The end of a wait, unless there is no server: then `more` seconds are left to wait for one."""
+    def _expire(self, waiter: Waiter, timeout: float, patient: bool, remaining: float | None) -> None:
+        """The end of a wait; who is `patient` goes on when there is no server, as long as the pool says."""
         cause = self._connector.error
-        if cause is not None and more > 0 and not waiter.future.done():
-            later = asyncio.get_running_loop().call_later
-            waiter.timer = later(more, self._expire, waiter, timeout + more, 0.0, remaining)
-            return
+        if patient and cause is not None and not waiter.future.done():
+            in_outage = self._patience() if remaining is None else min(self._patience(), remaining)
+            if in_outage > timeout:
+                later = asyncio.get_running_loop().call_later
+                more = in_outage - timeout
+                waiter.timer = later(more, self._expire, waiter, in_outage, False, remaining)
+                return
         self._line.remove(waiter)
         if waiter.future.done():
             return
@@ -551,17 +555,24 @@ class Pool:
         ):
             self._spawn(self._recover(link), "recover")
         else:
-            self._settle(link)
+            self._rest(link)
             return
         self._serve()
         self._want()
 
     def _settle(self, link: Link) -> None:
-        """A clean connection goes to the next waiter, or to rest."""
-        now = self._monotonic()
+        """A connection that is new or has been recovered goes where one goes that is given back."""
         if link.raw.is_closed():
             self._lose(link)
-        elif not self._open:
+            self._serve()
+            self._want()
+        else:
+            self._rest(link)
+
+    def _rest(self, link: Link) -> None:
+        """A clean connection goes to the next waiter, or to rest."""
+        now = self._monotonic()
+        if not self._open:
             self._drop(link, "shutdown")
         elif link.generation != self._generation:
             self._drop(link, "generation")
