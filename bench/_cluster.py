@@ -134,9 +134,15 @@ class Node:
 
     async def promote(self) -> None:
         self._follows = ""
-        row = await self.query("select pg_promote(true, 60) as done")
-        if row is None or not row["done"]:
-            raise RuntimeError(f"{self.name} was not promoted")
+        await self.query(
+            "select pg_promote(false)"
+        )  # without waiting: replay may wait for who has a snapshot
+
+        async def done() -> bool:
+            row = await self.query("select pg_is_in_recovery() as recovering")
+            return row is not None and not row["recovering"]
+
+        await until(done, f"the promotion of {self.name}")
         self._configure()
 
     def delay(self, seconds: float) -> None:
@@ -287,8 +293,7 @@ async def cluster(
     )
     try:
         await made.primary.start()
-        for node in made.replicas:
-            await made.rejoin(node)
+        await asyncio.gather(*map(made.rejoin, made.replicas))
         await made.streaming()
         yield made
     finally:

@@ -38,7 +38,7 @@ READ = "SELECT value FROM item WHERE id = $1"
 
 
 async def measure(quick: bool) -> dict[str, float]:
-    connections, seconds, rounds = (200, 1.0, 5) if quick else (1_000, 5.0, 7)
+    connections, seconds, rounds = (200, 0.4, 5) if quick else (1_000, 5.0, 7)
     folder = Path(tempfile.mkdtemp(prefix="springtide-bench-"))
     folder.chmod(0o755)
     server = EmbeddedPostgres(

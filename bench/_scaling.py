@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bench._cluster import Cluster, Node, cluster
+from bench._cluster import Cluster, Node
 from bench._pinned import cpu_seconds
-from bench._registers import platform_over
 from springtide.context import RequestContext, activate
 from springtide.db import Consistency
 from springtide.ops.runner.cgroups import Cgroup, Limits, open_group, remove_platform
@@ -100,7 +99,7 @@ async def one_round(platform: Platform, nodes: Sequence[Node], *, seconds: float
     async with asyncio.TaskGroup() as group:
         for _ in range(CALLERS_PER_NODE * len(nodes)):
             group.create_task(caller())
-        await asyncio.sleep(0.5)  # until every node works at its limit
+        await asyncio.sleep(0.3)  # until every node works at its limit
         before, begun, first = [used_cpu(node) for node in nodes], time.monotonic(), done
         await asyncio.sleep(seconds)
         after, took, last = [used_cpu(node) for node in nodes], time.monotonic() - begun, done
@@ -110,14 +109,16 @@ async def one_round(platform: Platform, nodes: Sequence[Node], *, seconds: float
     return Round((last - first) / took, used, sum(spent) / max(last - first, 1))
 
 
-async def measure(*, rounds: int, seconds: float) -> dict[str, Any]:
-    async with cluster(replicas=3, quorum=False) as world, platform_over(world, world.replicas) as three:
-        await world.primary.query(FILL)
-        await world.primary.query(INDEX)
-        await world.primary.query("vacuum analyze register.item")
-        async with platform_over(world, world.replicas[:1]) as one:
-            with limited(world.nodes):
-                return await _compare(world, one, three, rounds=rounds, seconds=seconds)
+async def measure(
+    world: Cluster, one: Platform, three: Platform, *, rounds: int, seconds: float
+) -> dict[str, Any]:
+    """`one` reads from the first replica of `world`, `three` from all of its three."""
+    await world.primary.query(FILL)
+    await world.primary.query(INDEX)
+    await world.primary.query("vacuum analyze register.item")
+    await world.caught_up()
+    with limited(world.nodes):
+        return await _compare(world, one, three, rounds=rounds, seconds=seconds)
 
 
 async def _compare(

@@ -20,17 +20,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from contextlib import AsyncExitStack
 from typing import Any
 
 import uvloop
 
 from bench import _pooling, _scaling
-from bench._cluster import cluster
+from bench._cluster import Cluster, cluster
 from bench._harness import finish
 from bench._registers import platform_over
 from bench._share import replica_share, token_capture, token_check_us
 from bench._staleness import Seen, fleet
+from springtide.platform import Platform
 
 PARTS = ("staleness", "share", "scaling", "pooling")
 
@@ -41,15 +44,15 @@ async def staleness(*, quick: bool) -> dict[str, Any]:
     async with cluster(replicas=3) as world, fleet(world, processes=3) as register:
         for pin, least, seconds, failovers in (
             ("none", naive, 2.0 if quick else 10.0, 0),
-            ("window", naive, 10.0 if quick else 30.0, 0),
-            ("token", reads, 8.0 if quick else 30.0, 1),
+            ("window", naive, 9.0 if quick else 30.0, 0),
+            ("token", reads, 5.0 if quick else 30.0, 1),
         ):
             seen[pin] = await register.observe(
                 pin,
                 reads=least,
                 seconds=seconds,
                 sessions=120,
-                clients=2,
+                clients=1 if quick else 2,
                 seed=7,
                 failovers=failovers,
             )
@@ -72,23 +75,27 @@ async def staleness(*, quick: bool) -> dict[str, Any]:
     }
 
 
-async def share(*, quick: bool) -> dict[str, Any]:
-    async with (
-        cluster(replicas=3, quorum=False) as world,
-        platform_over(world, world.replicas) as platform,
-        platform_over(world, []) as alone,
-    ):
-        figures: dict[str, Any] = {"token_check_us": token_check_us(platform, rounds=5)}
-        figures |= await token_capture(platform, alone, rounds=5 if quick else 9)
-        return figures | await replica_share(world, platform, seconds=6.0 if quick else 60.0)
+async def calm(parts: list[str], *, quick: bool) -> dict[str, Any]:
+    """The parts that need replicas which nothing is done to, over the same ones."""
+    figures: dict[str, Any] = {}
+    async with cluster(replicas=3, quorum=False) as world, AsyncExitStack() as stack:
+        places = [world.replicas, *([world.replicas[:1]] if "scaling" in parts else [])]
+        entered = [stack.enter_async_context(platform_over(world, replicas)) for replicas in places]
+        three, *one = await asyncio.gather(*entered)
+        if "share" in parts:
+            print("-- share", flush=True)
+            figures |= await share(world, three, quick=quick)
+        if one:
+            print("-- scaling", flush=True)
+            figures |= await _scaling.measure(world, *one, three, rounds=5, seconds=0.7 if quick else 8.0)
+    return figures
 
 
-async def scaling(*, quick: bool) -> dict[str, Any]:
-    return await _scaling.measure(rounds=5, seconds=0.8 if quick else 8.0)
-
-
-async def pooling(*, quick: bool) -> dict[str, Any]:
-    return await _pooling.measure(quick)
+async def share(world: Cluster, three: Platform, *, quick: bool) -> dict[str, Any]:
+    figures: dict[str, Any] = {"token_check_us": token_check_us(three, rounds=9)}
+    async with platform_over(world, []) as alone:
+        figures |= await token_capture(three, alone, rounds=5 if quick else 9)
+    return figures | await replica_share(world, three, seconds=4.0 if quick else 60.0)
 
 
 def faults(figures: dict[str, Any]) -> list[str]:
@@ -108,9 +115,14 @@ def faults(figures: dict[str, Any]) -> list[str]:
 
 async def main(parts: list[str], *, quick: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for part in parts:
-        print(f"-- {part}", flush=True)
-        figures |= await globals()[part](quick=quick)
+    if "staleness" in parts:
+        print("-- staleness", flush=True)
+        figures |= await staleness(quick=quick)
+    if "share" in parts or "scaling" in parts:
+        figures |= await calm(parts, quick=quick)
+    if "pooling" in parts:
+        print("-- pooling", flush=True)
+        figures |= await _pooling.measure(quick)
     return figures
 
 

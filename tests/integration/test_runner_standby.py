@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 from tests.servers import scratch
 
@@ -126,6 +127,38 @@ async def test_it_finds_a_primary_that_moved(primary: EmbeddedPostgres) -> None:
         assert replica.pid == pid
     finally:
         await replica.stop()
+
+
+async def test_nobody_who_reads_holds_a_promotion_up(primary: EmbeddedPostgres) -> None:
+    """Replay stands still before what removes rows that a reader of the replica still sees, for 30 s by
+    PostgreSQL's default; a promotion has to replay it, and ends the reader."""
+    replica = following(primary)
+    await replica.start()
+    try:
+        await until(lambda: has(replica, "1"))
+        reader = await asyncpg.connect(replica.url())
+        try:
+            await reader.execute("begin isolation level repeatable read")
+            assert await reader.fetchval("select count(*) from kept") == 1
+            await primary.query("delete from kept; insert into kept values (2)")
+            await primary.query("vacuum kept")
+            await until(lambda: waits_for_a_reader(replica))
+            await primary.kill()
+            await replica.promote(timeout=20.0)
+            assert await has(replica, "2")
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+                await reader.fetchval("select 1")
+        finally:
+            reader.terminate()
+        await replica.query("insert into kept values (3)")
+        assert await replica.query("show max_standby_streaming_delay") == "30s"
+    finally:
+        await replica.stop()
+
+
+async def waits_for_a_reader(replica: EmbeddedPostgres) -> bool:
+    sql = "select count(*) from pg_stat_activity where wait_event like 'RecoveryConflict%'"
+    return await replica.query(sql) == "1"
 
 
 async def test_promotion_and_return_of_the_old_primary(primary: EmbeddedPostgres) -> None:

@@ -41,6 +41,9 @@ _log = logging.getLogger(__name__)
 POLL = 0.02
 """How often postmaster.pid is read while a server starts: PostgreSQL tells its state nowhere else."""
 
+GRACE = 0.5
+"""Seconds that a promotion leaves to those who read on the server."""
+
 GONE = b"has already been removed"
 """How a replica's log says that its upstream cannot give it what it needs; LC_ALL makes it English."""
 
@@ -91,6 +94,7 @@ class EmbeddedPostgres:
         self.follows = follows
         self.confirming = tuple(confirming)
         self.replicated = follows is not None
+        self._urgent = False
         self._platform = platform
         self._wanted_port = port
         self._max_connections = max_connections
@@ -203,14 +207,28 @@ class EmbeddedPostgres:
         process.send(signal.SIGHUP)
 
     async def promote(self, *, timeout: float = 60.0) -> None:
-        """Make this replica a primary and wait until it takes writes; it follows nobody any more."""
-        self.follows = None
-        said = await self.query(
-            f"SELECT NOT pg_is_in_recovery() OR pg_promote(true, {max(1, round(timeout))});\n",
-            timeout=timeout + 5.0,
-        )
-        if said != "t":
-            raise RunnerError(f"PostgreSQL {self.name} was not promoted within {timeout:g} s")
+        """Make this replica a primary and wait until it takes writes; it follows nobody any more.
+
+        All of the log that is here is replayed first, and replay waits for whoever reads what it is about to
+        remove. Such readers are stopped: at once those that come into its way from now on, and after GRACE
+        seconds those that it may be waiting for already, who are not told apart from others in a transaction.
+        """
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        self._urgent = True
+        try:
+            await self.reload()
+            self.follows = None
+            # It must not wait itself: its own snapshot would stand in the way.
+            await self.query("SELECT pg_is_in_recovery() AND pg_promote(false);\n", timeout=timeout)
+            while await self.query("SELECT pg_is_in_recovery();\n", timeout=timeout) == "t":
+                if loop.time() - begun > timeout:
+                    raise RunnerError(f"PostgreSQL {self.name} was not promoted within {timeout:g} s")
+                if loop.time() - begun > GRACE:
+                    await self.query(standby.END_READERS, timeout=timeout)
+                await asyncio.sleep(POLL)
+        finally:
+            self._urgent = False
         await self.reload()
 
     async def locate(self) -> bool:
@@ -398,6 +416,7 @@ class EmbeddedPostgres:
             root=place.data / access.ROOT if self._tls else None,
             confirming=self.confirming,
             replicated=self.replicated,
+            urgent=self._urgent,
         )
         if self.follows is not None:
             standby.write_passfile(place.data / standby.PASSFILE, place.password, place.account)

@@ -20,6 +20,7 @@ from pathlib import Path
 from springtide.ops.runner.accounts import Account
 
 __all__ = [
+    "END_READERS",
     "Upstream",
     "is_standby",
     "make_standby",
@@ -29,6 +30,12 @@ __all__ = [
     "sync_folder",
     "want_repair",
 ]
+
+END_READERS = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid();
+"""
+"""End the sessions that replay may wait for: they have a snapshot, a lock or a page in use."""
 
 SLOT_PREFIX = "springtide_"
 SIGNAL = "standby.signal"
@@ -80,10 +87,12 @@ def settings(
     root: Path | None,
     confirming: Sequence[str] = (),
     replicated: bool = False,
+    urgent: bool = False,
 ) -> str:
     """What springtide.conf says about replication; all of it changes with a reload.
 
     `confirming`: nodes of which one must have a commit on its disk before it is acknowledged; () = nobody.
+    `urgent`: replay waits for no reader.
     """
     lines = ["", "# Replication. A standby that lost its upstream asks again after this time."]
     lines.append("wal_retrieve_retry_interval = '500ms'")
@@ -92,6 +101,9 @@ def settings(
     if replicated:
         lines.append("# Beyond what slots keep: a primary that was replaced is rewound with it.")
         lines.append("wal_keep_size = '256MB'")
+    if urgent:
+        lines.append("# It is being promoted: who reads what replay removes is cancelled at once.")
+        lines += ["max_standby_streaming_delay = 0", "max_standby_archive_delay = 0"]
     if upstream is not None:
         reach = conninfo(upstream, user=user, name=node, passfile=data / PASSFILE, root=root)
         lines.append(f"primary_conninfo = {_quoted(reach)}")
