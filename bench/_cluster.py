@@ -299,7 +299,6 @@ async def cluster(
     finally:
         for node in nodes:
             node.thaw()  # all of them first: a shutdown waits for whoever streams from it
-        for node in reversed(nodes):
-            await node.stop()
+        await asyncio.gather(*(node.stop() for node in nodes))
         shutil.rmtree(folder, ignore_errors=True)
         watch.communicate(b"closed\n")

@@ -33,7 +33,7 @@ class Drift:
         self._chance = random.Random(seed)
         self._turns = {node.name: asyncio.Lock() for node in cluster.nodes}
         self._absent = asyncio.Lock()
-        self._weights = (35, 30, 15, 10, 10) if deadly else (50, 20, 30, 0, 0)
+        self._weights = (35, 30, 15, 10, 10) if deadly else (60, 10, 30, 0, 0)
 
     async def run(self) -> None:
         for place, node in enumerate(self._cluster.replicas):  # lag of every size from the beginning

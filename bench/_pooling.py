@@ -32,13 +32,13 @@ __all__ = ["measure"]
 
 ROWS = 10_000
 SERVER_CONNECTIONS = 50
-PROCESSES = 4
+PROCESSES = 2
 SIDES = ("direct", "pooled")
 READ = "SELECT value FROM item WHERE id = $1"
 
 
 async def measure(quick: bool) -> dict[str, float]:
-    connections, seconds, rounds = (200, 0.4, 5) if quick else (1_000, 5.0, 7)
+    connections, seconds, rounds = (100, 0.4, 5) if quick else (1_000, 5.0, 7)
     folder = Path(tempfile.mkdtemp(prefix="springtide-bench-"))
     folder.chmod(0o755)
     server = EmbeddedPostgres(
@@ -75,7 +75,7 @@ async def measure(quick: bool) -> dict[str, float]:
 async def _contest(
     server: EmbeddedPostgres, urls: dict[str, str], connections: int, seconds: float, rounds: int
 ) -> dict[str, float]:
-    alone = [await _alone(urls, 200 if seconds <= 1 else 1_000) for _ in range(rounds)]
+    alone = [await _alone(urls, 100 if seconds <= 1 else 1_000) for _ in range(rounds)]
     crowds = {side: _Crowd(side, urls[side], connections) for side in SIDES}
     ratios, most = [], 0
     try:

@@ -106,10 +106,12 @@ def token_check_us(platform: Platform, *, rounds: int, calls: int = 20_000) -> f
     return round(statistics.median(found) * 1e6, 2)
 
 
-async def token_capture(with_replicas: Platform, without: Platform, *, rounds: int) -> dict[str, Any]:
+async def token_capture(
+    with_replicas: Platform, without: Platform, *, rounds: int, writes: int
+) -> dict[str, Any]:
     """What a write costs more where there are replicas: microseconds, and statements.
 
-    Both platforms write to the same primary, in turns.
+    Both platforms write to the same primary in turns, so many `writes` in each round.
     """
 
     async def write(platform: Platform, number: int) -> None:
@@ -119,7 +121,7 @@ async def token_capture(with_replicas: Platform, without: Platform, *, rounds: i
                 await tx.fetch_value(WRITE, bucket_of(key), key, str(number))
 
     async def one(platform: Platform) -> float:
-        return await drive(functools.partial(write, platform), total=200, concurrency=1)
+        return await drive(functools.partial(write, platform), total=writes, concurrency=1)
 
     found = await alternate(
         {"with": functools.partial(one, with_replicas), "without": functools.partial(one, without)},

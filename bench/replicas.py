@@ -39,13 +39,13 @@ PARTS = ("staleness", "share", "scaling", "pooling")
 
 
 async def staleness(*, quick: bool) -> dict[str, Any]:
-    reads, naive = (6_000, 2_000) if quick else (200_000, 20_000)
+    reads, naive = (4_000, 1_000) if quick else (200_000, 20_000)
     seen: dict[str, Seen] = {}
-    async with cluster(replicas=3) as world, fleet(world, processes=3) as register:
+    async with cluster(replicas=3) as world, fleet(world, processes=2 if quick else 3) as register:
         for pin, least, seconds, failovers in (
-            ("none", naive, 2.0 if quick else 10.0, 0),
-            ("window", naive, 9.0 if quick else 30.0, 0),
-            ("token", reads, 5.0 if quick else 30.0, 1),
+            ("none", naive, 1.0 if quick else 10.0, 0),
+            ("window", naive, 6.0 if quick else 30.0, 0),
+            ("token", reads, 4.0 if quick else 30.0, 1),
         ):
             seen[pin] = await register.observe(
                 pin,
@@ -79,23 +79,24 @@ async def calm(parts: list[str], *, quick: bool) -> dict[str, Any]:
     """The parts that need replicas which nothing is done to, over the same ones."""
     figures: dict[str, Any] = {}
     async with cluster(replicas=3, quorum=False) as world, AsyncExitStack() as stack:
-        places = [world.replicas, *([world.replicas[:1]] if "scaling" in parts else [])]
-        entered = [stack.enter_async_context(platform_over(world, replicas)) for replicas in places]
-        three, *one = await asyncio.gather(*entered)
+        known = (world.replicas, world.replicas[:1], [])
+        entered = [stack.enter_async_context(platform_over(world, replicas)) for replicas in known]
+        three, one, none = await asyncio.gather(*entered)
         if "share" in parts:
             print("-- share", flush=True)
-            figures |= await share(world, three, quick=quick)
-        if one:
+            figures |= await share(world, three, none, quick=quick)
+        if "scaling" in parts:
             print("-- scaling", flush=True)
-            figures |= await _scaling.measure(world, *one, three, rounds=5, seconds=0.7 if quick else 8.0)
+            figures |= await _scaling.measure(world, one, three, rounds=5, seconds=0.5 if quick else 8.0)
     return figures
 
 
-async def share(world: Cluster, three: Platform, *, quick: bool) -> dict[str, Any]:
-    figures: dict[str, Any] = {"token_check_us": token_check_us(three, rounds=9)}
-    async with platform_over(world, []) as alone:
-        figures |= await token_capture(three, alone, rounds=5 if quick else 9)
-    return figures | await replica_share(world, three, seconds=4.0 if quick else 60.0)
+async def share(world: Cluster, three: Platform, none: Platform, *, quick: bool) -> dict[str, Any]:
+    return {
+        "token_check_us": token_check_us(three, rounds=9),
+        **await token_capture(three, none, rounds=9, writes=60 if quick else 200),
+        **await replica_share(world, three, seconds=3.0 if quick else 60.0),
+    }
 
 
 def faults(figures: dict[str, Any]) -> list[str]:
