@@ -201,7 +201,7 @@ class CausalityToken:
 
     __slots__ = (
         "_covered", "_pinned", "_positions", "_sights", "_witnesses", "grown", "leaning", "sighted",
-        "written",
+        "version", "written",
     )  # fmt: skip
 
     def __init__(
@@ -216,7 +216,9 @@ class CausalityToken:
         """cluster -> who was asked last: of this request alone, so that its reads at the same time agree."""
         self.written = False
         self.grown = 0
-        """How often a position or a witness changed: equal numbers mean that nothing changed in between."""
+        """How often a position or a witness changed: whether there is news to tell. May be set back."""
+        self.version = 0
+        """How often anything changed: equal numbers mean that nothing did in between. Never set back."""
         self.sighted = 0
         """How often an answer was seen that no position covered yet, also from a witness that was known."""
 
@@ -228,13 +230,18 @@ class CausalityToken:
     def pinned(self, pinned: bool) -> None:
         self._pinned = pinned
         self._covered = _NONE
+        self.version += 1
+
+    def _grow(self) -> None:
+        self.grown += 1
+        self.version += 1
 
     def observe(self, cluster: str, position: Position) -> None:
         """The session has seen what the cluster had at `position`."""
         known = self._positions.get(cluster)
         if known is None or position > known:
             self._positions[cluster] = position
-            self.grown += 1
+            self._grow()
 
     def saw(self, cluster: str, witness: str) -> None:
         """The session has seen an answer of `witness` (12 hexadecimal digits: one run of one server)."""
@@ -243,7 +250,7 @@ class CausalityToken:
         known = self._witnesses.get(cluster)
         if known != witness and known != DOUBT:
             self._witnesses[cluster] = witness if known is None else DOUBT
-            self.grown += 1
+            self._grow()
 
     def doubt(self, cluster: str) -> None:
         """The session has seen more than can be said: its reads go to the primary until `cover`."""
@@ -264,8 +271,9 @@ class CausalityToken:
             return
         if self._pinned:
             self._covered |= {cluster}
+            self.version += 1
         if self._witnesses.pop(cluster, None) is not None:
-            self.grown += 1
+            self._grow()
 
     def wrote(self, cluster: str, position: Position, *, sights: int | None = None) -> None:
         """The session has committed, and `position`, read on the primary after the commit, covers it."""
@@ -281,15 +289,16 @@ class CausalityToken:
             self.pinned = True
         self.written = self.written or other.written
 
-    def succeed(self, later: CausalityToken, grown: int) -> None:
-        """Take over `later`, which followed from what this was at `grown`; merge if that has changed."""
-        if self.grown != grown:
+    def succeed(self, later: CausalityToken, version: int) -> None:
+        """Take over `later`, which followed from what this was at `version`; merge if that has changed."""
+        if self.version != version:
             self.merge(later)
             return
         if (self._positions, self._witnesses) != (later._positions, later._witnesses):
             self._positions, self._witnesses = dict(later._positions), dict(later._witnesses)
-            self.grown += 1
+            self._grow()
         self._pinned, self._covered = later._pinned, later._covered
+        self.version += 1
         self.written = self.written or later.written
 
     def position(self, cluster: str) -> Position | None:

@@ -129,15 +129,28 @@ def test_a_token_that_followed_takes_the_place_of_what_it_followed_from() -> Non
     """A witness that is covered by then is gone; if this one has changed meanwhile, both hold."""
     for meanwhile in (False, True):
         token = CausalityToken({"main": Position(1, 10)}, {"main": "0123456789ab"})
-        later, grown = CausalityToken.decode(token.encode()), token.grown
+        later, version, grown = CausalityToken.decode(token.encode()), token.version, token.grown
         later.cover("main", Position(1, 20))
         later.written = True
         if meanwhile:
             token.observe("other", Position(1, 1))
-        token.succeed(later, grown)
+        token.succeed(later, version)
         assert token.positions["main"] == Position(1, 20)
         assert token.witnesses == ({"main": "0123456789ab"} if meanwhile else {})
         assert token.written and token.grown != grown
+
+
+def test_what_was_recalled_beside_a_call_is_not_lost_when_the_call_comes_back() -> None:
+    """It is no news for the client, so `grown` is set back; a pin alone counts as well."""
+    for found in (CausalityToken({"main": Position(1, 500)}), CausalityToken()):
+        found.pinned = True
+        token = CausalityToken()
+        version, grown = token.version, token.grown
+        back = CausalityToken.decode(token.encode())
+        token.merge(found)
+        token.grown = grown
+        token.succeed(back, version)
+        assert token == found
 
 
 def test_a_pinned_token_asks_for_what_no_replica_has() -> None:

@@ -217,7 +217,7 @@ def _as_remote() -> Iterator[None]:
     if caller is None:
         yield
         return
-    sent, grown = CausalityToken.decode(caller.causality.encode()), caller.causality.grown
+    sent, version = CausalityToken.decode(caller.causality.encode()), caller.causality.version
     with activate(replace(caller, causality=sent)) as callee:
         try:
             yield
@@ -227,7 +227,7 @@ def _as_remote() -> Iterator[None]:
             caller.granted = callee.granted
             if callee.recall is None:
                 caller.recall = None  # it has been merged into the token
-            caller.causality.succeed(back, grown)
+            caller.causality.succeed(back, version)
 
 
 def _carry(spot: str, value: Any, annotation: Any) -> Any:
