@@ -140,6 +140,7 @@ async def test_nobody_who_reads_holds_a_promotion_up(primary: EmbeddedPostgres) 
         try:
             await reader.execute("begin isolation level repeatable read")
             assert await reader.fetchval("select count(*) from kept") == 1
+            assert await replica.query(standby.END_READERS) == "0"  # nobody waits for him yet
             await primary.query("delete from kept; insert into kept values (2)")
             await primary.query("vacuum kept")
             await until(lambda: waits_for_a_reader(replica))

@@ -331,7 +331,9 @@ async def _send_commit(link: Link, statement: Statement) -> Exception | None:
         )
     except DatabaseUnavailable as error:
         if not link.sent:
-            return DatabaseUnavailable(f"the connection to {link.cluster} was lost before COMMIT")
+            never = DatabaseUnavailable(f"the connection to {link.cluster} was lost before COMMIT")
+            never.__cause__ = error.__cause__
+            return never
         unknown = CommitUnknown(f"the connection to {link.cluster} was lost while it had COMMIT")
         unknown.__cause__ = error.__cause__
         return unknown

@@ -210,23 +210,31 @@ class EmbeddedPostgres:
         """Make this replica a primary and wait until it takes writes; it follows nobody any more.
 
         All of the log that is here is replayed first, and replay waits for whoever reads what it is about to
-        remove. Such readers are stopped: at once those that come into its way from now on, and after GRACE
-        seconds those that it may be waiting for already, who are not told apart from others in a transaction.
+        remove. Such readers are stopped: at once those that come into its way from now on, and those that it
+        waits for already, who are not told apart from others in a transaction, after GRACE seconds.
+        A promotion that fails may be repeated.
         """
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        end = loop.time() + timeout
         self._urgent = True
         try:
-            await self.reload()
+            try:
+                await self.reload()
+            except OSError as error:  # such as a full disk: without it the readers are stopped one by one
+                _log.warning("%s: replay is not told to wait for nobody: %s", self.name, error)
             self.follows = None
-            # It must not wait itself: its own snapshot would stand in the way.
-            await self.query("SELECT pg_is_in_recovery() AND pg_promote(false);\n", timeout=timeout)
+            # Not with its own wait: that has a snapshot, which stands in the way of replay like any other.
+            asked = "SELECT NOT pg_is_in_recovery() OR pg_promote(false);\n"
+            if await self.query(asked, timeout=timeout) != "t":
+                raise RunnerError(f"PostgreSQL {self.name} did not hear that it is promoted")
+            grace = loop.time() + GRACE
             while await self.query("SELECT pg_is_in_recovery();\n", timeout=timeout) == "t":
-                if loop.time() - begun > timeout:
+                now = loop.time()
+                if now > end:
                     raise RunnerError(f"PostgreSQL {self.name} was not promoted within {timeout:g} s")
-                if loop.time() - begun > GRACE:
+                if now > grace:
                     await self.query(standby.END_READERS, timeout=timeout)
-                await asyncio.sleep(POLL)
+                await asyncio.sleep(POLL if now < grace else 10 * POLL)
         finally:
             self._urgent = False
         await self.reload()

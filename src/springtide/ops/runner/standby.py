@@ -32,10 +32,15 @@ __all__ = [
 ]
 
 END_READERS = """
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid();
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity AS reader
+    WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
+        AND pg_is_in_recovery() AND EXISTS (
+            SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
+                AND (wait_event LIKE 'RecoveryConflict%' OR wait_event_type IN ('BufferPin', 'Lock'))
+        );
 """
-"""End the sessions that replay may wait for: they have a snapshot, a lock or a page in use."""
+"""While replay waits for somebody: end the sessions that it may wait for, which have a snapshot, a lock or a
+page in use. Nobody once the server has left recovery."""
 
 SLOT_PREFIX = "springtide_"
 SIGNAL = "standby.signal"
