@@ -134,9 +134,8 @@ class Node:
 
     async def promote(self) -> None:
         self._follows = ""
-        await self.query(
-            "select pg_promote(false)"
-        )  # without waiting: replay may wait for who has a snapshot
+        # Without waiting: who waits has a snapshot, and replay may wait for him.
+        await self.query("select pg_promote(false)")
 
         async def done() -> bool:
             row = await self.query("select pg_is_in_recovery() as recovering")
@@ -264,7 +263,7 @@ class Cluster:
 
     async def caught_up(self) -> None:
         """Return when every replica has replayed what the primary has now."""
-        row = await self.primary.query("select pg_current_wal_insert_lsn()::text as lsn")
+        row = await self.primary.query("select pg_current_wal_flush_lsn()::text as lsn")
         assert row is not None
         sql = f"select pg_last_wal_replay_lsn() >= '{row['lsn']}'::pg_lsn as has"
 
@@ -293,12 +292,14 @@ async def cluster(
     )
     try:
         await made.primary.start()
-        await asyncio.gather(*map(made.rejoin, made.replicas))
+        async with asyncio.TaskGroup() as group:
+            for node in made.replicas:
+                group.create_task(made.rejoin(node))
         await made.streaming()
         yield made
     finally:
         for node in nodes:
             node.thaw()  # all of them first: a shutdown waits for whoever streams from it
-        await asyncio.gather(*(node.stop() for node in nodes))
+        await asyncio.gather(*(node.stop() for node in nodes), return_exceptions=True)
         shutil.rmtree(folder, ignore_errors=True)
         watch.communicate(b"closed\n")

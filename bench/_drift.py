@@ -33,7 +33,7 @@ class Drift:
         self._chance = random.Random(seed)
         self._turns = {node.name: asyncio.Lock() for node in cluster.nodes}
         self._absent = asyncio.Lock()
-        self._weights = (35, 30, 15, 10, 10) if deadly else (60, 10, 30, 0, 0)
+        self._weights = (48, 8, 24, 10, 10) if deadly else (60, 10, 30, 0, 0)  # lag in the same proportions
 
     async def run(self) -> None:
         for place, node in enumerate(self._cluster.replicas):  # lag of every size from the beginning
@@ -55,8 +55,6 @@ class Drift:
             await turn.acquire()
         try:
             dead = self._cluster.primary
-            for node in self._cluster.nodes:
-                node.delay(0.0)
             seconds = await self._cluster.fail_over()
             self.done["failover"] += 1
             await self._cluster.rejoin(dead)

@@ -7,7 +7,6 @@ writes. Each request is a context of its own with the token that the session's l
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import random
 import statistics
@@ -41,51 +40,77 @@ async def replica_share(world: Cluster, platform: Platform, *, seconds: float) -
     await world.caught_up()  # a session that has written nothing is promised nobody's writes
     for node in world.replicas:
         node.delay(LAG)
-    served = {True: 0, False: 0}
+    served = {True: 0, False: 0, None: 0}
     late: list[float] = []
     chance = random.Random(1)
     try:
-        async with asyncio.timeout(seconds + 30):
+        async with asyncio.timeout(seconds + 60):
+            tokens = [await _begin(database, number) for number in range(SESSIONS)]
             await asyncio.gather(
-                *(_session(number, database, chance, served, late, seconds) for number in range(SESSIONS))
+                *(
+                    _session(number, token, database, chance, served, late, seconds)
+                    for number, token in enumerate(tokens)
+                )
             )
     finally:
         for node in world.replicas:
             node.delay(0.0)
-    total = sum(served.values())
+    total = served[True] + served[False]
     print(
         f"{total} session reads at {total / seconds:.0f}/s: {served[True]} by replicas, {served[False]} by"
-        f" the primary; a request began {sum(late) / len(late) * 1e3:.1f} ms late on average"
+        f" the primary, {served[None]} refused;"
+        f" a request began {sum(late) / len(late) * 1e3:.1f} ms late on average"
     )
     return {
         "replica_share_50ms": round(served[True] / total, 4),
         "replica_share_reads": total,
+        "replica_share_refused": served[None],
     }
+
+
+def _key(number: int) -> int:
+    return (number + 1) << 10 | number % 1024
+
+
+async def _write(database: Database, number: int) -> None:
+    key = _key(number)
+    async with database.write(key) as tx:
+        await tx.fetch_value(WRITE, bucket_of(key), key, f"{number}")
+
+
+async def _begin(database: Database, number: int) -> str:
+    """A session's first write, and its token: who has never written could read anywhere."""
+    context = RequestContext()
+    with activate(context):
+        await _write(database, number)
+    return context.causality.encode()
 
 
 async def _session(
     number: int,
+    carried: str,
     database: Database,
     chance: random.Random,
-    served: dict[bool, int],
+    served: dict[bool | None, int],
     late: list[float],
     seconds: float,
 ) -> None:
-    key = (number + 1) << 10 | number % 1024
-    carried = ""
+    key = _key(number)
     due = time.monotonic()
     end = due + seconds
     while (due := due + chance.expovariate(1.0)) < end:
         await asyncio.sleep(max(due - time.monotonic(), 0.0))
         late.append(time.monotonic() - due)
         context = RequestContext(causality=CausalityToken.decode(carried))
-        with activate(context), contextlib.suppress(Unavailable):  # a request that is refused is no read
-            if chance.random() < WRITES:
-                async with database.write(key) as tx:
-                    await tx.fetch_value(WRITE, bucket_of(key), key, f"{number}")
-            else:
-                row = await database.read(key).fetch_one(WHERE, bucket_of(key), key)
-                served[row["replica"]] += 1
+        with activate(context):
+            try:
+                if chance.random() < WRITES:
+                    await _write(database, number)
+                else:
+                    row = await database.read(key).fetch_one(WHERE, bucket_of(key), key)
+                    served[row["replica"]] += 1
+            except Unavailable:
+                served[None] += 1
         carried = context.causality.encode()
 
 

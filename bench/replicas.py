@@ -111,6 +111,10 @@ def faults(figures: dict[str, Any]) -> list[str]:
         for key in ("stale_with_window", "stale_with_none")
         if figures.get(key) == 0
     ]
+    if figures.get("read_scaling_least_used", 1.0) < 0.85:
+        found.append("a node was not at its limit: what three of them bring was not measured")
+    if figures.get("replica_share_refused", 0) > figures.get("replica_share_reads", 0) / 1000:
+        found.append("more than a thousandth of the requests were refused and are in no share")
     return found
 
 
