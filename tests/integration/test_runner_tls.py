@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import socket
 import ssl
 import struct
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -190,6 +192,9 @@ async def test_a_database_answers_the_platform_s_own_role_alone(secured: Secured
     guest = urlsplit(server.url())._replace(netloc=f"guest:right@{HOST}:{server.port}").geturl()
     with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match=r"no pg_hba.conf entry"):
         await asyncpg.connect(guest)
+    async with asyncio.timeout(20):  # asyncpg says farewell by TLS, and leaves the answer to the loop
+        while any(isinstance(one, SSLProtocol) and one._transport is not None for one in gc.get_objects()):
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.needs("postgresql-15")
