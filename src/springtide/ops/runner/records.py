@@ -14,14 +14,12 @@ topology does not list, is of a runner that was killed, and may go.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from springtide.errors import RunnerError
+from springtide.ops.runner.durable import replace_file
 from springtide.ops.runner.pgdata import explain
-from springtide.ops.runner.standby import sync_folder
 
 __all__ = ["Record", "joins", "note_join", "read_join", "read_record", "write_record"]
 
@@ -97,16 +95,5 @@ def note_join(folder: Path, cluster: str, node: str | None) -> None:
 
 
 def _replace(folder: Path, name: str, text: str) -> None:
-    temporary = folder / f".{name}.{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(folder)
+    replace_file(folder / name, text, mode=0o600)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from springtide.ops.runner.accounts import Account
+from springtide.ops.runner.durable import replace_file, sync_folder
 
 __all__ = [
     "END_READERS",
@@ -27,12 +28,11 @@ __all__ = [
     "repair_wanted",
     "settings",
     "slot_name",
-    "sync_folder",
     "want_repair",
 ]
 
 END_READERS = """
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity AS reader
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE backend_type = 'client backend' AND xact_start IS NOT NULL AND pid <> pg_backend_pid()
         AND pg_is_in_recovery() AND EXISTS (
             SELECT FROM pg_stat_activity WHERE backend_type = 'startup'
@@ -163,20 +163,6 @@ def want_repair(data: Path, how: str | None) -> None:
     note = _note(data)
     if how is None:
         note.unlink(missing_ok=True)
+        sync_folder(note.parent)
     else:
-        temporary = note.with_name(f"{note.name}.{secrets.token_hex(4)}")
-        with temporary.open("w") as file:
-            file.write(how + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(note)
-    sync_folder(note.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the entries of `folder` on the disk: what was made, renamed or removed in it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        replace_file(note, how + "\n")

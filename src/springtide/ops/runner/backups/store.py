@@ -27,8 +27,8 @@ from springtide.errors import RunnerError
 from springtide.ops.runner import pgdata
 from springtide.ops.runner.accounts import Account
 from springtide.ops.runner.backups import keeping, wal
+from springtide.ops.runner.durable import replace_file, sync_folder
 from springtide.ops.runner.installs import SHARED
-from springtide.ops.runner.standby import sync_folder
 
 __all__ = ["Backup", "Store", "open_folder"]
 
@@ -120,7 +120,7 @@ class Store:
         """Bind the folder to one database. Raises RunnerError when it holds the backups of another."""
         known = self.system()
         if known is None:
-            _write(self.folder / "system", system + "\n")
+            replace_file(self.folder / "system", system + "\n")
         elif known != system:
             raise RunnerError(self.strange())
 
@@ -148,7 +148,7 @@ class Store:
                 "one place destroy each other's log: name another with backups.folder; if that platform is "
                 f"gone or was moved here, remove {self.folder / 'home'}"
             )
-        _write(self.folder / "home", f"{home}\n")
+        replace_file(self.folder / "home", f"{home}\n")
 
     def backups(self) -> list[Backup]:
         """The complete ones, oldest first."""
@@ -224,7 +224,7 @@ class Store:
             number += 1
             name = f"{backup.name}-{number}"
         try:
-            _write(staged / MARKER, json.dumps({**asdict(backup), "name": name}, indent=1))
+            replace_file(staged / MARKER, json.dumps({**asdict(backup), "name": name}, indent=1))
             staged.rename(self.base / name)
             sync_folder(self.base)
         except OSError as error:
@@ -266,14 +266,3 @@ def _read(path: Path) -> str | None:
         return None
     except OSError as error:
         raise pgdata.explain(error, "read") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Make or replace the file, on the disk at return: a power failure leaves no half one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
