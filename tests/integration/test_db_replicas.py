@@ -445,8 +445,10 @@ async def test_a_position_of_a_replica_that_was_killed_means_nothing_to_its_next
             before = await asyncio.to_thread(world.primary.query, "select pg_current_wal_flush_lsn()")
             version = await ann.write("k")
             await asyncio.to_thread(replica.catch_up)
-            position = servers.replicas[0].position
-            await until(lambda seen=position: (servers.replicas[0].position or seen) > seen)
+            written = parse_lsn(
+                await asyncio.to_thread(world.primary.query, "select pg_current_wal_flush_lsn()")
+            )
+            await until(lambda end=written: (seen := servers.replicas[0].position) and seen.lsn >= end)
             await until(lambda: servers.replicas[0].lag_bytes == 0)
             assert await ann.read("k") == version
             if await asyncio.to_thread(replica.query, kept.format(before)) == "t":
