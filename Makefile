@@ -23,7 +23,7 @@ servers: ## install the Debian packages that the tests use, without letting them
 
 test: $(VENV)/.dev ## set up what the tests need and run them
 	@bash .ci/servers ensure
-	@$(VENV)/bin/python -m pytest -m "not stress" -n 4
+	@bash .ci/tests $(VENV)/bin/python
 
 check: $(VENV)/.dev ## lint, format, types, import boundaries
 	@$(VENV)/bin/ruff check .
