@@ -20,12 +20,18 @@ from tests.servers import LoopThread, PostgresServer
 from market.platform import modules
 from springtide.platform import Platform
 
+ABANDONED = """
+select pg_terminate_backend(pid) from pg_stat_activity
+where datname = current_database() and state like 'idle in transaction%'
+"""
+
 EMPTY = """
 do $$
 declare name text;
 begin
     -- The ledger refuses deletions; a replica's session asks no trigger.
     perform set_config('session_replication_role', 'replica', true);
+    perform set_config('lock_timeout', '10s', true);
     for name in select format('%I.%I', schemaname, tablename) from pg_tables
         where schemaname in ({schemas}) and tablename <> '{kept}'
     loop
@@ -100,7 +106,13 @@ def urls(
         for url in _databases[:shards]:
             if url not in _admins:
                 _admins[url] = await asyncpg.connect(url)
-            await _admins[url].execute(statement)
+            try:
+                await _admins[url].execute(statement)
+            except asyncpg.LockNotAvailableError:
+                # The loop of a platform stands still between two tests, and with it a transaction that a task
+                # has left open there: it would hold its locks until the next test, which waits for this.
+                await _admins[url].execute(ABANDONED)
+                await _admins[url].execute(statement)
 
     _server_loop.run(empty())
     for replica in _world.replicas if _world else ():
