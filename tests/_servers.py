@@ -20,6 +20,8 @@ PROGRAMS = {
     "wrk": "wrk",
     "chromium": "chromium",
     "ffmpeg": "ffmpeg",
+    "redis-server": "redis-server",
+    "redis-sentinel": "redis-sentinel",
 }
 
 

@@ -6,6 +6,10 @@
 `own_postgres`   a factory: `own_postgres(max_connections=20)` is a server of the test's own, to be broken
 `own_cluster`    a factory: `own_cluster(replicas=2)` is a primary with replicas (tests/_cluster.py)
 `own_pooler`     a factory: `own_pooler({"main": url})` is a PgBouncer in front of them (tests/_pooler.py)
+`redis_server`   one Redis for the run, emptied for each test; do not stop it or freeze it (tests/_redis.py)
+`own_redis`      a factory: `own_redis(maxmemory="10mb")` is a Redis of the test's own, to be broken
+`own_sentinel`   a factory: `own_sentinel(replicas=1)` is a primary, its replicas and three Sentinels
+`own_redis_cluster`  a factory: `own_redis_cluster(nodes=3)` is a Redis Cluster
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from tests._cluster import Cluster
 from tests._pooler import PoolerServer
+from tests._redis import RedisCluster, RedisServer, SentinelGroup
 from tests._servers import (  # hooks: pytest finds them by name here
     pytest_collection_modifyitems,
     pytest_runtest_setup,
@@ -120,4 +125,59 @@ def own_pooler(_server_loop: LoopThread) -> Iterator[Callable[..., PoolerServer]
 
     yield start
     for made in poolers:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def _shared_redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def redis_server(_shared_redis: RedisServer) -> RedisServer:
+    _shared_redis.flush()
+    return _shared_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Callable[..., RedisServer]]:
+    servers: list[RedisServer] = []
+
+    def start(**config: object) -> RedisServer:
+        made = RedisServer(**config)
+        servers.append(made)
+        return made.start()
+
+    yield start
+    for made in servers:
+        made.close()
+
+
+@pytest.fixture
+def own_sentinel() -> Iterator[Callable[..., SentinelGroup]]:
+    groups: list[SentinelGroup] = []
+
+    def start(**options: object) -> SentinelGroup:
+        groups.append(SentinelGroup(**options))
+        return groups[-1]
+
+    yield start
+    for made in groups:
+        made.close()
+
+
+@pytest.fixture
+def own_redis_cluster() -> Iterator[Callable[..., RedisCluster]]:
+    clusters: list[RedisCluster] = []
+
+    def start(**options: object) -> RedisCluster:
+        clusters.append(RedisCluster(**options))
+        return clusters[-1]
+
+    yield start
+    for made in clusters:
         made.close()
