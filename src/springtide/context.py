@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
+from springtide.provenance import Provenance
+
 __all__ = [
     "DOUBT",
     "CausalityToken",
@@ -415,6 +417,8 @@ class Recall(Protocol):
 class RequestContext:
     """One request, job or call. `deadline` is `Clock.monotonic()` seconds, None when unbounded.
 
+    known: who asks, for layers whose reading of it does not show in the answer; all else reads `identity`.
+    provenance: what the answer is made of; None: nobody keeps answers, so nobody wants to know.
     consistency: how fresh its reads are unless they say otherwise themselves; None: as its databases say.
     granted: the subject whom the answer gives proof of who he is, such as a token; None: it gives none.
     recall: to be awaited with this context before the first session read that a replica could serve: it puts
@@ -424,7 +428,7 @@ class RequestContext:
     request_id: str = ""
     deadline: float | None = None
     priority: Priority = Priority.NORMAL
-    identity: Identity | None = None
+    known: Identity | None = None
     trace: Trace | None = None
     attempt: int = 1
     causality: CausalityToken = field(default_factory=CausalityToken)
@@ -432,6 +436,18 @@ class RequestContext:
     recall: Recall | None = None
     granted: int | None = None
     consistency: Consistency | None = None
+    provenance: Provenance | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who asks. Whoever reads it may answer each client differently, also when it is nobody."""
+        if self.provenance is not None:
+            self.provenance.restrict("identity")
+        return self.known
+
+    @identity.setter
+    def identity(self, identity: Identity | None) -> None:
+        self.known = identity
 
     def remaining(self, now: float) -> float | None:
         """Seconds until the deadline, never below 0; None when there is none. `now` is monotonic."""

@@ -23,6 +23,7 @@ __all__ = [
     "JobsMeasured",
     "NullSink",
     "PartOmitted",
+    "PolicyLowered",
     "PoolWaited",
     "PrimaryChanged",
     "QuorumChanged",
@@ -223,6 +224,14 @@ class PartOmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyLowered:
+    """An answer of `route` may be kept for less than was declared, or said by its headers; see `reason`."""
+
+    route: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaChanged:
     """A replica is now joining, serving, lagging or ejected for this process; `reason` is for people."""
 
@@ -281,6 +290,7 @@ Signal = (
     | SessionChanged
     | CausalityChecked
     | PartOmitted
+    | PolicyLowered
 )
 
 

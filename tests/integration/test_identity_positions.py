@@ -480,7 +480,7 @@ class Ask:
     def __init__(self, model: Model, carrier: Carrier) -> None:
         self.model = model
         self.carrier = carrier
-        self.context = RequestContext(identity=Identity(model.subject, "token"))
+        self.context = RequestContext(known=Identity(model.subject, "token"))
         self.carried = carrier.take(self.context, header=None, cookie=None)
         self.least = model.floor
         self.seen = 0

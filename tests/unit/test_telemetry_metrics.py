@@ -24,6 +24,7 @@ from springtide.signals import (
     JobFinished,
     JobsMeasured,
     PartOmitted,
+    PolicyLowered,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
@@ -94,6 +95,7 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(SessionChanged("revoked", 3))
     sink.emit(CausalityChecked("forged", 2))
     sink.emit(PartOmitted("also-bought", "TimeoutError"))
+    sink.emit(PolicyLowered("/articles/{slug}", "identity"))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
     sink.watch_replicas("main", Servers())

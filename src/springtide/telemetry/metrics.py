@@ -26,6 +26,7 @@ from springtide.signals import (
     JobFinished,
     JobsMeasured,
     PartOmitted,
+    PolicyLowered,
     PoolWaited,
     RequestFinished,
     ServiceChanged,
@@ -371,6 +372,13 @@ class MetricsSink:
             ),
             max_series=100, open_ended=(0, 1),
         )  # fmt: skip
+        self._lowered = Series(
+            Counter(
+                "springtide_http_policies_lowered_total", "Answers kept for less than was declared.",
+                ["route", "reason"], registry=registry,
+            ),
+            max_series=500, open_ended=(0, 1),
+        )  # fmt: skip
         self._lag = Histogram(
             "springtide_loop_lag_seconds", "How late the event loop ran what was due.",
             buckets=SHORT_BUCKETS, registry=registry,
@@ -437,6 +445,8 @@ class MetricsSink:
             self._causality.child(signal.event).inc(signal.count)
         elif isinstance(signal, PartOmitted):
             self._omitted.child(signal.part, signal.reason).inc()
+        elif isinstance(signal, PolicyLowered):
+            self._lowered.child(signal.route, signal.reason).inc()
 
     def _request(self, signal: RequestFinished) -> None:
         method = signal.method if signal.method in METHODS else OTHER_METHOD

@@ -21,10 +21,13 @@ from springtide.web._client import Networks, ProxyParser
 from springtide.web._types import Scope
 from springtide.web.causality import HEADER, Carried, Carrier
 
-__all__ = ["DEADLINE", "PRIORITY", "Inbound", "Reader"]
+__all__ = ["DEADLINE", "PEER", "PRIORITY", "Inbound", "Reader"]
 
 DEADLINE = b"springtide-deadline"
 PRIORITY = b"springtide-priority"
+
+PEER = "springtide.peer"
+"""In the scope: who the connection comes from, where `client` is somebody behind it."""
 
 INTERNAL = frozenset(
     spelling for name in (DEADLINE, PRIORITY, HEADER) for spelling in (name, name.replace(b"-", b"_"))
@@ -115,7 +118,7 @@ class Reader:
         found, scope = inbound.headers, inbound.scope
         inbound.client = self._proxies.client(peer, found.get(b"x-forwarded-for"))
         if inbound.client is not None and inbound.client != peer:
-            scope["client"] = (inbound.client, 0)
+            scope["client"], scope[PEER] = (inbound.client, 0), peer
         scheme = self._proxies.scheme(peer, found.get(b"x-forwarded-proto"))
         if scheme is not None:
             secure = scheme == "https"

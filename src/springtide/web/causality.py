@@ -38,6 +38,7 @@ from springtide.lifecycle import StartStop
 from springtide.signals import CausalityChecked, NullSink, Sink
 from springtide.web._jar import MARK, PIN, Jar, again, read_cookies, remove_cookie, set_cookie
 from springtide.web._seal import CausalityKeys, Seal, Sealed, new_client, new_key
+from springtide.web._sharing import Headers, is_shared, privately
 from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -62,10 +63,6 @@ CLOCKS = 15.0
 MAX_HEADERS = 32
 """Tokens that one request's headers may hold; the client of more reads from the primaries."""
 
-PRIVATE = b"private, no-cache"
-FOR_NETWORKS = (b"cdn-cache-control", b"surrogate-control", b"surrogate-key")
-
-Headers = list[tuple[bytes, bytes]]
 
 NOTHING = Sealed("")
 """Of clients that bring none; never changed."""
@@ -96,7 +93,7 @@ class Carried:
         self.found: Found | None = None
 
     async def __call__(self, context: RequestContext) -> None:
-        identity = context.identity
+        identity = context.known
         if identity is None or self.positions is None:
             return  # it may become known later in the same request
         found = await self.positions.lookup(identity.subject)
@@ -214,7 +211,7 @@ class Carrier:
         if seal is None:
             return headers
         carried = carried or Carried(None)
-        token, identity = context.causality, context.identity
+        token, identity = context.causality, context.known
         news = carried.renew or token.written or token.grown != carried.grown
         if carried.positions is not None:
             await self._keep(carried.positions, carried, context, news=news or carried.tells(token))
@@ -233,14 +230,14 @@ class Carrier:
             name, text = again(carried.names), seal.seal(sealed, now)
             given.append((b"set-cookie", set_cookie(name, text, max_age=self._lifetime, secure=secure)))
             given += [(b"set-cookie", remove_cookie(old, secure=secure)) for old in carried.names]
-        return [*_private(headers), *given] if given else headers
+        return [*privately(headers), *given] if given else headers
 
     async def _keep(
         self, positions: Positions, carried: Carried, context: RequestContext, *, news: bool
     ) -> None:
         """Keep what was seen for clients that may bring no token with their next request: who brought none
         with this one, and whoever is given proof of who he is by its answer, whatever he brought."""
-        token, identity, granted = context.causality, context.identity, context.granted
+        token, identity, granted = context.causality, context.known, context.granted
         known = carried.found.versions if carried.found is not None else {}
         kept: dict[int, Mapping[str, Version]] = {}
         if news and identity is not None and not carried.believed:
@@ -255,7 +252,7 @@ class Carrier:
         if carried.by_header:
             return False
         signed_in = identity is not None and identity.scheme == "session"
-        return (carried.by_cookie or signed_in) and not _is_shared(headers)
+        return (carried.by_cookie or signed_in) and not is_shared(headers)
 
     def _cookies(
         self, seal: Seal, carried: Carried, sealed: Sealed, now: float, secure: bool
@@ -365,42 +362,3 @@ class CausalityLayer:
 def _reads_on(carried: Carried, token: CausalityToken) -> bool:
     """Whether the request has seen more of a witness that its cookies name."""
     return bool(carried.names) and token.sighted != carried.sighted and bool(token.witnesses)
-
-
-def _directives(value: bytes) -> list[bytes]:
-    return [part.strip() for part in value.split(b",")]
-
-
-def _is_shared(headers: Headers) -> bool:
-    """Whether an answer says that it may be kept for everybody."""
-    for name, value in headers:
-        if name.lower() == b"cache-control":
-            for directive in _directives(value.lower()):
-                if directive == b"public" or directive.startswith(b"s-maxage"):
-                    return True
-    return any(name.lower() in FOR_NETWORKS for name, _ in headers)
-
-
-def _private(headers: Headers) -> Headers:
-    """The headers of an answer that is for one client alone; how long that one may keep it stays as it is."""
-    kept: Headers = []
-    said = False
-    for name, value in headers:
-        lower = name.lower()
-        if lower in FOR_NETWORKS:
-            continue
-        if lower != b"cache-control":
-            kept.append((name, value))
-            continue
-        said = True
-        own = [
-            directive
-            for directive in _directives(value)
-            if directive and not directive.lower().startswith((b"public", b"s-maxage", b"proxy-revalidate"))
-        ]
-        if not {b"private", b"no-store"} & {directive.lower() for directive in own}:
-            own.insert(0, b"private")
-        kept.append((name, b", ".join(own)))
-    if not said:
-        kept.append((b"cache-control", PRIVATE))
-    return kept

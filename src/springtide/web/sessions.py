@@ -79,17 +79,20 @@ class SessionLayer:
                     message = {**message, "headers": self._headers(scope, message, found is not None)}
                 await send(message)
 
-            await self._app({**scope, SCOPE_KEY: found}, receive, guarded)
+            scope[SCOPE_KEY] = found  # in place: what routing says in there is read by the layers outside
+            await self._app(scope, receive, guarded)
 
     async def _find(self, scope: Scope) -> Presented | None:
-        cookie = self._cookie.read(scope)
+        context = current()
+        provenance = context.provenance if context is not None else None
+        with provenance.unseen() if provenance is not None else nullcontext():
+            cookie = self._cookie.read(scope)
         if scope["type"] == "websocket" and not _own_page(scope):
             cookie = None
         session = await self._sessions.find(cookie) if cookie is not None else None
         if session is None or cookie is None:
             return None
-        context = current()
-        if context is not None and context.identity is None:
+        if context is not None and context.known is None:
             context.identity = session.identity
         return Presented(session, cookie)
 
@@ -100,7 +103,11 @@ class SessionLayer:
         ]
         if ours and not self._cookie.serves(scope):
             headers = [pair for pair in headers if pair not in ours]
-        if (within or ours) and not any(name.lower() == b"cache-control" for name, _ in headers):
+        context = current()
+        provenance = context.provenance if context is not None else None
+        declared = provenance is not None and provenance.policy is not None  # and then the layer decides
+        said = declared or any(name.lower() == b"cache-control" for name, _ in headers)
+        if (within or ours) and not said:
             headers.append((b"cache-control", PRIVATE))
         return headers
 
@@ -117,6 +124,9 @@ def _own_page(scope: Scope) -> bool:
 
 def presented(connection: HTTPConnection) -> Presented | None:
     """A dependency: the session of the request, None without one. RuntimeError without a SessionLayer."""
+    context = current()
+    if context is not None and context.provenance is not None:
+        context.provenance.restrict("session")
     try:
         found: Presented | None = connection.scope[SCOPE_KEY]
     except KeyError:
