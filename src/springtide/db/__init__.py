@@ -13,6 +13,7 @@ causality     positions in the write-ahead log
 consistency   how fresh a read has to be
 members       who may belong to a cluster
 servers       who of a cluster answers a read
+seeing        reads pinned to one server, and what that server had
 """
 
 from springtide.db._writing import WriteTransaction
@@ -23,6 +24,7 @@ from springtide.db.migrate import MigrationStatus, Migrator
 from springtide.db.reservations import Reconciled, Reservations
 from springtide.db.router import Database, Queries, Reader, Snapshot
 from springtide.db.scatter import ASC, DESC, Direction
+from springtide.db.seeing import Seen, Sight
 from springtide.db.shards import BUCKETS, Bucket, Key, ShardMap, bucket_of
 
 __all__ = [
@@ -45,7 +47,9 @@ __all__ = [
     "Reader",
     "Reconciled",
     "Reservations",
+    "Seen",
     "ShardMap",
+    "Sight",
     "Snapshot",
     "Step",
     "WriteTransaction",

@@ -38,6 +38,7 @@ from springtide.db._replicas import Health, PrimaryLog, RoutingSettings
 from springtide.db._roles import Seen, Standing, Verdict, judge
 from springtide.db.members import Fixed, Member, Members
 from springtide.db.pool import Pool
+from springtide.db.seeing import history
 from springtide.errors import DatabaseUnavailable, MembersUnknown, PoolTimeout
 from springtide.lifecycle import Periodic, Supervised
 from springtide.signals import PrimaryChanged, QuorumChanged, ReplicaChanged, ServerBarred, Sink
@@ -171,6 +172,14 @@ class Watch:
     def epoch(self) -> int:
         """The timeline on which the primary was seen; 0 before it was."""
         return self._log.epoch
+
+    @property
+    def history(self) -> int | None:
+        """System and timeline of the primary, as it was last seen; None before that, or while it is alone."""
+        system, timeline = self._standing.system, self._log.epoch
+        if not self.watching or system is None or not timeline:
+            return None
+        return history(system, timeline)
 
     async def open(self) -> None:
         try:

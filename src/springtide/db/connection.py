@@ -173,10 +173,13 @@ class Queries:
 class Connection(Queries):
     __slots__ = ("_pool", "_touched")
 
-    def __init__(self, pool: Pool, link: Link, statements: Statements) -> None:
-        super().__init__(link, statements, limited=True, read_only=False)
+    def __init__(
+        self, pool: Pool, link: Link, statements: Statements, *, read_only: bool | None = None
+    ) -> None:
+        """read_only: a statement has run on it, and its server is a standby or not; None: not known."""
+        super().__init__(link, statements, limited=True, read_only=bool(read_only))
         self._pool = pool
-        self._touched = False
+        self._touched = read_only is not None
 
     def _link(self) -> Link:
         link = super()._link()

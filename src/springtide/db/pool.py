@@ -148,6 +148,9 @@ class Pool:
             pooled=pooled,
             prepared_statements=not pooled or bool(prepared_statements),
         )
+        self.pooled = pooled
+        self.epoch: int | None = None
+        """The history that its server, a primary, was last said to be on (`seeing`); None: by nobody."""
         self._moves = Moves()
         self._beside: set[Callable[[], None]] = set()
         self._statements = Statements()
@@ -326,6 +329,11 @@ class Pool:
         """Show every connection that is opened from now on to `check`, which refuses it by an OSError: that
         counts as a server that cannot be reached."""
         self._connector.check = check
+
+    @property
+    def admits(self) -> bool:
+        """Whether new connections are shown to somebody."""
+        return self._connector.check is not None
 
     def reads(self, sql: str) -> bool:
         """Whether the text of a statement shows nothing but a read."""

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import Priority, wanted_consistency
-from springtide.db import _writing, scatter
+from springtide.db import _writing, scatter, seeing
 from springtide.db._names import identifier
 from springtide.db._writing import Enqueue, WriteTransaction
 from springtide.db.consistency import Consistency
 from springtide.db.ids import Ids
 from springtide.db.reservations import Reconciled, Reservations, Values
+from springtide.db.seeing import Sight
 from springtide.db.shards import K, Key, ShardMap, bucket_of
 from springtide.errors import WrongShard
 
@@ -187,6 +188,38 @@ class Database:
             raise ValueError(f"a nested write keeps its outer {outer.isolation!r}, got {isolation!r}")
         async with _writing.join(outer, bucket_of(key)) as write:
             yield write
+
+    @asynccontextmanager
+    async def seeing(self, shard: str, *, consistency: Consistency | None = None) -> AsyncIterator[Sight]:
+        """Reads pinned to one server of `shard`, and what it had before the first of them; for caches.
+
+        They are statements of their own and must only read. The server is the one that `consistency` asks
+        for (None: as `read`); a connection that is lost once the block was entered is not replaced.
+        Raises RuntimeError inside an open write on the shard, whose own rows nobody else sees.
+        """
+        if shard not in self.pools:
+            raise ValueError(f"database {self.name!r} has no shard {shard!r} ({', '.join(self.pools)})")
+        if self._write_on(shard) is not None:
+            raise RuntimeError(f"a write on shard {shard!r} of {self.name!r} is open: read through it")
+        servers = self.servers.get(shard)
+        if servers is None:
+            block = seeing.opening(self.pools[shard], shard)
+        else:
+            block = servers.sight(consistency or self._wanted())
+        async with block as sight:
+            yield sight
+
+    def epoch(self, shard: str) -> int | None:
+        """Which history the primary of `shard` is on, as far as is known now; None: it is not. Asks nobody.
+
+        Equal or not, never ordered: see `springtide.db.seeing`.
+        """
+        pool, servers = self.pools[shard], self.servers.get(shard)
+        looked = servers.epoch if servers is not None else None
+        if looked is None:
+            seeing.learn(pool)
+            return pool.epoch
+        return looked
 
     def reserving(
         self, owner_id: int, *, claim: Values | None = None, release: Values | None = None

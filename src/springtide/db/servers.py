@@ -27,7 +27,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -36,7 +36,7 @@ from asyncpg import exceptions as pg
 
 from springtide.clock import Clock, SystemClock
 from springtide.context import CausalityToken, Position, current
-from springtide.db import _replicas
+from springtide.db import _replicas, seeing
 from springtide.db._looking import CAPTURE
 from springtide.db._replicas import Health, RoutingSettings
 from springtide.db._watching import Choice, Watch
@@ -44,6 +44,7 @@ from springtide.db.causality import position_of
 from springtide.db.consistency import Consistency
 from springtide.db.members import Member, Members
 from springtide.db.pool import Pool
+from springtide.db.seeing import Sight
 from springtide.errors import (
     CommitUnknown,
     DatabaseUnavailable,
@@ -65,6 +66,7 @@ __all__ = ["Choice", "Reads", "ReplicaState", "RoutingSettings", "Servers"]
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Reads")
 
 EPOCH_TIMEOUT = 2.0
 """Seconds that a read waits for a primary that its session has seen already and this process has not."""
@@ -175,6 +177,11 @@ class Servers:
     def address(self) -> str | None:
         """Where the primary itself answers, for connections beside the pool; None while none is known."""
         return self._watch.address
+
+    @property
+    def epoch(self) -> int | None:
+        """The history of the primary (see `seeing`), as it was last looked at; None: nobody looks."""
+        return self._watch.history
 
     # -- for people ------------------------------------------------------------------------------------
 
@@ -350,15 +357,31 @@ class Servers:
         """Single statements of this consistency."""
         return Routed(self, consistency)
 
-    @asynccontextmanager
-    async def snapshot(self, consistency: Consistency) -> AsyncIterator[Transaction]:
+    def snapshot(self, consistency: Consistency) -> AbstractAsyncContextManager[Transaction]:
         """One read-only REPEATABLE READ transaction on one server.
 
         Raises ReplicaConflict when a replica has to end it midway; else as `run`.
         """
-        options: dict[str, Any] = {"read_only": True, "isolation": "repeatable read"}
+        return self._pinned(
+            consistency, lambda pool: pool.transaction(read_only=True, isolation="repeatable read"), one=True
+        )
+
+    def sight(self, consistency: Consistency) -> AbstractAsyncContextManager[Sight]:
+        """Statements of their own on one server, and what it had before them; raises as `snapshot`."""
+        return self._pinned(consistency, lambda pool: seeing.opening(pool, self.cluster), one=False)
+
+    @asynccontextmanager
+    async def _pinned(
+        self,
+        consistency: Consistency,
+        opening: Callable[[Pool], AbstractAsyncContextManager[S]],
+        *,
+        one: bool,
+    ) -> AsyncIterator[S]:
+        """A block on one server, chosen for the whole of it. `one`: all of it sees one state, that in which
+        it was opened."""
         if not self.replicated:
-            async with self.primary.transaction(**options) as tx:
+            async with opening(self.primary) as tx:
                 yield tx
             return
         token = await self._session(consistency)
@@ -366,10 +389,10 @@ class Servers:
         while True:
             choice = self.choose(consistency, token, without=without)
             if choice.health is None:
-                async with self._snapshot_of_primary(consistency, token, choice, options) as tx:
+                async with self._pinned_to_primary(consistency, token, choice, opening, one=one) as tx:
                     yield tx
                 return
-            block = choice.pool.transaction(**options)
+            block = opening(choice.pool)
             self._begin(choice, token)
             try:
                 try:
@@ -463,22 +486,24 @@ class Servers:
                 await asyncio.wait((reading,))
 
     @asynccontextmanager
-    async def _snapshot_of_primary(
+    async def _pinned_to_primary(
         self,
         consistency: Consistency,
         token: CausalityToken | None,
         choice: Choice,
-        options: Mapping[str, Any],
-    ) -> AsyncIterator[Transaction]:
+        opening: Callable[[Pool], AbstractAsyncContextManager[S]],
+        *,
+        one: bool,
+    ) -> AsyncIterator[S]:
         self._reasons[choice.why] += 1
-        asking = token is not None and self._worth_asking(consistency, token)
+        asking = one and token is not None and self._worth_asking(consistency, token)
         if token is not None and not asking:
             token.doubt(self.cluster)
         if consistency.staleness is not None and self._watch.headless.is_set():
             raise self._unknown(consistency, None)
         if token is not None:
             await self._newest(token)
-        block = self.primary.transaction(**options)
+        block = opening(self.primary)
         try:
             tx = await block.__aenter__()
         except DatabaseUnavailable as error:
@@ -494,6 +519,9 @@ class Servers:
         except BaseException as error:
             await block.__aexit__(type(error), error, error.__traceback__)
             raise
+        finally:
+            if token is not None and not one:
+                token.doubt(self.cluster)  # what covered the session meanwhile did not cover the last answer
         await block.__aexit__(None, None, None)
 
     async def _newest(self, token: CausalityToken) -> None:
