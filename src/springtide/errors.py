@@ -21,6 +21,7 @@
     │   ├── PoolClosed                the pool is stopping or was never started
     │   ├── DatabaseUnavailable       no connection to the server can be made or kept
     │   ├── MembersUnknown            nobody says which servers a cluster has now
+    │   ├── RedisUnavailable          no answer of a Redis server, or none in time; says who and why
     │   ├── ReplicaConflict           a replica ended a snapshot, because replay could not wait for it
     │   └── StalenessUnknown          no server can prove that a read would be fresh enough
     ├── DatabaseError                 the database answered, and the answer is a problem
@@ -30,6 +31,7 @@
     │   ├── WrongShard                one transaction touched keys of two shards
     │   ├── NotScatterable            rows of several shards cannot be merged as asked
     │   └── IdSpaceExhausted          a bucket has used every id below 2**53
+    ├── RedisError                    a Redis server answered with an error
     ├── JobFailed                     raised by a job's handler: trying again cannot help
     ├── JobLost                       the worker does not own this run of the job any more
     ├── InvalidToken                  a signed token is malformed, expired or not ours
@@ -84,6 +86,8 @@ __all__ = [
     "PoolSaturated",
     "PoolTimeout",
     "ProcessCrashed",
+    "RedisError",
+    "RedisUnavailable",
     "ReplicaConflict",
     "RoleChanged",
     "RunnerError",
@@ -245,6 +249,15 @@ class MembersUnknown(Unavailable):
     """The source of a cluster's members cannot tell now which servers it has."""
 
 
+class RedisUnavailable(Unavailable):
+    """No answer of the Redis server at `address`, or none in time: `what`. Whether it acted is not known."""
+
+    def __init__(self, address: str, what: str, *, retry_after: float | None = None) -> None:
+        self.address = address
+        self.what = what
+        super().__init__(f"redis {address}: {what}", retry_after=retry_after)
+
+
 class ReplicaConflict(Unavailable):
     """A replica ended a snapshot, because its replay could not wait for it any longer; begin it again."""
 
@@ -284,6 +297,16 @@ class NotScatterable(DatabaseError):
 
 class IdSpaceExhausted(DatabaseError):
     """A bucket has used every id below 2**53."""
+
+
+class RedisError(SpringtideError):
+    """The Redis server at `address` answered with an error, `what`; `code` is the first word of it."""
+
+    def __init__(self, address: str, what: str) -> None:
+        self.address = address
+        self.what = what
+        self.code = what.partition(" ")[0]
+        super().__init__(f"redis {address}: {what}")
 
 
 class JobFailed(SpringtideError):

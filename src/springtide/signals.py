@@ -27,6 +27,7 @@ __all__ = [
     "PoolWaited",
     "PrimaryChanged",
     "QuorumChanged",
+    "RedisChanged",
     "ReplicaChanged",
     "RequestFinished",
     "ServerBarred",
@@ -232,6 +233,16 @@ class PolicyLowered:
 
 
 @dataclass(frozen=True, slots=True)
+class RedisChanged:
+    """What `redis` has of the server at `address`: serving, silent (connected, not in time) or lost."""
+
+    redis: str
+    address: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaChanged:
     """A replica is now joining, serving, lagging or ejected for this process; `reason` is for people."""
 
@@ -276,6 +287,7 @@ Signal = (
     | PoolWaited
     | PrimaryChanged
     | QuorumChanged
+    | RedisChanged
     | ReplicaChanged
     | ServerBarred
     | ConnectionOpened
