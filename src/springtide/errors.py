@@ -6,6 +6,7 @@
     │   ├── StageNotBuilt             the topology asks for parts that do not exist yet
     │   ├── ModuleError               a module's declaration breaks its boundary
     │   ├── JobError                  a job is declared, handled or enqueued as it cannot run
+    │   ├── CacheDefinitionError      a class of cached values is defined as it cannot be kept
     │   ├── SessionStateRefused       a statement would leave something in a session that a pooler shares
     │   └── MigrationError            migrations on disk and in the database disagree
     ├── RunnerError                   a local process could not be started, adopted or stopped
@@ -22,6 +23,8 @@
     │   ├── DatabaseUnavailable       no connection to the server can be made or kept
     │   ├── MembersUnknown            nobody says which servers a cluster has now
     │   ├── RedisUnavailable          no answer of a Redis server, or none in time; says who and why
+    │   ├── LoadTimeout               the loader of a cached value took longer than its class allows
+    │   ├── LoadsSaturated            too many loads of cached values wait for their turn already
     │   ├── ReplicaConflict           a replica ended a snapshot, because replay could not wait for it
     │   └── StalenessUnknown          no server can prove that a read would be fresh enough
     ├── DatabaseError                 the database answered, and the answer is a problem
@@ -59,6 +62,7 @@ __all__ = [
     "AlreadyReserved",
     "AlreadySeeded",
     "BodyTooLarge",
+    "CacheDefinitionError",
     "CgroupError",
     "CommitUnknown",
     "ConfigurationError",
@@ -78,6 +82,8 @@ __all__ = [
     "JobFailed",
     "JobLost",
     "LoadError",
+    "LoadTimeout",
+    "LoadsSaturated",
     "MembersUnknown",
     "MigrationError",
     "ModuleError",
@@ -169,6 +175,10 @@ class JobError(ConfigurationError):
     """A job is declared, handled or enqueued in a way that it cannot run."""
 
 
+class CacheDefinitionError(ConfigurationError):
+    """A class of cached values is defined as it cannot be kept; the message names class, option and rule."""
+
+
 class SessionStateRefused(ConfigurationError):
     """`what` keeps something in its session, which behind a transaction pooler somebody else has next."""
 
@@ -256,6 +266,14 @@ class RedisUnavailable(Unavailable):
         self.address = address
         self.what = what
         super().__init__(f"redis {address}: {what}", retry_after=retry_after)
+
+
+class LoadTimeout(Unavailable):
+    """The loader of a cached value took longer than its class allows; nothing was kept."""
+
+
+class LoadsSaturated(Unavailable):
+    """So many loads of cached values wait for their turn that another one was turned away at once."""
 
 
 class ReplicaConflict(Unavailable):

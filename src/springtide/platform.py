@@ -49,6 +49,7 @@ from springtide.web.causality import LIFETIME, Carrier, CausalityKeys
 from springtide.web.health import Check, Health
 
 if TYPE_CHECKING:
+    from springtide.cache import Cache
     from springtide.identity.passwords import Passwords
     from springtide.identity.tokens import AccessTokens
 
@@ -109,6 +110,7 @@ class Platform:
         self._migrating = False
         self._passwords: Passwords | None = None
         self._tokens: AccessTokens | None = None
+        self._cache: Cache | None = None
         self._identity: list[Service] = []
         self._group: Group | None = None
         self.insight = Insight(
@@ -237,6 +239,19 @@ class Platform:
             ) from None
 
     @property
+    def cache(self) -> Cache:
+        """The cache; made when it is first asked for, started and stopped with the platform."""
+        if self._cache is None:
+            from springtide.cache import Cache
+
+            if self._group is not None:
+                raise ConfigurationError(
+                    "the cache was first asked for after the start: ask while building the application"
+                )
+            self._cache = Cache(self.name, clock=self.clock, sink=self.sink)
+        return self._cache
+
+    @property
     def passwords(self) -> Passwords:
         """Password hashing; started and stopped with the platform when it was asked for before the start."""
         if self._passwords is None:
@@ -279,7 +294,8 @@ class Platform:
             carrying = [self._positions, self._carrier] if self.servers else []
             tokens = [service for service in carrying if service is not None]
             parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
-            parts += [self._bell, *tokens, *self._identity, *lively]
+            cache = [self._cache] if self._cache is not None else []
+            parts += [self._bell, *tokens, *self._identity, *cache, *lively]
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
 
@@ -539,6 +555,7 @@ class Platform:
             home=self._home,
             passwords=lambda: self.passwords,
             tokens=lambda: self.tokens,
+            cache=lambda: self.cache,
         )
 
     def _migrators(self, pools: Mapping[str, Pool]) -> list[Migrator]:

@@ -1,9 +1,17 @@
-"""Values kept near their readers, in this process and in Redis, that cannot bring old data back.
+"""The cache layer: values near their readers, that cannot bring old data back.
 
-_memory       the first level: this process's memory, bounded in bytes
-_slot         what this process has heard of a class's invalidations, and what that proves
+tiered    `Cache`, and its classes: get, get_many, get_each
+classes   what a class is: its keys, its loader, how old its values may get
+
+_reading  how a caller gets a value
+_flight   loads under way, each once for all who want it
+_memory   the first level: this process's memory, bounded in bytes
+_slot     what this process has heard of a class's invalidations, and what that proves
 """
 
-from __future__ import annotations
+from springtide.cache._keys import Argument
+from springtide.cache._reading import CacheClass
+from springtide.cache.classes import EACH, FORBIDDEN, Budget, Definition
+from springtide.cache.tiered import Cache
 
-__all__: list[str] = []
+__all__ = ["EACH", "FORBIDDEN", "Argument", "Budget", "Cache", "CacheClass", "Definition"]

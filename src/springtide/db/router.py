@@ -300,6 +300,10 @@ class Database:
         wanted = consistency or self._wanted()
         return {shard: self._queries(shard, wanted) for shard in self.shards.shards}
 
+    def writing(self, shard: str) -> WriteTransaction | None:
+        """The innermost write on `shard` that is open in this task; None when there is none."""
+        return self._write_on(shard)
+
     def _write_on(self, shard: str) -> WriteTransaction | None:
         write = _writing.innermost(self)
         return write if write is not None and write.shard == shard else None

@@ -19,6 +19,7 @@ from springtide.jobs.job import Handler
 from springtide.signals import Sink
 
 if TYPE_CHECKING:
+    from springtide.cache import Cache
     from springtide.db import Database
     from springtide.identity.passwords import Passwords
     from springtide.identity.tokens import AccessTokens
@@ -110,12 +111,13 @@ class Module:
 class ModuleContext:
     """What the platform hands to a module's factory: its own database, and the services it requires.
 
-    Also `clock` and `sink` for its own layers, `settings` as declared, and the platform's `passwords` and
-    `tokens` (made on first use: an application without users needs neither). Tests build one directly.
+    Also `clock` and `sink` for its own layers, `settings` as declared, and the platform's `cache`,
+    `passwords` and `tokens` (made on first use: who needs none has none). Tests build one directly.
     """
 
     __slots__ = (
-        "_database", "_home", "_passwords", "_services", "_tokens", "clock", "name", "settings", "sink",
+        "_cache", "_database", "_home", "_passwords", "_services", "_tokens", "clock", "name", "settings",
+        "sink",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +132,7 @@ class ModuleContext:
         home: Path | None = None,
         passwords: Callable[[], Passwords] | None = None,
         tokens: Callable[[], AccessTokens] | None = None,
+        cache: Callable[[], Cache] | None = None,
     ) -> None:
         self.name = name
         self.clock = clock
@@ -140,6 +143,7 @@ class ModuleContext:
         self._home = home
         self._passwords = passwords
         self._tokens = tokens
+        self._cache = cache
 
     @property
     def db(self) -> Database:
@@ -165,6 +169,16 @@ class ModuleContext:
                 f"module {self.name!r} asks for {name}, which is not among its requires"
             ) from None
         return service
+
+    @property
+    def cache(self) -> Cache:
+        """The platform's cache, to define classes of values in: in the factory, before anything is started.
+
+        Where the topology has none, values are kept nowhere, and loaded once for all who want them at once.
+        """
+        if self._cache is None:
+            raise ModuleError(f"module {self.name!r}: this context was built without a cache")
+        return self._cache()
 
     @property
     def passwords(self) -> Passwords:
