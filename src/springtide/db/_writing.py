@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from springtide.context import Priority, current
+from springtide.db._invalidating import MAX_FIELDS, Fields, Recorded, count, record
+from springtide.db.seeing import note
 from springtide.errors import ConfigurationError, DeadlineExceeded
 
 if TYPE_CHECKING:
@@ -58,10 +60,12 @@ class WriteTransaction:
         "_lock",
         "_open",
         "_root",
+        "_stale",
         "_tx",
         "bucket",
         "database",
         "isolation",
+        "recorded",
         "shard",
     )
 
@@ -84,6 +88,9 @@ class WriteTransaction:
         self._lock = asyncio.Lock()
         self._open = True
         self._callbacks: list[Callback] = []
+        self._stale: Fields | None = None
+        self.recorded: Recorded | None = None
+        """Of the outermost block, from its end on: the number under which `invalidate` was written down."""
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
         async with self._turn():
@@ -139,6 +146,58 @@ class WriteTransaction:
                 " use springtide.jobs.enqueue(tx, job)"
             )
         return await enqueue(self, job, delay=delay, run_at=run_at, priority=priority, unique_key=unique_key)
+
+    def invalidate(self, cls: Any, *key: Any, tags: Sequence[str] = ()) -> None:
+        """Values of a cache class that are stale once this commits: that of `key`, those with one of `tags`.
+
+        Only remembers; it is written down with the commit, and undone with the block. After the commit the
+        cache has been told when the block ends; should that fail, it is told a moment later.
+        Raises ConfigurationError when the database was built without a cache, ValueError for more than
+        10,000 keys and tags in one transaction, and what the cache raises for what `cls` has not.
+        """
+        invalidations = self.database.invalidations
+        if invalidations is None:
+            raise ConfigurationError(
+                f"database {self.database.name!r} was built without a cache: nothing can be invalidated"
+            )
+        self._usable()
+        name, fields = invalidations.fields_of(self, cls, key, tags)
+        self._make_stale({name: dict.fromkeys(fields)})
+
+    def _make_stale(self, fields: Fields) -> None:
+        stale = self._stale or {}
+        if (found := count(stale, fields)) > MAX_FIELDS:
+            raise ValueError(
+                f"a transaction may invalidate {MAX_FIELDS} keys and tags, got {found}: give what is changed"
+                " together a tag"
+            )
+        for cls, named in fields.items():
+            stale.setdefault(cls, {}).update(named)
+        self._stale = stale
+
+    async def _record(self) -> None:
+        """The end of the outermost block: write down what it made stale, and tell the cache after COMMIT."""
+        if self._stale:
+            self.recorded = await record(self._tx, self.shard, self.database.schema, self._stale)
+            note(self.database.pools[self.shard], self.recorded.seen)
+            self._tx.on_commit(self._tell, first=True)
+
+    async def _tell(self) -> None:
+        assert self.recorded is not None
+        assert self._stale is not None
+        invalidations = self.database.invalidations
+        if invalidations is not None:
+            fields = {cls: list(named) for cls, named in self._stale.items()}
+            await invalidations.void(self, self.recorded, fields)
+
+    async def _in_doubt(self) -> None:
+        """COMMIT may have succeeded: tell the cache, beside a caller who waits no longer than he has time."""
+        if self.recorded is None:
+            return
+        context = current()
+        left = context.remaining(self.database.clock.monotonic()) if context is not None else None
+        telling = self.database.pools[self.shard]._spawn(self._tell(), "void")
+        await asyncio.wait((telling,), timeout=None if left is None else max(left, 0.0))
 
     def on_commit(self, callback: Callback) -> None:
         """Call `callback` once the outermost transaction has committed; never when this block is undone."""
@@ -217,6 +276,7 @@ async def opened(
     write = WriteTransaction(tx, database, shard, bucket, isolation, None)
     async with _entered(write):
         yield write
+    await write._record()
 
 
 @asynccontextmanager
@@ -230,6 +290,8 @@ async def join(parent: WriteTransaction, bucket: int | None = None) -> AsyncIter
             yield write
         for callback in write._callbacks:
             parent.on_commit(callback)
+        if write._stale:
+            parent._make_stale(write._stale)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from springtide.clock import Clock, SystemClock
 from springtide.context import Priority, wanted_consistency
 from springtide.db import _writing, scatter, seeing
+from springtide.db._invalidating import Invalidations
 from springtide.db._names import identifier
 from springtide.db._writing import Enqueue, WriteTransaction
 from springtide.db.consistency import Consistency
@@ -25,7 +26,7 @@ from springtide.db.ids import Ids
 from springtide.db.reservations import Reconciled, Reservations, Values
 from springtide.db.seeing import Sight
 from springtide.db.shards import K, Key, ShardMap, bucket_of
-from springtide.errors import WrongShard
+from springtide.errors import CommitUnknown, WrongShard
 
 if TYPE_CHECKING:
     from springtide.db.pool import Pool
@@ -119,7 +120,8 @@ class Database:
     `pools` maps every shard of `shards` to the pool of its cluster's primary, `servers` those of clusters
     that have or may get replicas to what is known of them; without it, every read is the primary's.
     `default` is the consistency of reads for which nothing else says one. `enqueue` puts jobs into this
-    database's writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused. `local_commits` are shards
+    database's writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused. `invalidations` is the
+    cache, to which `tx.invalidate` goes; None means that it is refused. `local_commits` are shards
     on whose clusters standbys confirm commits, for other databases: writes of this one do not wait for them.
     """
 
@@ -135,6 +137,7 @@ class Database:
         local_commits: Collection[str] = (),
         clock: Clock | None = None,
         enqueue: Enqueue | None = None,
+        invalidations: Invalidations | None = None,
     ) -> None:
         missing = [shard for shard in shards.shards if shard not in pools]
         if missing:
@@ -148,6 +151,7 @@ class Database:
         self._confirmation = dict.fromkeys(local_commits, "local")
         self.clock = clock or SystemClock()
         self.enqueue = enqueue
+        self.invalidations = invalidations
         self.ids = Ids(self.schema, shards, self.pools)
         self.reservations = Reservations(self)
 
@@ -173,11 +177,18 @@ class Database:
         outer = _writing.innermost(self)
         if outer is None:
             level = isolation or "read committed"
-            async with (
-                self._transaction(shard, isolation=level, priority=priority) as tx,
-                _writing.opened(tx, self, shard, bucket_of(key), level) as write,
-            ):
-                yield write
+            begun: WriteTransaction | None = None
+            try:
+                async with (
+                    self._transaction(shard, isolation=level, priority=priority) as tx,
+                    _writing.opened(tx, self, shard, bucket_of(key), level) as write,
+                ):
+                    begun = write
+                    yield write
+            except CommitUnknown:
+                if begun is not None:
+                    await begun._in_doubt()
+                raise
             return
         if outer.shard != shard:
             raise WrongShard(

@@ -40,7 +40,7 @@ from springtide.db.connection import Connection, Queries
 if TYPE_CHECKING:
     from springtide.db.pool import Pool
 
-__all__ = ["EPOCH", "Seen", "Sight", "epoch_of", "history", "learn", "opening", "seen_of"]
+__all__ = ["EPOCH", "Seen", "Sight", "epoch_of", "history", "learn", "note", "opening", "seen_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -143,13 +143,14 @@ def learn(pool: Pool) -> None:
         except ASYNCPG_ERRORS as error:  # the connection is good for all else
             _log.debug("%s: its history was not learnt: %r", pool.name, error)
         else:
-            _note(pool, seen_of(pool.cluster, row))
+            note(pool, seen_of(pool.cluster, row))
 
     if not pool.admits:
         pool.admit(ask)
 
 
-def _note(pool: Pool, seen: Seen) -> None:
+def note(pool: Pool, seen: Seen) -> None:
+    """Remember which history the server of a primary's pool is on."""
     if not seen.standby:
         pool.epoch = seen.epoch
 
@@ -175,7 +176,7 @@ class _Opening:
         statement = self._pool._statements.get(SEEN)
         row = await link.perform(asyncpg.Connection.fetchrow, SEEN, (), statement)
         self._seen = seen_of(self._cluster, row)
-        _note(self._pool, self._seen)
+        note(self._pool, self._seen)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -190,5 +191,5 @@ class _Opening:
 async def _through_a_pooler(pool: Pool, cluster: str) -> AsyncIterator[Sight]:
     async with pool.transaction(read_only=True) as tx:
         seen = seen_of(cluster, await tx.fetch_one(SEEN))
-        _note(pool, seen)
+        note(pool, seen)
         yield Sight(pool, tx, seen)

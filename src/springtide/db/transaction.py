@@ -69,14 +69,15 @@ class Transaction(Queries):
             raise pg.InFailedSQLTransactionError(ABANDONED)
         return link
 
-    def on_commit(self, callback: Callable[[], Awaitable[None] | None]) -> None:
+    def on_commit(self, callback: Callable[[], Awaitable[None] | None], *, first: bool = False) -> None:
         """Call `callback` once COMMIT is known to have succeeded, also when the caller was cancelled then.
 
-        Callbacks run in order, after the connection went back; the caller waits for them until its deadline.
+        Callbacks run in order (`first`: before all that are there), after the connection went back; the
+        caller waits for them until its deadline.
         One that raises is logged and reported: the transaction is committed and stays so.
         """
         self._link()
-        self._callbacks.append(callback)
+        self._callbacks.insert(0 if first else len(self._callbacks), callback)
 
     def note(self, noting: Callable[[Link], Awaitable[None]]) -> None:
         """Call `noting` with the connection once COMMIT has succeeded on it, before anybody else gets it.
