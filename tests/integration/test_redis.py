@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 from tests._redis import RedisServer
 
 from springtide.errors import ConfigurationError, RedisError, RedisUnavailable
@@ -211,3 +212,15 @@ async def test_a_cut_connection_is_made_again(redis_server: RedisServer) -> None
         proxy.cut()
         await until(lambda: not link.alive)
         assert await (await linked(redis)).send("PING") == b"PONG"
+
+
+def test_links_work_in_the_loop_of_the_app_servers(redis_server: RedisServer) -> None:
+    """uvloop's transports are of other classes and write at other times."""
+
+    async def use() -> None:
+        async with started(redis_server.url, timeout=HANGS) as redis:
+            link = await linked(redis)
+            answers = await asyncio.gather(*(link.send("ECHO", n) for n in range(100)))
+            assert answers == [b"%d" % n for n in range(100)]
+
+    uvloop.run(use())

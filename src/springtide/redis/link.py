@@ -26,7 +26,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 
@@ -188,9 +188,8 @@ class Link(asyncio.Protocol):
     # -- what arrives (called by the loop) -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=MAX_UNWRITTEN_BYTES)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is of another class
+        self._transport.set_write_buffer_limits(high=MAX_UNWRITTEN_BYTES)
         self.alive = True
 
     def data_received(self, data: bytes) -> None:
