@@ -14,6 +14,8 @@ from typing import Protocol
 from springtide.context import Ledger, Trace
 
 __all__ = [
+    "BehindFailed",
+    "BehindFlushed",
     "CausalityChecked",
     "ConnectionClosed",
     "ConnectionOpened",
@@ -225,6 +227,26 @@ class PartOmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class BehindFlushed:
+    """One transaction applied `rows` changes of `keys` keys; the oldest had waited `waited` seconds."""
+
+    database: str
+    name: str
+    rows: int
+    keys: int
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class BehindFailed:
+    """The changes of one key could not be applied; they are kept and tried again."""
+
+    database: str
+    name: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyLowered:
     """An answer of `route` may be kept for less than was declared, or said by its headers; see `reason`."""
 
@@ -303,6 +325,8 @@ Signal = (
     | CausalityChecked
     | PartOmitted
     | PolicyLowered
+    | BehindFlushed
+    | BehindFailed
 )
 
 

@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from springtide.context import Ledger, Part, Trace
 from springtide.signals import (
+    BehindFailed,
+    BehindFlushed,
     CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
@@ -95,6 +97,8 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(SessionChanged("revoked", 3))
     sink.emit(CausalityChecked("forged", 2))
     sink.emit(PartOmitted("also-bought", "TimeoutError"))
+    sink.emit(BehindFlushed("content", "views", 5, 2, 0.5))
+    sink.emit(BehindFailed("content", "views", "ValueError()"))
     sink.emit(PolicyLowered("/articles/{slug}", "identity"))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)

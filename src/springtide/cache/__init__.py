@@ -2,6 +2,7 @@
 
 tiered    `Cache`, and its classes: get, get_many, get_each
 classes   what a class is: its keys, its loader, how old its values may get
+behind    changes taken durably now and applied a moment later, together
 
 _reading  how a caller gets a value
 _flight   loads under way, each once for all who want it

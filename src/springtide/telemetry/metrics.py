@@ -19,6 +19,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from springtide.signals import (
+    BehindFailed,
+    BehindFlushed,
     CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
@@ -372,6 +374,27 @@ class MetricsSink:
             ),
             max_series=100, open_ended=(0, 1),
         )  # fmt: skip
+        self._behind_rows = Series(
+            Counter(
+                "springtide_behind_rows_total", "Changes that write-behind has applied.",
+                ["database", "name"], registry=registry,
+            ),
+            max_series=100, open_ended=(1,),
+        )  # fmt: skip
+        self._behind_waited = Series(
+            Histogram(
+                "springtide_behind_wait_seconds", "How long the oldest change of a transaction had waited.",
+                ["database", "name"], buckets=LONG_BUCKETS, registry=registry,
+            ),
+            max_series=100, open_ended=(1,),
+        )  # fmt: skip
+        self._behind_failed = Series(
+            Counter(
+                "springtide_behind_failures_total", "Tries to apply the changes of one key that failed.",
+                ["database", "name"], registry=registry,
+            ),
+            max_series=100, open_ended=(1,),
+        )  # fmt: skip
         self._lowered = Series(
             Counter(
                 "springtide_http_policies_lowered_total", "Answers kept for less than was declared.",
@@ -445,6 +468,11 @@ class MetricsSink:
             self._causality.child(signal.event).inc(signal.count)
         elif isinstance(signal, PartOmitted):
             self._omitted.child(signal.part, signal.reason).inc()
+        elif isinstance(signal, BehindFlushed):
+            self._behind_rows.child(signal.database, signal.name).inc(signal.rows)
+            self._behind_waited.child(signal.database, signal.name).observe(signal.waited)
+        elif isinstance(signal, BehindFailed):
+            self._behind_failed.child(signal.database, signal.name).inc()
         elif isinstance(signal, PolicyLowered):
             self._lowered.child(signal.route, signal.reason).inc()
 
