@@ -7,6 +7,10 @@ behind    changes taken durably now and applied a moment later, together
 _reading  how a caller gets a value
 _flight   loads under way, each once for all who want it
 _memory   the first level: this process's memory, bounded in bytes
+_fence    when a loaded value may be kept in the second, and why that is right
+_level2   the second level: the values of one class in Redis; lua/ has its scripts
+_names    what keys are called there, and what the bus says
+_codec    values as bytes
 _slot     what this process has heard of a class's invalidations, and what that proves
 """
 
