@@ -28,6 +28,7 @@ from springtide.ops.runner.installs import find_install
 from springtide.ops.runner.pgbouncer import PgBouncer
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.standby import Upstream
+from springtide.topology import read_addresses
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 NODES = ["db", "pooler"]
@@ -254,11 +255,12 @@ async def settles(server: EmbeddedPostgres, sql: str, answer: str) -> None:
 
 @pytest.fixture
 def second() -> Iterator[Project]:
-    """Stage 2 as its preset is, but for the port."""
+    """Stage 2 as its preset is, and a Redis, but for the port."""
     with project() as made:
         (made.folder / "springtide.toml").write_text(
             'name = "second"\napp = "plainapp:app"\nstage = 2\nmodules = "plainapp:modules"\n'
             "[servers]\nport = 0\n[pool]\nacquire_timeout = 20\n"  # however busy the machine is
+            '[nodes.store]\nkind = "redis"\n'
         )
         (made.folder / "plainapp.py").write_text(APP)
         (made.folder / "migrations").mkdir()
@@ -269,7 +271,7 @@ def second() -> Iterator[Project]:
         yield made
 
 
-@pytest.mark.needs("postgresql-15", "pgbouncer")
+@pytest.mark.needs("postgresql-15", "pgbouncer", "redis-server")
 def test_stage_two_runs_encrypted_from_end_to_end(second: Project) -> None:
     """Its preset starts: migrations, requests and jobs work where nothing else than TLS is let in by TCP."""
     second.run("up", "-d")
@@ -279,5 +281,7 @@ def test_stage_two_runs_encrypted_from_end_to_end(second: Project) -> None:
     assert "\nssl = on\n" in (data / "springtide.conf").read_text()
     rules = (data / "springtide_hba.conf").read_text().splitlines()
     assert {line.split()[0] for line in rules if not line.startswith("#")} == {"local", "hostssl"}
+    assert read_addresses(second.home / "run" / "addresses.json").nodes["store"].startswith("rediss://")
+    assert second.status()["caches"]["store"]["keys"] == 0  # asked over TLS
     second.run("down")
     assert second.leftovers() == []

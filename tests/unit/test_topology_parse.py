@@ -146,6 +146,31 @@ def test_a_fault_does_not_cause_others() -> None:
     only("name = 'a'\napp = 'a:a'\nstage = '1'\n[clusters.second]\nprimary = 'db'")
 
 
+def test_a_given_redis_may_be_a_server_a_socket_sentinels_or_a_cluster() -> None:
+    """Each url that leads to one is taken as it is; the others say what is missing."""
+    text = HEAD + "[nodes.r]\nkind = 'redis'\nurl = "
+    for url in (
+        "redis://h",
+        "rediss://:p@h:6380/1?ssl_ca_certs=/ca.crt",
+        "unix:///run/redis.sock",
+        "unix://:p@/run/redis.sock?db=1",
+        "redis+sentinel://:p@h1:26379,h2:26379/main",
+        "redis+cluster://[::1]:7000,h2",
+    ):
+        assert loads(f"{text}'{url}'").nodes["r"].url == url
+    for url, rule in (
+        ("redis://h1:1,h2:2", "must have a valid host and port"),
+        ("redis:///0", "must have a host"),
+        ("unix://", 'must look like "scheme://user:password@host:port/name" or "unix:///path"'),
+        ("unix://:p@/", "must name a socket"),
+        ("redis+sentinel://h1,h2", "must end in the primary's name"),
+        ("redis+cluster://h1:70000,h2", "must have a valid host and port"),
+        ("redis+cluster://h1,,h2", "must have a host"),
+        ("memcached://h", "must start with redis:// or rediss://"),
+    ):
+        assert rule in only(f"{text}'{url}'"), url
+
+
 def test_too_many_connections_says_what_to_set() -> None:
     """The number in the sentence is the smallest that works."""
     text = HEAD + "[servers]\ncount = 10\n[nodes.db]\nmax_connections = "

@@ -18,6 +18,7 @@ class Kind:
 
 
 _WEB = ("http", "https")
+_REDIS = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix")
 
 KINDS = MappingProxyType(
     {
@@ -25,7 +26,7 @@ KINDS = MappingProxyType(
         for kind in (
             Kind(name="postgres", says="PostgreSQL server", schemes=("postgresql", "postgres")),
             Kind(name="pgbouncer", says="PgBouncer connection pooler", schemes=("postgresql", "postgres")),
-            Kind(name="redis", says="Redis server", schemes=("redis", "rediss")),
+            Kind(name="redis", says="Redis server", schemes=_REDIS),
             Kind(name="haproxy", says="HAProxy load balancer", schemes=_WEB),
             Kind(name="nginx", says="nginx edge cache or gateway", schemes=_WEB),
             Kind(name="varnish", says="Varnish edge cache", schemes=_WEB),

@@ -95,15 +95,27 @@ def _nodes(topology: Topology) -> Iterator[TopologyFault]:
 
 def _bad_url(node: Node) -> str | None:
     schemes = KINDS[node.kind].schemes
-    try:
-        parts = urlsplit(node.url or "")
-        _ = parts.port  # parsed, and checked for its range, on access
-    except ValueError:
-        return "must have a valid host and port"
-    if parts.scheme not in schemes:
+    url = node.url or ""
+    scheme = url.partition("://")[0]
+    if scheme not in schemes:
         starts = " or ".join(f"{scheme}://" for scheme in schemes)
         return f"must start with {starts}, because nodes.{node.name}.kind is {node.kind}"
-    return None if parts.hostname else "must have a host"
+    if scheme == "unix":
+        return None if urlsplit(url).path.strip("/") else "must name a socket: unix:///path"
+    if scheme.endswith("+sentinel") and not urlsplit(url).path.strip("/"):
+        return "must end in the primary's name, as the Sentinels know it: //h1:26379,h2:26379/name"
+    several = scheme.endswith(("+sentinel", "+cluster"))
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    try:
+        for host in hosts.split(",") if several else [hosts]:
+            one = urlsplit(f"//{login}{at}{host}")
+            _ = one.port  # parsed, and checked for its range, on access
+            if not one.hostname:
+                return "must have a host"
+    except ValueError:
+        return "must have a valid host and port"
+    return None
 
 
 def _ports(topology: Topology) -> Iterator[TopologyFault]:

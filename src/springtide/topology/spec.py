@@ -175,7 +175,8 @@ class Node(Checked):
         Key(
             says="where a given node is; absent = supervised",
             rule=matching(
-                r"[a-z][a-z0-9+]*://[^\s/]\S*", 'must look like "scheme://user:password@host:port/name"'
+                r"[a-z][a-z0-9+]*://([^\s/]\S*|/[^\s/]\S*)",
+                'must look like "scheme://user:password@host:port/name" or "unix:///path"',
             ),
         ),
     ] = None

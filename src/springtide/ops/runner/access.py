@@ -23,6 +23,7 @@ __all__ = [
     "hba",
     "install",
     "install_root",
+    "replace",
     "settings",
 ]
 
@@ -72,7 +73,7 @@ def install(access: Access | None, data: Path, account: Account, *, user: str, k
     """
     if access is None:
         return
-    _replace(data / HBA, hba(access, user), account)
+    replace(data / HBA, hba(access, user), account)
     if access.tls:
         copy_certificate(kept, data / CERTIFICATE, data / KEY, account)
         install_root(kept.with_name(AUTHORITY), data / ROOT, account)
@@ -80,13 +81,13 @@ def install(access: Access | None, data: Path, account: Account, *, user: str, k
 
 def install_root(authority: Path, target: Path, account: Account) -> None:
     """Copy the authority's certificate to where programs of `account` read it."""
-    _replace(target, _text(authority), account)
+    replace(target, _text(authority), account)
 
 
 def copy_certificate(kept: Path, certificate: Path, key: Path, account: Account) -> None:
     """From `kept`.crt and `kept`.key to where a server of `account` reads them."""
     for suffix, target in (("key", key), ("crt", certificate)):
-        _replace(target, _text(kept.with_name(f"{kept.name}.{suffix}")), account)
+        replace(target, _text(kept.with_name(f"{kept.name}.{suffix}")), account)
 
 
 def _text(source: Path) -> str:
@@ -108,7 +109,8 @@ def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-def _replace(path: Path, text: str, account: Account) -> None:
+def replace(path: Path, text: str, account: Account) -> None:
+    """Replace the file whole: 0600, of `account`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -19,8 +19,15 @@ from typing import Any
 
 from springtide.errors import ConfigurationError, RunnerError
 from springtide.ops.runner import cgroups, logs, pgdata, processes
+from springtide.ops.runner.cache_status import sentence, told_by
 from springtide.ops.runner.home import Home, NodeState, State
-from springtide.ops.runner.leftovers import end_leftovers, left_databases, left_programs, left_servers
+from springtide.ops.runner.leftovers import (
+    end_leftovers,
+    left_caches,
+    left_databases,
+    left_programs,
+    left_servers,
+)
 from springtide.ops.runner.processes import Stage
 from springtide.ops.runner.supervisor import Supervisor
 from springtide.topology import load
@@ -253,14 +260,19 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         name = state.platform if state is not None else None
         pid = state.supervisor.pid if running and state is not None else None
-        found = {"platform": name, "state": phase, "url": url, "supervisor": pid, "nodes": rows}
-        print(json.dumps(found | ({"backups": backups} if (backups := home.read_backups()) else {})))
+        found: dict[str, Any] = {"platform": name, "state": phase, "url": url, "supervisor": pid}
+        found |= {"nodes": rows}
+        for key, more in (("backups", home.read_backups()), ("caches", told_by(home, rows))):
+            found |= {key: more} if more else {}
+        print(json.dumps(found))
     else:
         print(f"{state.platform if state else home.path.parent}: {phase}{f' at {url}' if url else ''}")
         if nodes and not running:
             print("its supervisor was killed and left these: `springtide up` takes over, `down` ends them")
         if rows:
             print(_table(rows))
+        for node, told in told_by(home, rows).items():
+            print(f"{node}: {sentence(told)}")
         for cluster, note in home.read_backups().items() if running else ():
             print(_backups(cluster, note))
     return 0 if running else NOT_RUNNING
@@ -274,6 +286,7 @@ def _orphans(home: Home, state: State | None) -> list[NodeState]:
     found = []
     for kind, pids in (
         ("postgres", [server.pid for server in left_databases(home)]),
+        ("redis", left_caches(home)),
         ("program", left_programs(home)),
         ("python", left_servers(home)),
     ):

@@ -2,8 +2,9 @@
 
 App servers and workers are known by their command line and by SPRINGTIDE_HOME in their environment, so even
 one that was started in the very moment of the kill is found, and a recycled pid is never touched; programs
-beside them, and what those start, by SPRINGTIDE_PROGRAM in addition. PostgreSQL is known by its data folder,
-a replica that was being added by its note in clusters/. Only for the holder of the home's lock.
+beside them, and what those start, by SPRINGTIDE_PROGRAM in addition, Redis by SPRINGTIDE_CACHE. PostgreSQL is
+known by its data folder, a replica that was being added by its note in clusters/. Only for the holder of the
+home's lock.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from springtide.ops.runner.postgres import SHUTDOWN
 from springtide.ops.runner.processes import Process, Stage
 from springtide.ops.runner.records import joins
 
-__all__ = ["clear_joins", "end_leftovers", "left_databases", "left_programs", "left_servers"]
+__all__ = [
+    "clear_joins",
+    "end_leftovers",
+    "hold",
+    "left_caches",
+    "left_databases",
+    "left_programs",
+    "left_servers",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +49,14 @@ def left_servers(home: Home) -> list[int]:
 def left_programs(home: Home) -> list[int]:
     """Programs of this home, and what they started, that run now."""
     return _marked(home, lambda _, variables: any(v.startswith(b"SPRINGTIDE_PROGRAM=") for v in variables))
+
+
+def left_caches(home: Home, node: str | None = None) -> list[int]:
+    """Redis servers of this home that run now: those of `node`, or all."""
+    mark = b"SPRINGTIDE_CACHE=" + os.fsencode(node or "")
+    return _marked(
+        home, lambda _, variables: any(v == mark or (node is None and v.startswith(mark)) for v in variables)
+    )
 
 
 def _marked(home: Home, ours: Callable[[list[bytes], list[bytes]], bool]) -> list[int]:
@@ -65,10 +82,25 @@ def left_databases(home: Home) -> list[pgdata.Postmaster]:
     return [found for folder in _data_folders(home) if (found := pgdata.postmaster(folder)) is not None]
 
 
-async def end_leftovers(home: Home, *, databases: bool) -> list[int]:
-    """End app servers and workers, then programs, then `databases` if asked; the pids that were ended."""
+def hold(pids: list[int]) -> list[Process]:
+    """Those of `pids` that run still, so that none can be taken for another any more."""
+    held = []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            held.append(Process(pid))
+    return held
+
+
+async def end_leftovers(home: Home, *, databases: bool, caches: Collection[str] = ()) -> list[int]:
+    """End app servers and workers, then programs, then Redis servers but those of the nodes `caches`, then
+    `databases` if asked; the pids that were ended."""
     ended = await _end(await asyncio.to_thread(left_servers, home), STAGES)
     ended += await _end(await asyncio.to_thread(left_programs, home), STAGES)
+    left = await asyncio.to_thread(left_caches, home)
+    for node in caches:
+        kept = await asyncio.to_thread(left_caches, home, node)
+        left = [pid for pid in left if pid not in kept]
+    ended += await _end(left, STAGES)
     if databases:
         servers = await asyncio.to_thread(left_databases, home)
         ended += await _end([server.pid for server in servers], SHUTDOWN)
@@ -103,10 +135,7 @@ def _remove_sockets(home: Home) -> None:
 
 
 async def _end(pids: list[int], stages: tuple[Stage, ...]) -> list[int]:
-    held = []
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            held.append(Process(pid))
+    held = await asyncio.to_thread(hold, pids)
     results = await asyncio.gather(*(processes.stop(process, stages) for process in held))
     if stubborn := [process.pid for process, ended in zip(held, results, strict=True) if not ended]:
         raise RunnerError(f"processes {stubborn} do not end, not even when killed")

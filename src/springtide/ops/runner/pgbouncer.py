@@ -16,7 +16,6 @@ import resource
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -273,7 +272,11 @@ class PgBouncer:
 
     async def _launch(self) -> None:
         port = self._wanted_port or self._port
-        if port is not None and self._wanted_port is None and not await asyncio.to_thread(_is_free, port):
+        if (
+            port is not None
+            and self._wanted_port is None
+            and not await asyncio.to_thread(ports.is_free, port)
+        ):
             port = None  # somebody took it meanwhile, and a free one was asked for
         remedy = f"choose another with nodes.{self.name}.port, or leave it out for a free one"
         bound = await asyncio.to_thread(ports.bind, HOST, port or 0, remedy=remedy)
@@ -348,13 +351,3 @@ class PgBouncer:
         finally:
             if self._folder is not None and self._account is not None:
                 await asyncio.to_thread(pgdata.remove_socket_folder, self._folder, self._account)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True

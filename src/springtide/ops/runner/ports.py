@@ -9,7 +9,7 @@ from pathlib import Path
 
 from springtide.errors import RunnerError
 
-__all__ = ["bind", "holder"]
+__all__ = ["bind", "holder", "is_free"]
 
 BACKLOG = 2048
 
@@ -40,6 +40,17 @@ def bind(host: str, port: int, *, remedy: str) -> socket.socket:
             raise RunnerError(f"servers.host {host!r} is no address of this machine") from None
         raise RunnerError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
+
+
+def is_free(port: int, *, host: str = "127.0.0.1") -> bool:
+    """Whether nobody has `port` now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 def holder(port: int) -> str | None:

@@ -1,13 +1,13 @@
 """Run a whole platform: databases and programs first, then app servers and workers; stopped in reverse.
 
-    lock the home -> end what a killed supervisor left -> bind the public socket -> PostgreSQL nodes ->
+    lock the home -> end what a killed supervisor left -> bind the public socket -> PostgreSQL and Redis ->
     databases -> addresses.json -> migrations -> app servers and workers -> ready -> (signal) -> ordered stop
 
 The topology's programs start beside the databases and are ready before the app servers begin.
 
 The public socket is bound once and handed on, so that app servers come and go behind one address. A signal
 at any moment ends in the ordered stop: nothing is left running. After kill -9 of the supervisor its children
-go on serving; the next `up` adopts PostgreSQL and replaces the rest, `down` ends them all.
+go on serving; the next `up` adopts PostgreSQL and Redis and replaces the rest, `down` ends them all.
 Small on purpose: it imports no web framework and no database driver, and starts short processes for those.
 """
 
@@ -33,6 +33,7 @@ from springtide.ops.runner.access import Access
 from springtide.ops.runner.backups.plan import Plan
 from springtide.ops.runner.backups.schedule import Schedule
 from springtide.ops.runner.beside import BesideProgram, Surroundings
+from springtide.ops.runner.caches import Caches
 from springtide.ops.runner.cgroups import Cgroup, Limits, open_group
 from springtide.ops.runner.children import Child
 from springtide.ops.runner.clusters import Keeper
@@ -44,7 +45,7 @@ from springtide.ops.runner.operating import Operator
 from springtide.ops.runner.poolers import Poolers
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.programs import PythonProgram
-from springtide.topology import Addresses, Topology, check_built
+from springtide.topology import Addresses, Node, Topology, check_built
 from springtide.topology.budget import server_demand
 
 __all__ = ["Supervisor"]
@@ -83,6 +84,7 @@ class Supervisor:
         self._listener: socket.socket | None = None
         self._keepers: dict[str, Keeper] = {}
         self._poolers = Poolers(home, changed=self._note, restarted=self._changed)
+        self._caches = Caches(home, changed=self._note, restarted=self._changed)
         self._programs: list[Child] = []
         self._workers: list[Child] = []
         self._servers: list[Child] = []
@@ -114,7 +116,8 @@ class Supervisor:
     @property
     def children(self) -> list[Child]:
         nodes = [child for keeper in self._keepers.values() for child in keeper.children]
-        return [*nodes, *self._poolers.children, *self._programs, *self._servers, *self._workers]
+        beside = [*self._caches.children, *self._poolers.children]
+        return [*nodes, *beside, *self._programs, *self._servers, *self._workers]
 
     async def run(self, stopping: asyncio.Event, ready: Callable[[], None]) -> None:
         """Start everything, call `ready`, wait for `stopping`, stop everything.
@@ -139,7 +142,8 @@ class Supervisor:
 
     async def _start(self) -> None:
         self.home.write_state(self._state())
-        await end_leftovers(self.home, databases=False)
+        caches = [node.name for node in self._supervised("redis")]
+        await end_leftovers(self.home, databases=False, caches=caches)
         await asyncio.to_thread(clear_joins, self.home, self.topology.nodes)
         spec = self.topology.servers
         remedy = "choose another with `springtide up --port N` (0: a free one) or servers.port"
@@ -191,14 +195,17 @@ class Supervisor:
                     await member.server.reload()
         for node in renewed:
             self._poolers.reload(node)
+            await self._caches.reload(node)
 
     def _certified(self) -> list[str]:
         """The nodes started here that prove who they are by a certificate."""
         network = self.topology.network
         if network is None or not network.tls:
             return []
-        kinds = ("postgres", "pgbouncer")
-        return [n.name for n in self.topology.nodes.values() if n.supervised and n.kind in kinds]
+        return [node.name for node in self._supervised("postgres", "pgbouncer", "redis")]
+
+    def _supervised(self, *kinds: str) -> list[Node]:
+        return [n for n in self.topology.nodes.values() if n.supervised and n.kind in kinds]
 
     async def _start_databases(self) -> None:
         if self._plan is not None:
@@ -219,7 +226,11 @@ class Supervisor:
             )
             for group in groups(self.topology)
         }
+        for node in self._supervised("redis"):
+            limits = await self._limits(node.name, Limits(cpu=node.cpu, memory_bytes=node.memory_bytes))
+            self._caches.add(node, self.topology, limits)
         work: list[Coroutine[Any, Any, None]] = [keeper.start() for keeper in self._keepers.values()]
+        work += [child.start() for child in self._caches.children]
         given_urls = {
             cluster.name: self.topology.cluster_url(cluster.name)
             for cluster in self.topology.clusters.values()
@@ -331,7 +342,7 @@ class Supervisor:
         await _together([child.start() for child in (*self._servers, *self._workers)])
 
     def _changed(self) -> None:
-        """After a change of a database's or pooler's state, address or role: note it, let everybody know."""
+        """After a change of a server's state, address or role: note it, let everybody know."""
         self._note()
         if not self._addresses.nodes or not all(keeper.settled for keeper in self._keepers.values()):
             return
@@ -347,7 +358,7 @@ class Supervisor:
         before, self._addresses = self._addresses, addresses
         # Where a cluster has replicas, app processes follow the file; elsewhere they read it when they start.
         alone = [keeper.primary for keeper in self._keepers.values() if not keeper.replicas]
-        alone += self._poolers.urls()
+        alone += [*self._poolers.urls(), *self._caches.urls()]
         if any(before.nodes.get(node, addresses.nodes[node]) != addresses.nodes[node] for node in alone):
             for child in (*self._servers, *self._workers):
                 child.restart()
@@ -359,7 +370,8 @@ class Supervisor:
             for node, member in keeper.members.items()
             if member.server.located
         }
-        return Addresses(nodes=urls | self._poolers.urls(), clusters=roles(self.topology, self._kept()))
+        urls |= self._poolers.urls() | self._caches.urls()
+        return Addresses(nodes=urls, clusters=roles(self.topology, self._kept()))
 
     async def _limits(self, node: str, limits: Limits) -> Cgroup | None:
         if not limits:
@@ -389,6 +401,7 @@ class Supervisor:
         application = [child.stop() for child in (*self._servers, *self._workers)]
         rest = [child.stop() for child in self._programs]
         rest += [keeper.stop() for keeper in self._keepers.values()]
+        rest += [child.stop() for child in self._caches.children]
         poolers = [child.stop() for child in self._poolers.children]
         for group in (application, poolers, rest):
             results = await asyncio.gather(*group, return_exceptions=True)
