@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from springtide.cache import EACH, FORBIDDEN, Cache
+from springtide.cache import EACH, FORBIDDEN, Cache, HttpPolicy
 from springtide.cache._keys import MAX_TEXT, Pattern
 from springtide.cache._tags import Tags
 from springtide.errors import CacheDefinitionError
@@ -28,11 +27,6 @@ class Careless(msgspec.Struct):
 
 class Listed(msgspec.Struct, frozen=True):
     names: list[str]
-
-
-@dataclass(frozen=True)
-class Edge:
-    staleness: float
 
 
 async def load(id: int) -> User:
@@ -130,7 +124,7 @@ def test_what_cannot_be_kept_is_refused_when_it_is_defined(options: dict[str, An
 def test_a_budget_that_its_parts_exceed_is_refused_with_the_sum() -> None:
     """The parts read like an addition, and the message says what to change."""
     with pytest.raises(CacheDefinitionError) as caught:
-        define(http=Edge(60.0))
+        define(http=HttpPolicy(public=True, edge_max_age=60))
     assert str(caught.value) == (
         "cache class 'user': budget must be >= the sum of its parts, so raise budget to 60.5,"
         " or lower what http lets caches keep from 60 to at most 1.5 s:\n"

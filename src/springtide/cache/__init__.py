@@ -5,6 +5,7 @@ classes   what a class is: its keys, its loader, how old its values may get
 behind    changes taken durably now and applied a moment later, together
 
 _reading  how a caller gets a value
+_edge     what an answer is told about the values in it
 _flight   loads under way, each once for all who want it
 _memory   the first level: this process's memory, bounded in bytes
 _fence    when a loaded value may be kept in the second, and why that is right
@@ -18,5 +19,6 @@ from springtide.cache._keys import Argument
 from springtide.cache._reading import CacheClass
 from springtide.cache.classes import EACH, FORBIDDEN, Budget, Definition
 from springtide.cache.tiered import Cache
+from springtide.provenance import HttpPolicy
 
-__all__ = ["EACH", "FORBIDDEN", "Argument", "Budget", "Cache", "CacheClass", "Definition"]
+__all__ = ["EACH", "FORBIDDEN", "Argument", "Budget", "Cache", "CacheClass", "Definition", "HttpPolicy"]

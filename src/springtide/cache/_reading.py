@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from springtide.cache._admission import inside
+from springtide.cache._edge import tell
 from springtide.cache._flight import Flight, Load, wait
 from springtide.cache._keys import Argument
 from springtide.cache._stats import Stats
@@ -111,7 +112,13 @@ class CacheClass(Generic[T]):
                 self._begin(begun, shard)
         if flights:
             await self._arrive(list(flights.values()))
-        return {name: flights[name].future.result() if name in flights else found[name] for name in wanted}
+        values = {name: flights[name].future.result() if name in flights else found[name] for name in wanted}
+        if (context := current()) is not None and (provenance := context.provenance) is not None:
+            now = self._clock.monotonic()
+            for name, value in values.items():
+                age = now - flights[name].began if name in flights else 0.0
+                tell(provenance, self.definition, wanted[name], value, age)
+        return values
 
     def _write_on(self, shard: str | None) -> WriteTransaction | None:
         if self.database is None or shard is None:

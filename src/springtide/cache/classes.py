@@ -20,17 +20,18 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from springtide.cache._keys import Argument, Pattern
 from springtide.cache._tags import Tags
 from springtide.cache._values import fault_of, kinds_of
 from springtide.errors import CacheDefinitionError
+from springtide.provenance import HttpPolicy
 
 if TYPE_CHECKING:
     from springtide.db import Database
 
-__all__ = ["BUS", "EACH", "FORBIDDEN", "RELAY", "Budget", "Definition", "EdgePolicy", "Loader"]
+__all__ = ["BUS", "EACH", "FORBIDDEN", "RELAY", "Budget", "Definition", "Loader"]
 
 RELAY = 0.5
 """Seconds: two rounds of the relay."""
@@ -64,14 +65,6 @@ balances, stock and permissions."""
 
 EACH: Final = Mark("EACH")
 """`key=EACH`: every shard has a value of its own under the same key, and `get_each` gives all of them."""
-
-
-class EdgePolicy(Protocol):
-    """What answers made of a class may say to caches in front of the application."""
-
-    @property
-    def staleness(self) -> float:
-        """Seconds by which caches of HTTP answers may add to the age of a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +128,7 @@ class Definition:
     soft_timeout: float | None
     hard_timeout: float
     max_bytes: int
-    http: EdgePolicy | None
+    http: HttpPolicy | None
     parts: Budget = field(init=False)
     tagger: Tags = field(init=False)
     kinds: tuple[type, ...] = field(init=False)
@@ -147,6 +140,9 @@ class Definition:
         self._check_loaders()
         self._check_key()
         self._check_times()
+        http: Any = self.http
+        if http is not None and not isinstance(http, HttpPolicy):
+            self._refuse("http", "must be an HttpPolicy or None")
         edge = self.http.staleness if self.http is not None else 0.0
         relay = RELAY if self.database is not None else 0.0
         parts = Budget(self.budget, relay, BUS, edge)

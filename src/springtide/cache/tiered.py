@@ -18,10 +18,11 @@ from springtide.cache._admission import Admission
 from springtide.cache._flight import Load
 from springtide.cache._keys import Pattern
 from springtide.cache._reading import CacheClass
-from springtide.cache.classes import Definition, EdgePolicy, Loader, Mark
+from springtide.cache.classes import Definition, Loader, Mark
 from springtide.clock import Clock, SystemClock
 from springtide.errors import CacheDefinitionError
 from springtide.lifecycle import StartStop
+from springtide.provenance import HttpPolicy
 from springtide.signals import NullSink, Sink
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Cache:
         soft_timeout: float | None = None,
         hard_timeout: float = 5.0,
         max_bytes: int = 1 << 20,
-        http: EdgePolicy | None = None,
+        http: HttpPolicy | None = None,
     ) -> CacheClass[T]:
         """A family of values with one policy; before the start, once per pattern.
 
@@ -131,7 +132,7 @@ class Cache:
         soft_timeout: seconds after which an old value is given out, if there is one, while the load goes on.
         hard_timeout: seconds after which a load is given up (LoadTimeout).
         max_bytes: of a stored value; a larger one is loaded by each who asks.
-        http:      what caches of HTTP answers may do with answers made of it.
+        http:      what caches of HTTP answers may do with answers made of it; None: no shared one keeps them.
 
         Raises CacheDefinitionError.
         """
