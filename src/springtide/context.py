@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
+from springtide._marks import NO_CACHE, Mark, encode_marks, mark_in, merge_mark
 from springtide.provenance import Provenance
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Entry",
     "Identity",
     "Ledger",
+    "Mark",
     "Part",
     "Position",
     "Priority",
@@ -177,6 +179,9 @@ UNREACHABLE_EPOCH = 2**32 - 1
 
 PINNED = "*"
 
+LOST = f"{PINNED},{NO_CACHE}"
+"""The text of a token of which is not known what it said: nobody but the primaries is sure to have it."""
+
 DOUBT = "?"
 """The witness that no server is: what the session has seen goes beyond its position, nobody knows how far."""
 
@@ -199,16 +204,23 @@ class CausalityToken:
     has a *witness* per cluster: the one run of a server whose answers the session has seen beyond its
     position. That server may go on answering, because within one run its state only moves forward; any other
     is asked again only when a position is known to cover all of it. Two witnesses at once are `DOUBT`.
+
+    What it asks of caches after writes of its own are its marks (`_marks.py`).
     """
 
     __slots__ = (
-        "_covered", "_pinned", "_positions", "_sights", "_witnesses", "grown", "leaning", "sighted",
+        "_covered", "_pinned", "_positions", "_sights", "_witnesses", "grown", "leaning", "marks", "sighted",
         "version", "written",
     )  # fmt: skip
 
     def __init__(
-        self, positions: Mapping[str, Position] | None = None, witnesses: Mapping[str, str] | None = None
+        self,
+        positions: Mapping[str, Position] | None = None,
+        witnesses: Mapping[str, str] | None = None,
+        marks: Mapping[str, Mark] | None = None,
     ) -> None:
+        self.marks: dict[str, Mark] = dict(marks) if marks else {}
+        """Slot of a cache -> what the session asks of it. Read only: see `mark`."""
         self._positions: dict[str, Position] = dict(positions) if positions else {}
         self._witnesses: dict[str, str] = dict(witnesses) if witnesses else {}
         self._sights: dict[str, int] = {}
@@ -282,11 +294,23 @@ class CausalityToken:
         self.cover(cluster, position, sights=sights)
         self.written = True
 
+    def mark(self, slot: str, mark: Mark) -> None:
+        """The session asks this of the slot, too."""
+        if merge_mark(self.marks, slot, mark):
+            self._grow()
+
+    def invalidated(self, slot: str, mark: Mark) -> None:
+        """The session has written and invalidated what the slot has of it: `mark`."""
+        self.mark(slot, mark)
+        self.written = True
+
     def merge(self, other: CausalityToken) -> None:
         for cluster, position in other._positions.items():
             self.observe(cluster, position)
         for cluster, witness in other._witnesses.items():
             self.saw(cluster, witness)
+        for slot, mark in other.marks.items():
+            self.mark(slot, mark)
         if other.pinned:
             self.pinned = True
         self.written = self.written or other.written
@@ -298,6 +322,9 @@ class CausalityToken:
             return
         if (self._positions, self._witnesses) != (later._positions, later._witnesses):
             self._positions, self._witnesses = dict(later._positions), dict(later._witnesses)
+            self._grow()
+        if self.marks != later.marks:
+            self.marks = dict(later.marks)
             self._grow()
         self._pinned, self._covered = later._pinned, later._covered
         self.version += 1
@@ -328,8 +355,8 @@ class CausalityToken:
     def encode(self) -> str:
         """`main:1:16B3748,other:1:0`: cluster, epoch and hexadecimal log position; sorted by cluster.
 
-        A witness is a fourth part. A pinned token ends with the part `*`. Whether it was written is of one
-        request and is left out.
+        A witness is a fourth part. Marks follow. A pinned token ends with the part `*`. Whether it was
+        written is of one request and is left out.
         """
         parts = []
         for name in sorted({**self._positions, **self._witnesses}):
@@ -338,6 +365,7 @@ class CausalityToken:
             parts.append(
                 f"{name}:{epoch}:{lsn:X}" if witness is None else f"{name}:{epoch}:{lsn:X}:{witness}"
             )
+        parts += encode_marks(self.marks)
         return ",".join([*parts, PINNED] if self.pinned else parts)
 
     @classmethod
@@ -347,6 +375,9 @@ class CausalityToken:
         for part in filter(None, text.split(",")):
             if part == PINNED:
                 token.pinned = True
+                continue
+            if part[0] == "~":
+                token.mark(*mark_in(part))
                 continue
             match = _POSITION.fullmatch(part)
             if match is None:
@@ -360,13 +391,14 @@ class CausalityToken:
         return token
 
     def __bool__(self) -> bool:
-        return self.pinned or bool(self._positions) or bool(self._witnesses)
+        return self.pinned or bool(self._positions or self._witnesses or self.marks)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, CausalityToken)
             and self._positions == other._positions
             and self._witnesses == other._witnesses
+            and self.marks == other.marks
             and self.pinned == other.pinned
         )
 
@@ -419,6 +451,11 @@ class RequestContext:
 
     known: who asks, for layers whose reading of it does not show in the answer; all else reads `identity`.
     provenance: what the answer is made of; None: nobody keeps answers, so nobody wants to know.
+    unproven: its client brought nothing to believe, so with an identity it may have seen more than
+            `causality` says; the slots of caches for which that has been made good since. None: it has
+            brought a token, or nothing comes from a client here.
+    settled: from this monotonic moment on no process has anything that its writes changed, though a cache
+            could not be told of one. An answer to a client that may bring no token waits for it.
     consistency: how fresh its reads are unless they say otherwise themselves; None: as its databases say.
     granted: the subject whom the answer gives proof of who he is, such as a token; None: it gives none.
     recall: to be awaited with this context before the first session read that a replica could serve: it puts
@@ -435,6 +472,8 @@ class RequestContext:
     ledger: Ledger = field(default_factory=Ledger)
     recall: Recall | None = None
     granted: int | None = None
+    unproven: set[str] | None = None
+    settled: float = 0.0
     consistency: Consistency | None = None
     provenance: Provenance | None = None
 

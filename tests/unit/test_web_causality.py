@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
+from springtide._marks import ALL, Mark
 from springtide.context import DOUBT, CausalityToken, Identity, Position, current
 from springtide.db.servers import RoutingSettings
 from springtide.errors import ConfigurationError
@@ -48,12 +49,14 @@ class Recorder:
 class World:
     """An application whose requests see and write what their query says; the server's clock stands still.
 
+    `/?voided=7` invalidates with that sequence, `?missed=1` could not be told to a cache for 1.5 seconds.
     `/?wrote=5` commits at position 5, `?read=5` reads there, `?seen=...` reads of a witness, `?session=7` is
     signed in by a session, `?cache=...` is the answer's Cache-Control. `tokens` is what the requests brought.
     """
 
     def __init__(self, wrap: str = "layers", **options: Any) -> None:
         self.tokens: list[CausalityToken] = []
+        self.unproven: list[bool] = []
         self.headers: list[list[str]] = []
         self.sink = Recorder()
         self.clock = ManualClock()
@@ -66,6 +69,7 @@ class World:
     async def _answer(self, request: Request) -> Response:
         context = current()
         assert context is not None
+        self.unproven.append(context.unproven is not None)
         self.tokens.append(CausalityToken.decode(context.causality.encode()))
         self.headers.append([name for name in request.headers if name.startswith("springtide")])
         query = request.query_params
@@ -77,6 +81,11 @@ class World:
             context.causality.observe("main", Position(1, int(query["read"])))
         if "seen" in query:
             context.causality.saw("main", query["seen"])
+        if "voided" in query:
+            mark = Mark("0a1b2c3d4e", int(query["voided"]), int(self.clock.now()) + 30)
+            context.causality.invalidated("users", mark)
+        if "missed" in query:
+            context.settled = self.clock.monotonic() + 1.5
         response = Response("fine")
         if "lost" in query:
             context.causality.doubt("main")
@@ -367,6 +376,43 @@ async def test_no_order_of_arrival_loses_a_token(steps: list[str], chance: rando
         assert token.pinned or (known.lsn if known else 0) >= acknowledged
 
 
+async def test_a_client_brings_what_its_writes_ask_of_caches(world: World) -> None:
+    """By cookie or header, for as long as it matters; one that brings nothing is unproven."""
+    async with world.client() as browser, world.client() as stranger:
+        answer = await browser.get("/?voided=7")
+        await browser.get("/")
+        await stranger.get("/", headers={"springtide-causality": answer.headers["springtide-causality"]})
+        await stranger.get("/")
+        world.clock.step(31)
+        await browser.get("/")
+    carried = {"users": Mark("0a1b2c3d4e", 7, int(world.clock.now()) - 1)}
+    assert [token.marks for token in world.tokens] == [{}, carried, carried, {}, {}]
+    assert world.unproven == [True, False, False, True, True]
+
+
+async def test_marks_are_not_believed_from_outside(world: World) -> None:
+    """Whoever could write them could keep requests from the cache, or his own from seeing his writes."""
+    async with world.client() as client:
+        await client.get("/", headers={"springtide-causality": "~users:?:0:ffffffff"})
+        await client.get("/", headers={"cookie": "springtide-c-a1=~users:?:0:ffffffff"})
+    assert [token.marks for token in world.tokens] == [{}, {}]
+
+
+async def test_a_write_that_no_cache_was_told_holds_the_answer_to_who_may_bring_no_token() -> None:
+    """By then nobody can have what was there before; a client with a token need not wait."""
+    world = World()
+    async with world.client() as client:
+        waiting = asyncio.ensure_future(client.get("/?wrote=1&missed=1&session=7"))
+        await world.clock.until_sleeping()
+        assert not waiting.done()
+        await world.clock.advance(1.5)
+        answer = await waiting
+        await client.get("/?wrote=2&missed=1&session=7")  # it has a cookie now
+    async with world.client() as stranger:
+        await stranger.get("/?wrote=2&missed=1")  # and this one no identity to be known by
+    assert answer.status_code == 200
+
+
 async def test_a_browser_with_too_many_answers_under_way_is_pinned() -> None:
     """It gets a bounded number of cookies, reads from the primaries instead, and that ends."""
     world = World()
@@ -377,11 +423,13 @@ async def test_a_browser_with_too_many_answers_under_way_is_pinned() -> None:
         arrive()
     assert len(browser.jar) <= 13
     assert (await browser.knows()).pinned
+    assert set((await browser.knows()).marks) == {ALL}  # what was not carried may have asked it of caches
     assert "pinned" in world.sink.events
     (await browser.ask("/?wrote=60"))()
     assert len(browser.jar) == 2  # the pin, and one cookie again
     world.clock.step(121)
     assert not (await browser.knows()).pinned
+    assert not (await browser.knows()).marks
 
 
 async def test_more_cookies_than_are_read_pin_the_request() -> None:

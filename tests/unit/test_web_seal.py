@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from springtide.context import DOUBT, UNREACHABLE_EPOCH, CausalityToken, Position
+from springtide._marks import ALL, MAX_MARKS, NEITHER, SECOND, Mark
+from springtide.context import DOUBT, LOST, UNREACHABLE_EPOCH, CausalityToken, Position
 from springtide.errors import ConfigurationError
 from springtide.web._seal import MAX_CHARS, CausalityKeys, Seal, Sealed, Seen, new_client, new_key
 
@@ -29,6 +30,16 @@ carried = st.builds(
     st.integers(0, 2**32).map(lambda number: f"{number:012}"),
     st.dictionaries(names, seen, max_size=8),
     st.just(0) | st.integers(int(NOW) + 1, int(NOW) + 100),
+    st.dictionaries(
+        names,
+        st.builds(
+            Mark,
+            st.sampled_from(["0a1b2c3d4e", NEITHER]),
+            st.integers(0, 2**53),
+            st.integers(int(NOW) + 1, int(NOW) + 120),
+        ),
+        max_size=MAX_MARKS,
+    ),
 )
 
 
@@ -119,6 +130,7 @@ def test_a_token_too_long_to_carry_pins_the_session_instead() -> None:
     assert isinstance(left, Sealed) and left.pinned_until > NOW
     token = CausalityToken()
     left.tell(token)
+    assert token.marks == {ALL: Mark(NEITHER, 0, left.pinned_until)}  # it may have had some
     asked = token.position("cluster-7")
     assert asked is not None and asked.epoch == UNREACHABLE_EPOCH
     done = sealer(KEY).open(text, NOW + 61)
@@ -164,6 +176,32 @@ def test_what_was_not_seen_again_keeps_its_time() -> None:
     ages = {cluster: int(NOW) - seen.at for cluster, seen in after.seen.items()}
     assert ages == {"old": 40, "moved": 0, "watched": 0, "fresh": 4, "new": 0}
     assert before.is_due(NOW, 15.0) and not after.is_due(NOW, 15.0)
+
+
+def test_marks_are_carried_until_they_end_and_no_longer_than_what_is_sealed() -> None:
+    """One that nobody knows the end of does not make a client avoid the cache for ever."""
+    token = CausalityToken()
+    token.mark("users", Mark("aa", 7, int(NOW) + 30))
+    token.mark("items", Mark("aa", 8, int(NOW)))
+    after = Sealed(new_client()).after(token, NOW, renew=15.0)
+    assert after.marks == {"users": Mark("aa", 7, int(NOW) + 30)}
+    text = sealer(KEY).seal(after, NOW)
+    opened = sealer(KEY).open(text, NOW + 29)
+    assert isinstance(opened, Sealed) and opened.marks == after.marks
+    assert sealer(KEY).open(text, NOW + 30) == "expired"
+    lost = Sealed(new_client()).after(CausalityToken.decode(LOST), NOW, renew=15.0)
+    opened = sealer(KEY).open(sealer(KEY).seal(lost, NOW), NOW)
+    assert isinstance(opened, Sealed) and opened.marks == {ALL: Mark(NEITHER, 0, int(NOW) + 120)}
+
+
+def test_a_browser_covers_marks_that_end_no_later() -> None:
+    """What it came back with is not waited for any more; what has ended is not, either."""
+    late = Sealed("c" * 12, marks={"users": Mark("aa", 7, int(NOW) + 30)})
+    early = Sealed("c" * 12, marks={"users": Mark("aa", 6, int(NOW) + 20)})
+    wide = Sealed("c" * 12, marks={ALL: Mark(SECOND, 0, int(NOW) + 40)})
+    assert late.covers(early, NOW) and not early.covers(late, NOW)
+    assert wide.covers(late, NOW) and not Sealed("c" * 12).covers(late, NOW)
+    assert Sealed("c" * 12).covers(late, NOW + 30)
 
 
 def test_a_key_file_is_made_once_and_is_its_owners_alone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from springtide.context import PINNED, Position
+from springtide.context import LOST, Position
 from springtide.db import Database
 from springtide.db.causality import PLACE, position_of
 
@@ -117,7 +117,7 @@ def insert_sql(schema: str) -> str:
             context = CASE
                 WHEN excluded.context ->> 'causality' IS NULL THEN j.context
                 WHEN length(j.context ->> 'causality') > {MAX_CAUSALITY_CHARS}
-                    THEN jsonb_set(j.context, '{{causality}}', '"{PINNED}"')
+                    THEN jsonb_set(j.context, '{{causality}}', '"{LOST}"')
                 ELSE jsonb_set(j.context, '{{causality}}', to_jsonb(
                     concat_ws(',', j.context ->> 'causality', excluded.context ->> 'causality')))
                 END

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from springtide.context import CausalityToken, Priority, RequestContext, current
+from springtide.context import LOST, CausalityToken, Priority, RequestContext, current
 from springtide.telemetry import tracing
 
 __all__ = ["Envelope"]
@@ -60,8 +60,7 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
             causality = CausalityToken.decode(self.causality)
         except ValueError:
             _log.warning("an envelope's causality token %r cannot be read", self.causality)
-            causality = CausalityToken()
-            causality.pinned = True  # whatever it said, the primaries have it
+            causality = CausalityToken.decode(LOST)
         return RequestContext(
             request_id=self.request_id or secrets.token_hex(8),
             deadline=deadline,

@@ -225,6 +225,7 @@ def _as_remote() -> Iterator[None]:
             back = CausalityToken.decode(callee.causality.encode())
             back.written = callee.causality.written
             caller.granted = callee.granted
+            caller.settled = max(caller.settled, callee.settled)
             if callee.recall is None:
                 caller.recall = None  # it has been merged into the token
             caller.causality.succeed(back, version)

@@ -30,9 +30,9 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-from springtide.web._seal import Sealed, Seen
+from springtide.web._seal import Sealed
 
 __all__ = ["MARK", "PIN", "Jar", "again", "read_cookies", "remove_cookie", "set_cookie"]
 
@@ -55,14 +55,14 @@ class Jar:
         self._max_clients = max_clients
         self._process = "".join(secrets.choice(_DIGITS) for _ in range(8))
         self._count = 0
-        self._waiting: dict[str, list[tuple[float, Mapping[str, Seen]]]] = {}
+        self._waiting: dict[str, list[tuple[float, Sealed]]] = {}
 
     def back(self, sealed: Sealed, now: float) -> None:
         """A browser came with `sealed`: what that covers is not waited for any more."""
         waiting = self._waiting.get(sealed.client)
         if waiting is None:
             return
-        left = [one for one in waiting if one[0] > now - self._lifetime and not sealed.covers(one[1])]
+        left = [one for one in waiting if one[0] > now - self._lifetime and not sealed.covers(one[1], now)]
         if left:
             self._waiting[sealed.client] = left
         else:
@@ -76,7 +76,7 @@ class Jar:
             if waiting[0][0] > now - self._lifetime:
                 return None
             waiting[:] = [one for one in waiting if one[0] > now - self._lifetime]
-        waiting.append((now, dict(sealed.seen)))
+        waiting.append((now, sealed))
         if len(self._waiting) > self._max_clients:
             del self._waiting[next(iter(self._waiting))]
         self._count += 1

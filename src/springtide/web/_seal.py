@@ -2,6 +2,7 @@
 
     1.<key id>.<content>.<mac>
     content: base64url of  <client>.<pinned until>.<cluster:epoch:lsn:seen>,<cluster:epoch:lsn:seen:witness>,
+             and marks for caches, <~slot:scope:sequence:until>
 
 The mac is HMAC-SHA256, cut to 128 bits, under a key derived from the platform's name, so two platforms that
 share a secret do not read each other's. Times are whole seconds since 1970, in hexadecimal. `client` names
@@ -12,13 +13,14 @@ on its way through further answers: by then every server that may be read from h
 that is `longest_lag` behind is not read from. What was seen as far in the future is refused. Only a witness
 is renewed, when a quarter of the lifetime is over: its session goes on reading there, and each read is as
 old as its request. So three quarters of `lifetime` must exceed that lag by what the clocks of two servers
-may differ; `Carrier` refuses less.
+may differ; `Carrier` refuses less. A mark says itself when it ends, and is carried until then or for
+two lifetimes, whichever is first.
 
 What cannot be believed is as if it were not there, which means "nothing seen": a forger gains what anybody
 has who sends nothing. So `open` never raises; it says which of these it was:
 
     malformed   not of this form, or too long        foreign   sealed under a key that is not ours
-    forged      the mac is wrong                     expired   every position in it is
+    forged      the mac is wrong                     expired   every position and mark in it is
 
 Pure but for random client names. The keys: one seals, all open, so that they can be rotated without a gap.
 """
@@ -31,12 +33,13 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from springtide._keyfile import key_of, read_or_create
+from springtide._marks import ALL, NEITHER, Mark, encode_marks, mark_in, mark_of, merge_mark
 from springtide.context import DOUBT, NOWHERE, CausalityToken, Position
 from springtide.errors import ConfigurationError
 
@@ -75,6 +78,7 @@ class Sealed:
     client: str
     seen: dict[str, Seen] = field(default_factory=dict)
     pinned_until: int = 0
+    marks: dict[str, Mark] = field(default_factory=dict)
 
     def merge(self, other: Sealed) -> None:
         """Take over the later position of each cluster and every witness; two of them are `DOUBT`."""
@@ -89,6 +93,8 @@ class Sealed:
                 self.seen[cluster] = Seen(
                     max(ours.position, theirs.position), max(ours.at, theirs.at), witness
                 )
+        for slot, mark in other.marks.items():
+            merge_mark(self.marks, slot, mark)
         self.pinned_until = max(self.pinned_until, other.pinned_until)
 
     def tell(self, token: CausalityToken) -> None:
@@ -98,6 +104,8 @@ class Sealed:
                 token.observe(cluster, seen.position)
             if seen.witness is not None:
                 token.saw(cluster, seen.witness)
+        for slot, mark in self.marks.items():
+            token.mark(slot, mark)
         token.pinned = token.pinned or self.pinned_until > 0
 
     def after(self, token: CausalityToken, now: float, *, renew: float) -> Sealed:
@@ -110,19 +118,29 @@ class Sealed:
             known = self.seen.get(cluster)
             same = known is not None and known._replace(at=made.at) == made
             seen[cluster] = made if known is None or not same or known.is_due(now, renew) else known
-        return Sealed(self.client, seen, self.pinned_until)
+        marks = {slot: mark for slot, mark in token.marks.items() if mark.until > now}
+        return Sealed(self.client, seen, self.pinned_until, marks)
 
     def is_due(self, now: float, renew: float) -> bool:
         return any(seen.is_due(now, renew) for seen in self.seen.values())
 
-    def covers(self, other: Mapping[str, Seen]) -> bool:
-        """Whether this was carried no earlier than `other`, and says no less of positions."""
+    def covers(self, other: Sealed, now: float) -> bool:
+        """Whether this was carried no earlier than `other`, and says no less of positions and slots."""
         return all(
             (ours := self.seen.get(cluster)) is not None
             and ours.position >= theirs.position
             and ours.at >= theirs.at
-            for cluster, theirs in other.items()
+            for cluster, theirs in other.seen.items()
+        ) and all(
+            mark.until <= now
+            or ((known := mark_of(self.marks, slot)) is not None and known.until >= mark.until)
+            for slot, mark in other.marks.items()
         )
+
+    def lose(self, until: float) -> None:
+        """It said more, which is not known: until then neither replicas nor caches have all that it saw."""
+        self.pinned_until = int(until)
+        merge_mark(self.marks, ALL, Mark(NEITHER, 0, int(until)))
 
 
 def new_client() -> str:
@@ -189,18 +207,21 @@ class Seal:
 
     def seal(self, sealed: Sealed, now: float) -> str:
         """The text; one that would be too long says instead that the session is pinned."""
-        text = self._text(sealed)
+        text = self._text(sealed, now)
         if len(text) > MAX_CHARS:
-            until = max(sealed.pinned_until, int(now) + self.lifetime)
-            text = self._text(Sealed(sealed.client, pinned_until=until))
+            lost = Sealed(sealed.client)
+            lost.lose(max(sealed.pinned_until, now + self.lifetime))
+            text = self._text(lost, now)
         return text
 
-    def _text(self, sealed: Sealed) -> str:
-        seen = ",".join(
+    def _text(self, sealed: Sealed, now: float) -> str:
+        last = int(now) + 2 * self.lifetime  # as long as anything sealed is believed
+        parts = [
             f"{name}:{position.epoch}:{position.lsn:X}:{at:x}{f':{witness}' if witness else ''}"
             for name, (position, at, witness) in sorted(sealed.seen.items())
-        )
-        content = _base64(f"{sealed.client}.{sealed.pinned_until:x}.{seen}".encode())
+        ]
+        parts += encode_marks({s: m._replace(until=min(m.until, last)) for s, m in sealed.marks.items()})
+        content = _base64(f"{sealed.client}.{sealed.pinned_until:x}.{','.join(parts)}".encode())
         signed = f"{VERSION}.{self._kid}.{content}"
         return f"{signed}.{_base64(_mac(self._key, signed))}"
 
@@ -232,6 +253,16 @@ class Seal:
             sealed.pinned_until = until
         said, lives = until > 0, sealed.pinned_until > 0
         for part in filter(None, plain[head.end() :].split(",")):
+            if part[0] == "~":
+                try:
+                    slot, mark = mark_in(part)
+                except ValueError:
+                    return "malformed"
+                said = True
+                if mark.until > now:
+                    lives = True
+                    merge_mark(sealed.marks, slot, mark)
+                continue
             found = _SEEN.fullmatch(part)
             if found is None:
                 return "malformed"

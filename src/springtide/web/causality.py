@@ -21,6 +21,11 @@ is kept for the identity, before the answer goes out, and looked up when its nex
 `session` level from what has replicas (`identity/positions.py`); nothing is kept or asked for clients that
 bring one. A request that only reads on from its witness keeps nothing where that is safe.
 
+What a write asks of caches travels in the same cookies and header, and is kept for no identity: a client with
+an identity that brings no token is *unproven*, and a cache asks how far its invalidations have come, once for
+each such request and slot, before it answers from this process (`cache/_session.py`). Where a cache could not
+be told of a write, the answer to such a client waits until no process can have what was there before.
+
 What is written after the answer has begun (a stream, a background task) has been acknowledged by nothing,
 and travels nowhere but to later reads of the same request.
 """
@@ -179,6 +184,7 @@ class Carrier:
 
     def take(self, context: RequestContext, *, header: bytes | None, cookie: bytes | None) -> Carried | None:
         """Put what the request brought into its context; None when it brought nothing of ours."""
+        context.unproven = set()
         seal = self._seal
         if seal is None:
             return None
@@ -188,7 +194,9 @@ class Carrier:
             carried = Carried(self._positions)
         else:
             return None
-        if not carried.believed and self._positions is not None:
+        if carried.believed:
+            context.unproven = None
+        elif self._positions is not None:
             context.recall = carried
         return carried
 
@@ -215,6 +223,8 @@ class Carrier:
         news = carried.renew or token.written or token.grown != carried.grown
         if carried.positions is not None:
             await self._keep(carried.positions, carried, context, news=news or carried.tells(token))
+        if identity is not None and not carried.believed:
+            await self._settle(context)
         now = self._clock.now()
         sealed = carried.sealed.after(token, now, renew=self._lifetime * RENEW)
         sealed.client = sealed.client or new_client()
@@ -231,6 +241,13 @@ class Carrier:
             given.append((b"set-cookie", set_cookie(name, text, max_age=self._lifetime, secure=secure)))
             given += [(b"set-cookie", remove_cookie(old, secure=secure)) for old in carried.names]
         return [*privately(headers), *given] if given else headers
+
+    async def _settle(self, context: RequestContext) -> None:
+        """Wait until no cache has what this request has changed, where one could not be told."""
+        now = self._clock.monotonic()
+        wait, left = context.settled - now, context.remaining(now)
+        if wait > 0:
+            await self._clock.sleep(wait if left is None else min(wait, left))
 
     async def _keep(
         self, positions: Positions, carried: Carried, context: RequestContext, *, news: bool
@@ -260,7 +277,8 @@ class Carrier:
         name = self._jar.name(sealed, now)
         if name is None:
             self._note("pinned")
-            pin = Sealed(sealed.client, pinned_until=int(now + 2 * self._lifetime))
+            pin = Sealed(sealed.client)
+            pin.lose(now + 2 * self._lifetime)
             yield set_cookie(PIN, seal.seal(pin, now), max_age=2 * self._lifetime, secure=secure)
             return
         yield set_cookie(name, seal.seal(sealed, now), max_age=self._lifetime, secure=secure)
@@ -277,12 +295,12 @@ class Carrier:
             carried.by_header = True
             parts = header.decode("latin-1").split(",", MAX_HEADERS)
             if len(parts) > MAX_HEADERS:
-                sealed.pinned_until = int(now + self._lifetime)
+                sealed.lose(now + self._lifetime)
             texts += [(None, part.strip()) for part in parts[:MAX_HEADERS]]
         if cookie is not None and MARK in cookie:
             pairs, more = read_cookies(cookie)
             if more:
-                sealed.pinned_until = int(now + self._lifetime)
+                sealed.lose(now + self._lifetime)
             texts += pairs
         for name, text in texts:
             found = seal.open(text, now)
@@ -298,6 +316,7 @@ class Carrier:
                     names.append(name)
         if not carried.believed:
             sealed.pinned_until = 0  # it is a stranger: nothing of it is known to be ours
+            sealed.marks.clear()
             return carried
         sealed.tell(context.causality)
         carried.names = names

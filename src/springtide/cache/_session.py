@@ -1,0 +1,92 @@
+"""Which levels of a cache may answer a request, so that a session always reads its own writes.
+
+A write is heard of by other processes a little later, within the class's budget. Who wrote must not wait
+for that, and may be served by any process next. So its causality token takes a mark (`_marks.py`): the
+sequence of its invalidation, which a process must have heard before its first level may answer; or, when the
+second level could not be told, that neither may.
+
+A client that brings its token (cookie, header, job, call) brings its marks. One that has an identity and
+brings none (a bearer client without cookies) may have written anywhere: it is *unproven*, and the sequence
+that the slot has now is taken for its mark, asked for once per request and slot: one GET, sent together with
+everything else that this process sends to Redis in that moment. Its write was invalidated before it was
+answered, so that sequence covers it. Where an invalidation failed, there is no sequence: then the answer to
+such a client waits until every process has heard of the write or answers from nothing that is kept
+(`settled`), which takes no longer than the class's share. So nothing is kept anywhere for such clients.
+
+Who has neither a token nor an identity is promised nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+
+from springtide._marks import NEITHER, SECOND, Mark, mark_of, mark_until
+from springtide.cache._slot import Slot
+from springtide.context import RequestContext
+
+__all__ = ["Levels", "levels", "missed", "prove", "voided"]
+
+
+class Levels(enum.IntEnum):
+    """Which of them may answer."""
+
+    NEITHER = 0
+    SECOND = 1
+    BOTH = 2
+
+
+def levels(context: RequestContext, slot: Slot, now: float) -> Levels:
+    """What may answer this request; `now` is since 1970. For an unproven one, `prove` comes first."""
+    mark = mark_of(context.causality.marks, slot.name)
+    if mark is None or mark.until <= now:
+        return Levels.BOTH
+    if mark.scope == NEITHER:
+        return Levels.NEITHER
+    return Levels.BOTH if mark.is_met(slot.scope, slot.position) else Levels.SECOND
+
+
+def is_unproven(context: RequestContext, slot: Slot) -> bool:
+    """Whether `prove` has something to ask."""
+    proven = context.unproven
+    return proven is not None and context.known is not None and slot.name not in proven
+
+
+async def prove(
+    context: RequestContext,
+    slot: Slot,
+    sequence: Callable[[Slot], Awaitable[int | None]],
+    *,
+    now: float,
+    budget: float,
+) -> None:
+    """Give an unproven request the mark of what the slot has now; `sequence` asks (`Bus.sequence`)."""
+    proven = context.unproven
+    if proven is None or context.known is None or slot.name in proven:
+        return
+    scope = slot.scope
+    asked = await sequence(slot)
+    mark = Mark(SECOND, 0, mark_until(now, budget))
+    if asked is not None and scope == slot.scope:
+        mark = Mark(scope, asked, mark.until)
+    token = context.causality
+    grown = token.grown
+    token.mark(slot.name, mark)
+    token.grown = grown  # it is no news to the client
+    proven.add(slot.name)
+
+
+def voided(
+    context: RequestContext, slot: str, scope: str, sequence: int, *, now: float, budget: float
+) -> None:
+    """The request has written, and its invalidation had this sequence in this scope."""
+    context.causality.invalidated(slot, Mark(scope, sequence, mark_until(now, budget)))
+
+
+def missed(
+    context: RequestContext, slot: str, *, now: float, budget: float, committed: float, share: float
+) -> None:
+    """The request has written, and the slot could not be told. `committed` is a monotonic moment after
+    COMMIT; `share` later the relay has told it, or nobody answers from what is kept."""
+    context.causality.invalidated(slot, Mark(NEITHER, 0, mark_until(now, budget)))
+    context.settled = max(context.settled, committed + share)
