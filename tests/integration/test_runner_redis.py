@@ -249,18 +249,21 @@ async def test_a_port_that_somebody_took_is_exchanged_unless_it_was_asked_for(ho
 
 @pytest.mark.needs("redis-server")
 async def test_what_decides_over_fills_outlives_values_when_it_is_full(home: Path) -> None:
-    """Ten times what has room is written: values, which have a time to live, are forgotten, keys without one
-    stay, and no write is refused."""
+    """Ten times what has room is written once and never read. Such values are forgotten; what is used all the
+    while stays although it has a time to live as well, what has none is not touched; no write is refused."""
     server = RedisServer("store", home=home, max_bytes=8 * 2**20)
     await server.start()
     try:
-        kept = [["SET", f"kept{n}", "x"] for n in range(100)]
+        names = [f"kept{n}" for n in range(100)]
+        used = [["SET", name, "x", "EX", "3600"] for name in names] + [["SET", "for ever", "x"]]
+        assert set(await asyncio.to_thread(talk, server.url(), *used, timeout=20.0)) == {"OK"}
+        rounds = [["EXPIRE", name, "3600"] for name in names] * 10
         values = [["SET", f"value{n}", "x" * 10_000, "PX", "100000"] for n in range(8_000)]
         for begin in range(0, len(values), 1000):
-            asked = [*kept, *values[begin : begin + 1000]]
+            asked = [*rounds, *values[begin : begin + 1000]]
             answers = await asyncio.to_thread(talk, server.url(), *asked, timeout=20.0)
-            assert set(answers) == {"OK"}
-        asked = [*[["EXISTS", f"kept{n}"] for n in range(100)], ["INFO"]]
+            assert answers == ["1"] * len(rounds) + ["OK"] * 1000
+        asked = [*[["EXISTS", name] for name in (*names, "for ever")], ["INFO"]]
         found = await asyncio.to_thread(talk, server.url(), *asked, timeout=20.0)
         assert set(found[:-1]) == {"1"}
         assert told(found[-1]).evicted > 4_000

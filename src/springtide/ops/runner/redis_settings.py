@@ -2,11 +2,12 @@
 
 It holds a cache, so nothing that is in it is missed: no snapshot, no log, no fork.
 
-Its memory has a bound, and at the bound it forgets, of the keys with a time to live, the one used least
-(`volatile-lfu`). Values, leases and versions of tags have one; what decides whether a loaded value may be
-kept (tombstones with their horizon, sequence, bus) has none and stays. Losing it is safe, but then nothing is
-kept until the primary has been asked again; it is bounded itself and small. By use and not by age, because a
-scan over many keys that are read once must not push out those that are read all the time.
+Its memory has a bound, and at the bound it forgets, of the keys with a time to live, those used least
+(`volatile-lfu`). What decides whether a loaded value may be kept (tombstones with their horizon, sequence,
+bus) is small and used several times a second, so it goes last; by the age of the last use (lru) or by what
+is left of a life (ttl) a burst of new values, or leases, would decide. Losing it is safe, but then nothing is
+kept until the primary has been asked again. A scan over many keys that are read once does not push out those
+that are read all the time, either. What another use of the same Redis keeps for ever is not touched.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def conf(*, port: int, password: str, max_bytes: int, folder: Path, tls: bool) -
         "appendonly": "no",
         "maxmemory": max_bytes,
         "maxmemory-policy": POLICY,
+        "maxmemory-samples": 10,  # of so many keys the one used least goes; 5 would be guessed worse
         "lazyfree-lazy-eviction": "yes",  # a large value is given back beside the commands, not before them
         "lazyfree-lazy-expire": "yes",
         "lazyfree-lazy-server-del": "yes",
