@@ -12,6 +12,8 @@ _fence    when a loaded value may be kept in the second, and why that is right
 _level2   the second level: the values of one class in Redis; lua/ has its scripts
 _names    what keys are called there, and what the bus says
 _codec    values as bytes
+_bus      the listener: one connection per server, for all classes
+_session  which levels may answer a request, so that it sees its own writes
 _slot     what this process has heard of a class's invalidations, and what that proves
 """
 

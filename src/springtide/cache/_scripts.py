@@ -6,7 +6,7 @@ import pkgutil
 
 from springtide.redis import Script
 
-__all__ = ["BEAT", "FILL", "GET", "RELEASE", "VOID"]
+__all__ = ["BEAT", "FILL", "FOLLOW", "GET", "RELEASE", "VOID"]
 
 
 def _script(name: str) -> Script:
@@ -18,6 +18,7 @@ def _script(name: str) -> Script:
 
 BEAT = _script("beat")
 FILL = _script("fill")
+FOLLOW = _script("follow")
 GET = _script("get")
 RELEASE = _script("release")
 VOID = _script("void")

@@ -130,7 +130,7 @@ class Slot:
         """Hear that fields were invalidated; False for a gap: the caller must `begin` anew."""
         self.last_id = entry_id
         if sequence != self.position + 1:
-            return self._gap()
+            return self.gap()
         self.position = sequence
         self._remember(fields)
         self._heard(fields, sequence)
@@ -140,7 +140,7 @@ class Slot:
         """Hear of a relay's round (`round_text`); False for a gap."""
         self.last_id = entry_id
         if sequence != self.position:
-            return self._gap()
+            return self.gap()
         relay, _, number = said.rpartition(" ")
         if not number.isdecimal():
             return True  # of a version that says something else, which proves nothing to this one
@@ -156,12 +156,12 @@ class Slot:
     def asked(self, sequence: int | None, sent: float) -> bool:
         """The sequence, asked for at `sent` after a read; None: it is not there. False for a gap."""
         if sequence is None or sequence < self.position:
-            return self._gap()
+            return self.gap()
         if self._target is not None:
             wanted, since = self._target
             if self.position < wanted:
                 if self._complete > since:
-                    return self._gap()  # a later read was complete, and did not bring it
+                    return self.gap()  # a later read was complete, and did not bring it
                 return True
             self._target = None
             self._prove(since)
@@ -195,7 +195,8 @@ class Slot:
             _, sequence = self._recent.popitem(last=False)
             self._floor = max(self._floor, sequence)
 
-    def _gap(self) -> bool:
+    def gap(self) -> bool:
+        """Something is missing, so nothing can be held; False."""
         self.gaps += 1
         self.end()
         return False
