@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import uvloop
 from tests._redis import RedisServer
+from tests._redis_use import HANGS, linked, started, until
 
 from springtide.errors import ConfigurationError, RedisError, RedisUnavailable
-from springtide.redis import Link, Redis, Script
+from springtide.redis import Redis, Script
 from springtide.testing.faults import FaultProxy
 
 pytestmark = pytest.mark.needs("redis-server")
 
-HANGS = 60.0
-"""Seconds that only tell a slow machine from one that hangs."""
-
 ECHO = Script("echo", "return {KEYS[1], ARGV[1]}")
-
-
-@asynccontextmanager
-async def started(url: str, **options: Any) -> AsyncIterator[Redis]:
-    redis = Redis(url, **options)
-    await redis.start()
-    try:
-        yield redis
-    finally:
-        await redis.stop()
-
-
-async def linked(redis: Redis, tag: str = "", *, other_than: Link | None = None) -> Link:
-    """The link of `tag`, once there is one."""
-    async with asyncio.timeout(HANGS):
-        while (link := redis.link(tag)) is None or link is other_than:
-            await asyncio.sleep(0.01)
-        return link
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(HANGS):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 async def test_cancelled_callers_never_shift_the_answers_of_others(redis_server: RedisServer) -> None:

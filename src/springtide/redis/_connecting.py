@@ -19,16 +19,19 @@ from springtide.errors import ConfigurationError, RedisError, RedisUnavailable
 from springtide.redis._address import Endpoint, Login, Tls
 from springtide.redis.link import Link
 
-__all__ = ["Connector", "facts"]
+__all__ = ["CLUSTER", "SENTINEL", "STANDALONE", "Connector", "facts"]
 
 MIN_VERSION = (6, 2)
+
+STANDALONE, SENTINEL, CLUSTER = "standalone", "sentinel", "cluster"
+"""What INFO calls the kinds of server."""
 
 HOPELESS = ("WRONGPASS", "NOAUTH", "NOPERM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connector:
-    """`mode`: what INFO must call the server: standalone, sentinel or cluster."""
+    """`mode`: what INFO must call the server."""
 
     login: Login
     db: int
@@ -82,20 +85,41 @@ class Connector:
         if self.db:
             ask(f"database {self.db}", "SELECT", self.db)
         info = ask("INFO", "INFO", "server")
-        loading = ask("INFO", "INFO", "persistence") if self.mode != "sentinel" else None
-        role = ask("ROLE", "ROLE") if self.mode != "sentinel" else None
+        loading = ask("INFO", "INFO", "persistence") if self.mode != SENTINEL else None
+        role = ask("ROLE", "ROLE") if self.mode != SENTINEL else None
+        slots = ask("CLUSTER INFO", "CLUSTER", "INFO") if self.mode == CLUSTER else None
         for what, future in asked:
             try:
                 await future
             except RedisError as error:
                 if error.code in HOPELESS or what.startswith("database"):
                     raise ConfigurationError(f"{error}: {what} was refused") from error
-                raise RedisUnavailable(link.address, f"{what} was refused: {error.what}") from error
+                if what != "CLUSTER INFO":  # of a server without cluster mode, which is said better below
+                    raise RedisUnavailable(link.address, f"{what} was refused: {error.what}") from error
         self._judge(link, facts(await info))
         if loading is not None and facts(await loading).get("loading") == "1":
             raise RedisUnavailable(link.address, "the server is loading its data")
         if role is not None and (found := (await role)[0]) != b"master":
             raise RedisUnavailable(link.address, f"it is a {_role(found)}, and a primary is needed")
+        if slots is not None:
+            link.run_id += _epoch(await slots)
+
+    async def changed(self, link: Link) -> str | None:
+        """Why the server of `link` is not what it was when it was connected to; None while it is.
+
+        Raises RedisUnavailable when it does not answer in time.
+        """
+        role, slots = link.send("ROLE"), None
+        if self.mode == CLUSTER:
+            slots = link.send("CLUSTER", "INFO")
+        try:
+            if (await role)[0] != b"master":
+                return "it is no primary any more"
+            if slots is not None and not link.run_id.endswith(_epoch(await slots)):
+                return "the node took over slots"
+        except RedisError as error:
+            return f"it does not say what it is: {error.what}"
+        return None
 
     def _judge(self, link: Link, server: dict[str, str]) -> None:
         shown = server.get("redis_version", "unknown")
@@ -115,6 +139,10 @@ def facts(text: bytes) -> dict[str, str]:
     """What INFO says, by key."""
     lines = text.decode(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _epoch(info: bytes) -> str:
+    return f":{facts(info)['cluster_my_epoch']}"
 
 
 def _role(found: bytes) -> str:

@@ -18,13 +18,14 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from springtide.clock import Clock
-from springtide.errors import ConfigurationError, RedisError, RedisUnavailable
+from springtide.errors import ConfigurationError, RedisUnavailable
 from springtide.lifecycle import Supervised
 from springtide.redis._address import Endpoint
+from springtide.redis._connecting import Connector
 from springtide.redis.link import Link
 from springtide.signals import RedisChanged, Sink
 
@@ -48,16 +49,22 @@ class Finder(Protocol):
         """False only when it is known that the server to use is another one."""
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Keeper:
+    """See the module. `on_doubt` hears when the link is lost or late, or a slot is said to be elsewhere."""
+
     def __init__(
         self,
         name: str,
         finder: Finder,
-        connect: Callable[[Endpoint], Awaitable[Link]],
+        connect: Connector,
         *,
         clock: Clock,
         sink: Sink,
-        on_moved: Callable[[Link], None] | None = None,
+        on_doubt: Callable[[], None] | None = None,
     ) -> None:
         self.link: Link | None = None
         self.endpoint: Endpoint | None = None
@@ -66,7 +73,7 @@ class Keeper:
         self._connect = connect
         self._clock = clock
         self._sink = sink
-        self._on_moved = on_moved
+        self._on_doubt = on_doubt or _nothing
         self._pauses = 0
         self._reason: str | None = ""
         self._woken = asyncio.Event()
@@ -96,17 +103,20 @@ class Keeper:
             except (RedisUnavailable, ConfigurationError) as error:
                 self._attempted(error)
                 self._tell("lost", str(error), getattr(error, "address", ""))
+            except Exception as error:
+                self._attempted(error)  # who starts must not wait for ever
+                raise
             else:
                 await self._keep(link, endpoint)
             await self._clock.sleep(self._pause())
 
-    def _attempted(self, error: RedisUnavailable | ConfigurationError | None) -> None:
+    def _attempted(self, error: Exception | None) -> None:
         if not self._first.done():
-            if isinstance(error, ConfigurationError):
-                self._first.set_exception(error)
-                self._first.exception()
-            else:
+            if error is None or isinstance(error, RedisUnavailable):
                 self._first.set_result(None)
+            else:
+                self._first.set_exception(error)
+                self._first.exception()  # seen: whoever started may be gone
 
     def _pause(self) -> float:
         ceiling: float = min(FIRST_PAUSE * 2 ** min(self._pauses, 16), MAX_PAUSE)
@@ -123,7 +133,7 @@ class Keeper:
 
     async def _keep(self, link: Link, endpoint: Endpoint) -> None:
         self._woken.clear()
-        link.on_trouble, link.on_moved = self._trouble, self._on_moved
+        link.on_trouble, link.on_moved = self._trouble, self._on_doubt
         try:
             self._offer(link, endpoint)
             self._attempted(None)
@@ -143,6 +153,7 @@ class Keeper:
     def _trouble(self, link: Link) -> None:
         self.link = None
         self._woken.set()
+        self._on_doubt()
 
     async def _watch(self, link: Link, endpoint: Endpoint) -> None:
         good_since = self._clock.monotonic()
@@ -171,14 +182,11 @@ class Keeper:
     async def _look(self, link: Link, endpoint: Endpoint) -> bool:
         """True when the server answered in time; ends the link when its server is not the one to use."""
         try:
-            role = (await link.send("ROLE"))[0]
+            why = await self._connect.changed(link)
         except RedisUnavailable:
             return False
-        except RedisError as error:
-            link.close(f"it does not say its role: {error.what}")
-            return False
-        if role != b"master":
-            link.close("it is no primary any more")
-        elif not await self._finder.still(endpoint):
-            link.close("another server is the primary now")
+        if why is None and not await self._finder.still(endpoint):
+            why = "another server is the primary now"
+        if why is not None:
+            link.close(why)
         return link.alive

@@ -11,14 +11,16 @@ Nothing is opened before `start`. A client belongs to the process that started i
 from __future__ import annotations
 
 import os
-from binascii import crc_hqx
+from collections.abc import Callable
 
 from springtide.clock import Clock, SystemClock
 from springtide.errors import ConfigurationError, RedisUnavailable
 from springtide.lifecycle import StartStop
-from springtide.redis._address import Address, Endpoint, parse
-from springtide.redis._connecting import Connector
-from springtide.redis._keeper import Keeper
+from springtide.redis._address import Address, Endpoint, Login, parse
+from springtide.redis._cluster import Cluster, slot
+from springtide.redis._connecting import CLUSTER, SENTINEL, STANDALONE, Connector
+from springtide.redis._keeper import Finder, Keeper
+from springtide.redis._sentinel import Sentinels
 from springtide.redis.link import Link
 from springtide.redis.script import Script
 from springtide.signals import NullSink, Sink
@@ -61,16 +63,12 @@ class Redis:
         self._connections = connections
         self._clock = clock or SystemClock()
         self._sink = sink or NullSink()
-        self._connect = Connector(
-            login=self.address.login,
-            db=self.address.db,
-            tls=self.address.tls,
-            name=name,
-            mode="cluster" if self.address.kind == "cluster" else "standalone",
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-        )
+        self._timeouts = {"timeout": timeout, "connect_timeout": connect_timeout}
+        mode = CLUSTER if self.address.kind == "cluster" else STANDALONE
+        self._connect = self._connector(mode, self.address.login, self.address.db)
         self._keepers: list[Keeper] = []
+        self._sentinels: Sentinels | None = None
+        self._cluster: Cluster | None = None
         self._readers: set[Link] = set()
         self._pid = 0
         self._life = StartStop(name, self._open, self._close, sink=sink)
@@ -90,25 +88,49 @@ class Redis:
         await self._life.start()
 
     async def stop(self) -> None:
+        self._same_process()
         await self._life.stop()
 
     async def _open(self) -> None:
         self._pid = os.getpid()
-        for _ in range(self._connections):
-            keeper = Keeper(
-                self.name,
-                _Fixed(self.address.endpoints[0]),
-                self._connect,
-                clock=self._clock,
-                sink=self._sink,
-            )
-            self._keepers.append(keeper)
         try:
-            for keeper in self._keepers:
-                await keeper.start()
+            if self.address.kind == "cluster":
+                await self._open_cluster()
+            else:
+                finder = self._finder()
+                for _ in range(self._connections):
+                    self._keepers.append(self._keeper(finder))
+                    await self._keepers[-1].start()
         except BaseException:
             await self._close()
             raise
+
+    async def _open_cluster(self) -> None:
+        self._cluster = Cluster(
+            self.name,
+            self.address.endpoints,
+            self._connect,
+            lambda endpoint, on_doubt: self._keeper(_Fixed(endpoint), on_doubt),
+            connections=self._connections,
+            clock=self._clock,
+            sink=self._sink,
+        )
+        await self._cluster.start()
+
+    def _finder(self) -> Finder:
+        if self.address.kind != "sentinel":
+            return _Fixed(self.address.endpoints[0])
+        connect = self._connector(SENTINEL, self.address.sentinel_login, 0)
+        self._sentinels = Sentinels(self.name, self.address.endpoints, self.address.primary, connect)
+        return self._sentinels
+
+    def _connector(self, mode: str, login: Login, db: int) -> Connector:
+        return Connector(
+            login=login, db=db, tls=self.address.tls, name=self.name, mode=mode, **self._timeouts
+        )
+
+    def _keeper(self, finder: Finder, on_doubt: Callable[[], None] | None = None) -> Keeper:
+        return Keeper(self.name, finder, self._connect, clock=self._clock, sink=self._sink, on_doubt=on_doubt)
 
     async def _close(self) -> None:
         for reader in list(self._readers):
@@ -117,6 +139,12 @@ class Redis:
         while self._keepers:
             await self._keepers[-1].stop()
             self._keepers.pop()
+        if self._cluster is not None:
+            await self._cluster.stop()
+            self._cluster = None
+        if self._sentinels is not None:
+            self._sentinels.close()
+            self._sentinels = None
         self._pid = 0
 
     def _same_process(self) -> None:
@@ -136,7 +164,13 @@ class Redis:
         keepers = self._keepers
         if len(keepers) == 1:
             return keepers[0].link
-        return keepers[_slot(tag) % len(keepers)].link
+        keeper = self._keeper_of(tag)
+        return keeper.link if keeper is not None else None
+
+    def _keeper_of(self, tag: bytes | str) -> Keeper | None:
+        if self._cluster is not None:
+            return self._cluster.keeper_of(tag)
+        return self._keepers[slot(tag) % len(self._keepers)] if self._keepers else None
 
     async def reader(self, tag: bytes | str = b"", *, block: float = 1.0) -> Link:
         """A connection of its own to the server of this tag, for commands that block up to `block` seconds.
@@ -146,7 +180,7 @@ class Redis:
         if not 0 <= block <= MAX_BLOCK:
             raise ValueError(f"block must be 0 to {MAX_BLOCK:g} seconds, got {block}")
         self._same_process()
-        keeper = self._keepers[_slot(tag) % len(self._keepers)] if self._keepers else None
+        keeper = self._keeper_of(tag)
         if keeper is None or keeper.link is None or keeper.endpoint is None:
             raise RedisUnavailable(self.name, "nobody is connected")
         link = await self._connect(keeper.endpoint, block=block)
@@ -169,12 +203,3 @@ class _Fixed:
 
     async def still(self, endpoint: Endpoint) -> bool:
         return True
-
-
-def _slot(tag: bytes | str) -> int:
-    """The slot of a key in Redis Cluster: CRC16 (XMODEM) of its hash tag, modulo 16,384."""
-    key = tag.encode() if isinstance(tag, str) else tag
-    begin = key.find(b"{")
-    if begin >= 0 and (end := key.find(b"}", begin + 1)) > begin + 1:
-        key = key[begin + 1 : end]
-    return crc_hqx(key, 0) & 0x3FFF

@@ -101,7 +101,7 @@ class Link(asyncio.Protocol):
         self.tripped = False
         self.why = "never connected"
         self.on_trouble: Callable[[Link], None] | None = None
-        self.on_moved: Callable[[Link], None] | None = None
+        self.on_moved: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._create_future = self._loop.create_future
         self._timeout = timeout + block
@@ -225,7 +225,7 @@ class Link(asyncio.Protocol):
         elif code in ELSEWHERE:
             _fail(future, RedisUnavailable(self.address, f"{ELSEWHERE[code]} ({reply})"))
             if self.on_moved is not None:
-                self.on_moved(self)
+                self.on_moved()
         elif code in NOT_NOW:
             _fail(future, RedisUnavailable(self.address, f"{NOT_NOW[code]} ({reply})"))
         elif "READONLY " in reply:  # before 7.0 a script wraps the error of its call in one of its own
