@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
+from tests._redis import RedisServer
+
 from springtide.db.pool import Pool
 from springtide.errors import DatabaseUnavailable
+from springtide.redis import Redis
 from springtide.testing import stress
 
 
@@ -33,3 +37,12 @@ async def test_a_pool_without_a_server_survives_them_too() -> None:
             await self._pool.stop()
 
     await stress(Absent, storms=3, pause=0.01)
+
+
+@pytest.mark.needs("redis-server")
+async def test_a_redis_client_survives_storms_of_start_stop_and_cancel(redis_server: RedisServer) -> None:
+    """With its server there, and with nobody there: it leaves no task and no reader."""
+    await stress(lambda: Redis(redis_server.url, connections=2), storms=8, pause=0.01)
+    await stress(lambda: Redis("redis://127.0.0.1:1", connect_timeout=0.1), storms=3, pause=0.01)
+    await stress(lambda: Redis("redis+sentinel://127.0.0.1:1/x", connect_timeout=0.1), storms=3, pause=0.01)
+    await stress(lambda: Redis("redis+cluster://127.0.0.1:1", connect_timeout=0.1), storms=3, pause=0.01)

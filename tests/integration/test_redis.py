@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -197,3 +199,37 @@ def test_links_work_in_the_loop_of_the_app_servers(redis_server: RedisServer) ->
             assert answers == [b"%d" % n for n in range(100)]
 
     uvloop.run(use())
+
+
+def test_a_fork_must_not_use_its_parents_links(redis_server: RedisServer) -> None:
+    """Two processes on one connection would read each other's answers: the child is told to make its own."""
+    code = f"""
+import asyncio, os
+from springtide.errors import ConfigurationError
+from springtide.redis import Redis
+
+async def main():
+    redis = Redis({redis_server.url!r}, name="shared")
+    await redis.start()
+    child = os.fork()
+    if child == 0:
+        said = []
+        for use in (redis.link, redis.reader().send, redis.start().send, redis.stop().send):
+            try:
+                use(*([] if use == redis.link else [None]))
+            except ConfigurationError as error:
+                said.append(str(error))
+        os.write(1, "\\n".join(said).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert await redis.link().send("PING") == b"PONG"
+    await redis.stop()
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS, check=True
+    )
+    said = done.stdout.splitlines()
+    assert len(said) == 4
+    assert all("shared: it was started in process" in line and "a fork of it" in line for line in said)

@@ -28,6 +28,7 @@ from springtide.signals import (
     PartOmitted,
     PolicyLowered,
     PoolWaited,
+    RedisChanged,
     RequestFinished,
     ServiceChanged,
     SessionChanged,
@@ -100,6 +101,7 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(BehindFlushed("content", "views", 5, 2, 0.5))
     sink.emit(BehindFailed("content", "views", "ValueError()"))
     sink.emit(PolicyLowered("/articles/{slug}", "identity"))
+    sink.emit(RedisChanged("cache", "127.0.0.1:6379", "serving", ""))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
     sink.watch_replicas("main", Servers())

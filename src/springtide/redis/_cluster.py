@@ -94,6 +94,7 @@ class Cluster:
             await self._refresh()
         except RedisUnavailable as error:
             _log.warning("%s: %s", self._name, error)
+            self.refresh_soon()
         await self._task.start()
 
     async def stop(self) -> None:

@@ -184,12 +184,16 @@ class Redis:
         if keeper is None or keeper.link is None or keeper.endpoint is None:
             raise RedisUnavailable(self.name, "nobody is connected")
         link = await self._connect(keeper.endpoint, block=block)
-        link.on_trouble = self._readers.discard
+        link.on_trouble = self._forget
         if not link.alive or self._life.state != "running":
             link.close("the client stops")
             raise RedisUnavailable(link.address, link.why)
         self._readers.add(link)
         return link
+
+    def _forget(self, reader: Link) -> None:
+        if not reader.alive:
+            self._readers.discard(reader)
 
 
 class _Fixed:

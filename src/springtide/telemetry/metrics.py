@@ -30,6 +30,7 @@ from springtide.signals import (
     PartOmitted,
     PolicyLowered,
     PoolWaited,
+    RedisChanged,
     RequestFinished,
     ServiceChanged,
     SessionChanged,
@@ -402,6 +403,10 @@ class MetricsSink:
             ),
             max_series=500, open_ended=(0, 1),
         )  # fmt: skip
+        self._redis = Counter(
+            "springtide_redis_links_total", "Changes of links to Redis, by what they became.",
+            ["redis", "state"], registry=registry,
+        )  # fmt: skip
         self._lag = Histogram(
             "springtide_loop_lag_seconds", "How late the event loop ran what was due.",
             buckets=SHORT_BUCKETS, registry=registry,
@@ -475,6 +480,8 @@ class MetricsSink:
             self._behind_failed.child(signal.database, signal.name).inc()
         elif isinstance(signal, PolicyLowered):
             self._lowered.child(signal.route, signal.reason).inc()
+        elif isinstance(signal, RedisChanged):
+            self._redis.labels(signal.redis, signal.state).inc()
 
     def _request(self, signal: RequestFinished) -> None:
         method = signal.method if signal.method in METHODS else OTHER_METHOD
