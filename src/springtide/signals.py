@@ -265,6 +265,30 @@ class RedisChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayChanged:
+    """This process applies, or applies no more, what writes on the cluster have made stale in caches."""
+
+    cluster: str
+    leads: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RelayMeasured:
+    """What the relay of the cluster has done since the last time: rounds, and rows applied.
+
+    oldest: seconds since the oldest row was written that waits now. latest: the same of the oldest that was
+    applied. longest: seconds between the beginnings of two rounds, at most.
+    """
+
+    cluster: str
+    rounds: int
+    rows: int
+    oldest: float
+    latest: float
+    longest: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaChanged:
     """A replica is now joining, serving, lagging or ejected for this process; `reason` is for people."""
 
@@ -310,6 +334,8 @@ Signal = (
     | PrimaryChanged
     | QuorumChanged
     | RedisChanged
+    | RelayChanged
+    | RelayMeasured
     | ReplicaChanged
     | ServerBarred
     | ConnectionOpened

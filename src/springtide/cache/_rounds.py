@@ -1,0 +1,174 @@
+"""The rounds of one leading relay, on one connection; `_relay` says what their order proves.
+
+A class is *ready* while each of its slots has a Redis that answers. Of one that is not, or that this process
+does not know, the rows stay, the slots are not beaten, and nobody believes his cache; it delays no other
+class. When it is ready again all its rows are read before its next beat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from springtide.cache._fence import Rounds
+from springtide.cache._rows import Row, Rows, Statements
+from springtide.cache._slot import round_text
+from springtide.clock import Clock
+from springtide.errors import RedisError, RedisUnavailable
+from springtide.signals import RelayMeasured, Sink
+
+if TYPE_CHECKING:
+    from springtide.cache._level2 import Level2
+
+__all__ = ["MEASURE", "Leadership", "Targets", "tell"]
+
+_log = logging.getLogger(__name__)
+
+Targets = Mapping[str, "Sequence[Level2[Any]] | None"]
+"""Class -> its slots on this cluster; None while one of them cannot be reached."""
+
+Ready = dict[str, "Sequence[Level2[Any]]"]
+
+TOGETHER = 200
+"""Voids that are under way at once."""
+
+AGAIN = 0.5
+"""Seconds until a class whose slot has failed is tried again."""
+
+MEASURE = 5.0
+"""Seconds between two measurements."""
+
+TOO_OLD = 10.0
+"""Age of a row, in seconds, that is worth a warning."""
+
+
+class Leadership:
+    """The rounds of one leader, on one connection."""
+
+    def __init__(self, cluster: str, schemas: Sequence[str], delay: float, clock: Clock, sink: Sink) -> None:
+        self.busy = False
+        """Whether the last round had something to apply."""
+        self._cluster = cluster
+        self._run = secrets.token_hex(4)
+        self._number = 0
+        self._rows = Rows(schemas)
+        self._known: dict[str, Rounds] = {}
+        self._failed: dict[str, float] = {}
+        self._delay = delay
+        self._clock = clock
+        self._sink = sink
+        self._began = self._measured = clock.monotonic()
+        self._since = Since()
+
+    async def one(self, queries: Statements, targets: Targets) -> bool:
+        """One round; whether the next should come at once. Raises what the statements raise."""
+        now = self._clock.monotonic()
+        self._since.longest, self._began = max(self._since.longest, now - self._began), now
+        self._number += 1
+        known = {
+            slot.names.prefix: self._known.get(slot.names.prefix) or Rounds(self._delay)
+            for slots in targets.values()
+            for slot in slots or ()
+        }
+        self._known = known
+        ready = {
+            cls: slots
+            for cls, slots in targets.items()
+            if slots is not None and self._failed.get(cls, now) <= now
+        }
+        self.busy = False
+        first = True
+        async with aclosing(self._rows.new(queries, ready)) as batches:
+            async for batch in batches:
+                if first:  # its snapshot was asked for after the last answer of every slot
+                    first, now = False, self._clock.monotonic()
+                    for rounds in known.values():
+                        rounds.marked(batch.xmax, batch.running, now)
+                if batch.rows:
+                    self.busy = True
+                    await self._apply(queries, batch.rows, ready)
+        hurry = await self._beat(ready)
+        self._since.rounds += 1
+        if self._clock.monotonic() - self._measured >= MEASURE:
+            await self._measure(queries)
+        return hurry
+
+    async def _apply(self, queries: Statements, rows: Sequence[Row], ready: Ready) -> None:
+        """Void what `rows` name and delete them; a class that fails is not ready any more."""
+        merged: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for row in rows:
+            merged[row.cls, row.xid] += row.fields
+        calls = [
+            (cls, slot, fields, xid) for (cls, xid), fields in merged.items() for slot in ready.get(cls, ())
+        ]
+        for at in range(0, len(calls), TOGETHER):
+            part = [call for call in calls[at : at + TOGETHER] if call[0] in ready]
+            answers = await asyncio.gather(
+                *(slot.void(fields, xid=xid) for _, slot, fields, xid in part), return_exceptions=True
+            )
+            for (cls, *_), answer in zip(part, answers, strict=True):
+                self._judge(cls, answer, ready)
+        done = [row for row in rows if row.cls in ready]
+        for row in rows:
+            if row.cls not in ready:
+                self._rows.left(row.cls)
+        await self._rows.applied(queries, done)
+        self._since.rows += len(done)
+        self._since.latest = max([self._since.latest, *(row.age for row in done)])
+
+    async def _beat(self, ready: Ready) -> bool:
+        """Whether a slot has lost its tombstones, or is new to this leader."""
+        says, now = round_text(self._run, self._number), self._clock.monotonic()
+        beaten = [
+            (cls, slot, self._known[slot.names.prefix]) for cls, slots in ready.items() for slot in slots
+        ]
+        lives = [rounds.life for _, _, rounds in beaten]
+        answers = await asyncio.gather(
+            *(slot.beat(rounds, says, now=now) for _, slot, rounds in beaten), return_exceptions=True
+        )
+        for (cls, *_), answer in zip(beaten, answers, strict=True):
+            self._judge(cls, answer, ready)
+        return any(rounds.life != life for (_, _, rounds), life in zip(beaten, lives, strict=True))
+
+    def _judge(self, cls: str, answer: object, ready: Ready) -> None:
+        """A class whose Redis has failed is not ready for a while; every other failure is a fault of ours."""
+        if not isinstance(answer, BaseException):
+            return
+        if not isinstance(answer, RedisError | RedisUnavailable):
+            raise answer
+        if ready.pop(cls, None) is not None:
+            _log.info("%s: class %s waits: %s", self._cluster, cls, answer)
+        self._failed[cls] = self._clock.monotonic() + AGAIN
+
+    async def _measure(self, queries: Statements) -> None:
+        since, self._since, self._measured = self._since, Since(), self._clock.monotonic()
+        oldest = await self._rows.oldest(queries)
+        measured = RelayMeasured(self._cluster, since.rounds, since.rows, oldest, since.latest, since.longest)
+        tell(self._sink, measured)
+
+
+class Since:
+    """What has happened since the last measurement; `latest` and `longest` in seconds."""
+
+    __slots__ = ("latest", "longest", "rounds", "rows")
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.rows = 0
+        self.latest = 0.0
+        self.longest = 0.0
+
+
+def tell(sink: Sink, measured: RelayMeasured) -> None:
+    sink.emit(measured)
+    if measured.oldest > TOO_OLD:
+        _log.warning(
+            "%s: an invalidation waits for %.0f s: a Redis is away, or nobody here knows its class",
+            measured.cluster,
+            measured.oldest,
+        )

@@ -1,0 +1,136 @@
+"""A relay between a real PostgreSQL and a real Redis, for tests: slots, what their bus says, processes.
+
+As a program it is a process that relays, to be killed and frozen:
+`python -m tests.relayed <database url> <redis url> <schemas> <classes>`; it prints "leads" and "waits".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tests._level2 import HANGS, Thing
+from tests._redis import RedisServer
+
+from springtide.cache._codec import Codec
+from springtide.cache._level2 import Level2
+from springtide.cache._names import Names, scope_name, slot_name
+from springtide.cache._relay import Relay
+from springtide.cache._rounds import Targets
+from springtide.db.pool import Pool
+from springtide.redis import Redis
+from springtide.signals import RelayChanged, Signal
+
+__all__ = ["QUICK", "Bus", "connected", "relay", "running", "slots"]
+
+QUICK: dict[str, Any] = {"every": 0.05, "busy": 0.02, "silence": 1.0, "challenge": 0.1}
+"""Options of a relay that tests need not wait for."""
+
+CODEC = Codec(Thing)
+
+
+def names(cls: str, run_id: str, epoch: int) -> Names:
+    return Names(slot_name(cls, "main"), scope_name("tests", run_id, "main", epoch))
+
+
+def slots(redis: Redis, classes: Sequence[str]) -> Callable[[int], Targets]:
+    """The slots of `classes` on the cluster "main", as far as a Redis can be reached."""
+
+    def of(epoch: int) -> Targets:
+        link = redis.link("")
+        return {
+            cls: None
+            if link is None
+            else [
+                Level2(link, names(cls, link.run_id, epoch), CODEC, life=300.0, cluster="main", epoch=epoch)
+            ]
+            for cls in classes
+        }
+
+    return of
+
+
+@asynccontextmanager
+async def connected(server: RedisServer, **options: Any) -> AsyncIterator[Redis]:
+    redis = Redis(server.url, **{"timeout": HANGS, **options})
+    await redis.start()
+    try:
+        async with asyncio.timeout(HANGS):
+            while redis.link("") is None:
+                await asyncio.sleep(0.01)
+        yield redis
+    finally:
+        await redis.stop()
+
+
+def relay(
+    pool: Pool, dsn: str, redis: Redis, *, schemas: Sequence[str], classes: Sequence[str], **options: Any
+) -> Relay:
+    return Relay(
+        "tests",
+        cluster="main",
+        pool=pool,
+        dsn=lambda: dsn,
+        schemas=schemas,
+        slots=slots(redis, classes),
+        **{**QUICK, **options},
+    )
+
+
+@asynccontextmanager
+async def running(*relays: Relay) -> AsyncIterator[None]:
+    for one in relays:
+        await one.start()
+    try:
+        yield
+    finally:
+        for one in relays:
+            await one.stop()
+
+
+class Bus:
+    """What the bus of a class says, asked of the server itself."""
+
+    def __init__(self, server: RedisServer, cls: str, epoch: int) -> None:
+        self._server = server
+        self.names = names(cls, server.run_id, epoch)
+
+    def entries(self) -> list[dict[str, str]]:
+        found = self._server.command("XRANGE", self.names.bus, "-", "+")
+        return [dict(zip(said[::2], said[1::2], strict=True)) for _, said in found]
+
+    def beats(self) -> list[str]:
+        return [entry["b"] for entry in self.entries() if "b" in entry]
+
+    def leaders(self) -> list[str]:
+        """Whose rounds they are, each once, in order."""
+        return list(dict.fromkeys(beat.partition(" ")[0] for beat in self.beats()))
+
+    def voided(self) -> list[str]:
+        return [field for entry in self.entries() if "f" in entry for field in entry["f"].split("\n")]
+
+
+class _Saying:
+    def emit(self, signal: Signal) -> None:
+        if isinstance(signal, RelayChanged):
+            print("leads" if signal.leads else "waits", flush=True)
+
+
+async def main(url: str, redis_url: str, schemas: str, classes: str) -> None:
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    redis = Redis(redis_url, timeout=HANGS)
+    async with Pool(url, cluster="main", size=2, reserved=0) as pool:
+        await redis.start()
+        made = relay(pool, url, redis, schemas=schemas.split(","), classes=classes.split(","), sink=_Saying())
+        async with running(made):
+            await stopping.wait()
+        await redis.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
