@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests._redis import RedisServer as FoundRedis
+from tests._redis import free_port
 from tests.integration._platforms import Project, kill, project, until
 from tests.servers import scratch
 
 from springtide.errors import ProcessCrashed, RunnerError
-from springtide.ops.runner import certificates, processes
+from springtide.ops.runner import certificates, given_redis, processes
 from springtide.ops.runner import redis as runner_redis
 from springtide.ops.runner.children import Child
 from springtide.ops.runner.home import Home
@@ -297,3 +299,21 @@ def test_options_that_cannot_work_are_refused(tmp_path: Path) -> None:
         given = {"name": "p", "home": tmp_path, **options}
         with pytest.raises(ValueError, match=text):
             RedisServer(given.pop("name"), **given)
+
+
+@pytest.mark.needs("redis-server")
+async def test_a_given_one_is_looked_at_before_anything_starts(own_redis: Callable[..., FoundRedis]) -> None:
+    """One that refuses us is a fault, all at once; of one that does not answer, and of one that will refuse
+    writes when it is full, there is a sentence; the others are silent."""
+    good = await asyncio.to_thread(
+        own_redis, password="right", maxmemory="10mb", maxmemory_policy="volatile-lfu"
+    )
+    full = await asyncio.to_thread(own_redis, maxmemory="10mb", maxmemory_policy="noeviction")
+    gone = await asyncio.to_thread(free_port)
+    urls = {"good": good.url, "full": full.url, "gone": f"redis://127.0.0.1:{gone}"}
+    notes = await given_redis.check(urls, timeout=20.0)
+    assert [note.partition(":")[0] for note in notes] == ["node full", "node gone"]
+    assert "maxmemory-policy to volatile-lfu" in notes[0] and "nothing is cached" in notes[1]
+    wrong = good.url.replace("right", "wrong")
+    with pytest.raises(RunnerError, match=r"node one: .*WRONGPASS(.|\n)*node two: "):
+        await given_redis.check({"one": wrong, "good": good.url, "two": wrong}, timeout=20.0)

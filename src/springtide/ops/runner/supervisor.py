@@ -28,7 +28,7 @@ from typing import Any
 from springtide.clock import Clock, SystemClock
 from springtide.errors import CgroupError, RunnerError
 from springtide.lifecycle import Periodic
-from springtide.ops.runner import certificates, given, logs, pgdata, ports, processes
+from springtide.ops.runner import certificates, given, given_redis, logs, pgdata, ports, processes
 from springtide.ops.runner.access import Access
 from springtide.ops.runner.backups.plan import Plan
 from springtide.ops.runner.backups.schedule import Schedule
@@ -92,6 +92,7 @@ class Supervisor:
         self._addresses = Addresses()
         self._variables: dict[str, str] = {}
         self._ready = False
+        self._unlimited = False
         self.warnings: list[str] = []
         self._operator = Operator(
             self._source,
@@ -240,11 +241,21 @@ class Supervisor:
             nodes = server_demand(self.topology)
             demands = {name: nodes[self.topology.clusters[name].primary] for name in given_urls}
             work.append(given.check(given_urls, demands=demands))
+        redis = {
+            n.name: n.url for n in self.topology.nodes.values() if n.url is not None and n.kind == "redis"
+        }
+        if redis:
+            work.append(self._check_redis(redis))
         await _together(work)
         for cluster in self.topology.clusters.values():
             if (keeper := self._kept().get(cluster.primary)) is not None:
                 await keeper.server().ensure_database(cluster.dbname or cluster.name)
         await self._start_poolers(self.topology.as_found(self._current_addresses()))
+
+    async def _check_redis(self, urls: Mapping[str, str]) -> None:
+        for note in await given_redis.check(urls):
+            self.warnings.append(note)
+            _log.warning(note)
 
     async def _start_poolers(self, known: Topology) -> None:
         starting = []
@@ -380,7 +391,8 @@ class Supervisor:
         try:
             group = await asyncio.to_thread(open_group, platform, node, limits)
         except CgroupError as error:
-            if not self.warnings:  # once: the reason is the same for every node
+            if not self._unlimited:  # once: the reason is the same for every node
+                self._unlimited = True
                 self.warnings.append(
                     f"CPU and memory limits are off (they need Linux control groups and root): {error}"
                 )
