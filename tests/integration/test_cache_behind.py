@@ -201,6 +201,32 @@ async def test_two_flushes_at_once_apply_everything_once(database: Database) -> 
     assert await one.stored() == dict.fromkeys(range(300), 1)
 
 
+async def test_a_later_change_is_not_applied_before_an_earlier_one(database: Database) -> None:
+    """A slow flush holds the key's first change; another worker's leaves the second one alone meanwhile."""
+    applied: list[str] = []
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(tx: WriteTransaction, changes: Mapping[Changed, str]) -> None:
+        begun.set()
+        await go_on.wait()
+        applied.extend(changes.values())
+
+    async def quickly(tx: WriteTransaction, changes: Mapping[Changed, str]) -> None:
+        applied.extend(changes.values())
+
+    slow = WriteBehind("drafts", database, str, merge=operator.add, apply=slowly)
+    quick = WriteBehind("drafts", database, str, merge=operator.add, apply=quickly)
+    await slow.put("a", "first")
+    flushing = asyncio.create_task(slow.flush())
+    await begun.wait()
+    await quick.put("a", "second")
+    assert await quick.flush() == 0
+    go_on.set()
+    assert await flushing >= 1
+    await quick.flush()
+    assert applied == ["first", "second"]
+
+
 async def test_a_cancelled_caller_takes_nobody_along(database: Database) -> None:
     """The others of its batch are acknowledged; its own change, merged with theirs, may count."""
     pages = Pages(database)

@@ -368,6 +368,12 @@ async def test_a_client_that_has_seen_more_gets_an_answer_of_its_own() -> None:
     assert shared(await ask(app))
     answer = await ask(app, springtide_causality=token)
     assert not shared(answer)
+    context = RequestContext()
+    context.causality.observe("main", Position(1, 5))
+    with activate(context):
+        site = Site(text(), alone=True)
+        assert not shared(await site.ask())
+    assert site.sink.lowered == [("/things/{id}", "causality")]
 
 
 class _Nothing:
@@ -558,6 +564,14 @@ async def test_a_public_stream_cannot_begin_to_depend_on_who_asks() -> None:
         return PlainTextResponse("fine", background=BackgroundTask(after))
 
     assert shared(await Site(cacheable(PUBLIC)(handler)).ask()) and read_after == [True]
+
+    async def streamed(request: Request) -> Response:
+        async def whole() -> AsyncIterator[bytes]:
+            yield b"for all"
+
+        return StreamingResponse(whole(), background=BackgroundTask(after))
+
+    assert shared(await Site(cacheable(PUBLIC)(streamed)).ask()) and read_after == [True, True]
 
 
 # -- what the client has already
