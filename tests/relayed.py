@@ -1,36 +1,44 @@
 """A relay between a real PostgreSQL and a real Redis, for tests: slots, what their bus says, processes.
 
-As a program it is a process that relays, to be killed and frozen:
-`python -m tests.relayed <database url> <redis url> <schemas> <classes>`; it prints "leads" and "waits".
+As a program it is a process to be killed and frozen:
+`python -m tests.relayed relay <database url> <redis url>` prints "leads" and "waits";
+`python -m tests.relayed writer <database url> <key>` kills itself between COMMIT and telling the cache.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from tests._level2 import HANGS, Thing
 from tests._redis import RedisServer
+from tests.invalidating import TellingCache
 
 from springtide.cache._codec import Codec
 from springtide.cache._level2 import Level2
 from springtide.cache._names import Names, scope_name, slot_name
 from springtide.cache._relay import Relay
 from springtide.cache._rounds import Targets
+from springtide.db import Database, ShardMap
+from springtide.db._invalidating import Recorded
 from springtide.db.pool import Pool
 from springtide.redis import Redis
 from springtide.signals import RelayChanged, Signal
 
-__all__ = ["QUICK", "Bus", "connected", "relay", "running", "slots"]
+__all__ = ["QUICK", "Bus", "connected", "process", "relay", "running", "says", "slots"]
 
 QUICK: dict[str, Any] = {"every": 0.05, "busy": 0.02, "silence": 1.0, "challenge": 0.1}
 """Options of a relay that tests need not wait for."""
 
 CODEC = Codec(Thing)
+
+ROOT = Path(__file__).parent.parent
 
 
 def names(cls: str, run_id: str, epoch: int) -> Names:
@@ -68,16 +76,21 @@ async def connected(server: RedisServer, **options: Any) -> AsyncIterator[Redis]
 
 
 def relay(
-    pool: Pool, dsn: str, redis: Redis, *, schemas: Sequence[str], classes: Sequence[str], **options: Any
+    pool: Pool,
+    dsn: str | Callable[[], str],
+    redis: Redis,
+    *,
+    classes: Sequence[str] = ("user",),
+    schemas: Sequence[str] = ("notes",),
+    **options: Any,
 ) -> Relay:
     return Relay(
         "tests",
         cluster="main",
         pool=pool,
-        dsn=lambda: dsn,
+        dsn=dsn if callable(dsn) else lambda: dsn,
         schemas=schemas,
-        slots=slots(redis, classes),
-        **{**QUICK, **options},
+        **{"slots": slots(redis, classes), **QUICK, **options},
     )
 
 
@@ -120,17 +133,49 @@ class _Saying:
             print("leads" if signal.leads else "waits", flush=True)
 
 
-async def main(url: str, redis_url: str, schemas: str, classes: str) -> None:
+async def _relay(url: str, redis_url: str) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     redis = Redis(redis_url, timeout=HANGS)
     async with Pool(url, cluster="main", size=2, reserved=0) as pool:
         await redis.start()
-        made = relay(pool, url, redis, schemas=schemas.split(","), classes=classes.split(","), sink=_Saying())
-        async with running(made):
+        async with running(relay(pool, url, redis, sink=_Saying())):
             await stopping.wait()
         await redis.stop()
 
 
+async def _writer(url: str, key: str) -> None:
+    async def die(_: Recorded) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async with Pool(url, cluster="main", size=2, reserved=0) as pool:
+        cache = TellingCache(before=die)
+        db = Database("notes", ShardMap.even(["main"]), {"main": pool}, invalidations=cache)
+        async with db.write(1) as tx:
+            tx.invalidate("user", key)
+
+
+@asynccontextmanager
+async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """This module as a program; it is gone when the block ends, stopped or not."""
+    made = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.relayed", *arguments, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    try:
+        yield made
+    finally:
+        if made.returncode is None:
+            made.kill()
+        await made.wait()
+
+
+async def says(made: asyncio.subprocess.Process, word: str) -> None:
+    """Return when the process has printed `word`."""
+    assert made.stdout is not None
+    async with asyncio.timeout(HANGS):
+        while (line := await made.stdout.readline()).strip() != word.encode():
+            assert line, f"it ended without saying {word!r}"
+
+
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    asyncio.run({"relay": _relay, "writer": _writer}[sys.argv[1]](*sys.argv[2:]))

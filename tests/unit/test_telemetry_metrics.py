@@ -29,6 +29,8 @@ from springtide.signals import (
     PolicyLowered,
     PoolWaited,
     RedisChanged,
+    RelayChanged,
+    RelayMeasured,
     RequestFinished,
     ServiceChanged,
     SessionChanged,
@@ -102,6 +104,8 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(BehindFailed("content", "views", "ValueError()"))
     sink.emit(PolicyLowered("/articles/{slug}", "identity"))
     sink.emit(RedisChanged("cache", "127.0.0.1:6379", "serving", ""))
+    sink.emit(RelayChanged("main", True))
+    sink.emit(RelayMeasured("main", 20, 5, 0.0, 0.2, 0.3))
     sink.observe_loop_lag(0.001)
     sink.watch_pool("main", Stats, max_size=20)
     sink.watch_replicas("main", Servers())

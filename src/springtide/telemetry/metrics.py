@@ -31,6 +31,8 @@ from springtide.signals import (
     PolicyLowered,
     PoolWaited,
     RedisChanged,
+    RelayChanged,
+    RelayMeasured,
     RequestFinished,
     ServiceChanged,
     SessionChanged,
@@ -407,6 +409,22 @@ class MetricsSink:
             "springtide_redis_links_total", "Changes of links to Redis, by what they became.",
             ["redis", "state"], registry=registry,
         )  # fmt: skip
+        self._relay_leads = Gauge(
+            "springtide_cache_relay_leads", "1: this process applies what writes make stale in caches.",
+            ["cluster"], registry=registry,
+        )  # fmt: skip
+        self._relay_rows = Counter(
+            "springtide_cache_relay_rows_total", "Invalidations that the relay applied.",
+            ["cluster"], registry=registry,
+        )  # fmt: skip
+        self._relay_oldest = Gauge(
+            "springtide_cache_relay_oldest_seconds", "How long the oldest invalidation waits to be applied.",
+            ["cluster"], registry=registry,
+        )  # fmt: skip
+        self._relay_longest = Gauge(
+            "springtide_cache_relay_round_seconds", "The longest time between two rounds lately.",
+            ["cluster"], registry=registry,
+        )  # fmt: skip
         self._lag = Histogram(
             "springtide_loop_lag_seconds", "How late the event loop ran what was due.",
             buckets=SHORT_BUCKETS, registry=registry,
@@ -482,6 +500,12 @@ class MetricsSink:
             self._lowered.child(signal.route, signal.reason).inc()
         elif isinstance(signal, RedisChanged):
             self._redis.labels(signal.redis, signal.state).inc()
+        elif isinstance(signal, RelayChanged):
+            self._relay_leads.labels(signal.cluster).set(signal.leads)
+        elif isinstance(signal, RelayMeasured):
+            self._relay_rows.labels(signal.cluster).inc(signal.rows)
+            self._relay_oldest.labels(signal.cluster).set(signal.oldest)
+            self._relay_longest.labels(signal.cluster).set(signal.longest)
 
     def _request(self, signal: RequestFinished) -> None:
         method = signal.method if signal.method in METHODS else OTHER_METHOD
