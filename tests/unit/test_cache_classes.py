@@ -106,7 +106,7 @@ def test_arguments_that_a_pattern_does_not_take_are_refused(pattern: str, argume
         ({"hard_timeout": 0}, "hard_timeout must be > 0"),
         ({"soft_timeout": 9, "stale_if_error": 1}, "soft_timeout must be >= 0 and <= 5"),
         ({"soft_timeout": 1}, "soft_timeout needs stale_while_revalidate or stale_if_error"),
-        ({"max_bytes": 0}, "max_bytes must be >= 1"),
+        ({"max_bytes": 63}, "max_bytes must be >= 64"),
         ({"tags": "org:{org_id}"}, "tags must be a sequence of patterns"),
         ({"tags": ("org:{nobody}",)}, "nothing is called 'nobody'"),
         ({"tags": ("{org_id}",)}, "tags must be patterns; '{org_id}' must begin with a word"),
@@ -162,10 +162,16 @@ async def test_classes_are_defined_before_the_start() -> None:
             cache.define("user:{id}", User, load=load)
 
 
-def test_forbidden_and_zero_keep_a_class_out_of_memory() -> None:
-    assert define(l1=FORBIDDEN).definition.l1_seconds == 0.0
-    assert define(l1=0).definition.l1_seconds == 0.0
-    assert define(l1=60, ttl=10).definition.l1_seconds == 10.0
+def test_the_lives_of_a_value_in_both_levels_add_up_to_its_ttl() -> None:
+    """It may go from the second to the first in its last moment; so does "nothing there"."""
+    made = define(ttl=300, l1=15, negative=4).definition
+    assert made.lives(User(1, "ann")) == (285.0, 15.0)
+    assert made.lives(None) == (2.0, 2.0)
+    assert define(l1=60, ttl=10).definition.lives(User(1, "ann")) == (5.0, 5.0)
+    for off in (0, FORBIDDEN):
+        made = define(ttl=300, l1=off).definition
+        assert made.lives(User(1, "ann")) == (300.0, 0.0)
+        assert not made.in_memory
 
 
 def test_tags_come_from_the_value_and_the_key() -> None:

@@ -1,12 +1,17 @@
-"""Loads under way, each once for all who want its value.
+"""Values on their way, each once for all who want it.
 
-A `Flight` is the way to one value, a `Load` the task that goes it, for one flight or for many at once. Who
-is cancelled while he waits leaves the others alone; the last one to leave cancels the load, unless it is
+A `Flight` is the way to one value. Who begins it looks into the shared level by himself; what is not there is
+found by a `Load`, a task of its own, for one flight or for many at once:
+
+    reading -> done (it was there) | abandoned (who read was cancelled: whoever waits begins another one)
+       `----> loading -> done | failed
+
+Who is cancelled while he waits leaves the others alone; the last one to leave cancels the load, unless it is
 `wanted` by somebody who was served something old meanwhile.
 
 Who joins a flight must not be given what was read before something that he may have seen: so a flight knows
-when it began (`began`, monotonic seconds), and is taken out of its table when an invalidation of its key, or
-of a tag that its value may have, is heard (`_reading`).
+when it began (`began`, monotonic seconds) and what had been heard by then (`scope`, `position`), and is taken
+out of its table when an invalidation of its key, or of a tag that its value may have, is heard (`_place`).
 Invariant: every flight ends. A load that ends in any way has ended its flights; one that is cancelled first
 of all takes them out of the table, so that nobody joins what is about to fail.
 """
@@ -16,27 +21,44 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from springtide.cache._admission import Turn
+from springtide.context import CausalityToken
 from springtide.errors import Unavailable
 
-__all__ = ["Flight", "Load", "wait"]
+__all__ = ["ABANDONED", "Flight", "Load", "wait"]
+
+ABANDONED: Final[Any] = object()
+"""What a flight ends with that found nothing out."""
 
 
 class Flight:
-    """The way to the value of `arguments`, known as `name` in its table. Made inside a running loop.
+    """The way to the value of `arguments`: `name` for its caller, `key` in its table. Made in a running loop.
 
-    wanted: somebody who has left wants it to arrive all the same.
+    generation: of the slot, when it began. old: a value that may be served in an emergency, with `error`, why
+    it had to be. token: what its load's session has seen. started: its loader has been called. wanted:
+    somebody who has left wants it all the same.
     """
 
-    __slots__ = ("arguments", "began", "future", "load", "name", "waiting", "wanted")
+    __slots__ = (
+        "arguments", "began", "error", "future", "generation", "key", "load", "name", "old", "position",
+        "scope", "started", "token", "waiting", "wanted",
+    )  # fmt: skip
 
-    def __init__(self, name: Any, arguments: tuple[Any, ...], began: float) -> None:
+    def __init__(self, name: Any, key: str, arguments: tuple[Any, ...], began: float) -> None:
         self.name = name
+        self.key = key
         self.arguments = arguments
         self.began = began
+        self.scope = ""
+        self.position = 0
+        self.generation = 0
+        self.old: Any = ABANDONED
+        self.error: Exception | None = None
         self.load: Load | None = None
+        self.token: CausalityToken | None = None
+        self.started = False
         self.waiting = 0
         self.wanted = False
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -55,31 +77,36 @@ class Flight:
             self.future.exception()  # it has been seen: perhaps nobody waits any more
 
 
-async def wait(flights: Sequence[Flight], seconds: float | None) -> bool:
-    """Whether all ended within `seconds` (None: however long it takes)."""
+async def wait(flights: Sequence[Flight], seconds: float | None, *, hold: bool = False) -> bool:
+    """Whether all ended within `seconds` (None: however long it takes). hold: who waits comes back, unless he
+    is cancelled: then what nobody else waits for goes on.
+    """
     pending = [flight for flight in flights if not flight.future.done()]
     if not pending:
         return True
     for flight in pending:
         flight.waiting += 1
+    late = False
     try:
-        left = (await asyncio.wait([flight.future for flight in pending], timeout=seconds))[1]
-        return not left
+        late = bool((await asyncio.wait([flight.future for flight in pending], timeout=seconds))[1])
+        return not late
     finally:
         for flight in pending:
             flight.waiting -= 1
-        for flight in pending:
-            if flight.load is not None:
-                flight.load.left()
+        if not (hold and late):
+            for flight in pending:
+                if flight.load is not None:
+                    flight.load.left()
 
 
 class Load:
     """The task that finds what `flights` are for: `body` ends each of them, or raises for all that are left.
 
     `ended` is called once, with the load, when nobody may join it any more. `turn` is its place among all.
+    `begun`: the flights that it was begun with; `flights` are those that it still has to end.
     """
 
-    __slots__ = ("_body", "_ended", "_task", "flights", "turn")
+    __slots__ = ("_body", "_ended", "_task", "begun", "flights", "turn")
 
     def __init__(
         self,
@@ -88,7 +115,7 @@ class Load:
         ended: Callable[[Load], None],
         turn: Turn,
     ) -> None:
-        self.flights = tuple(flights)
+        self.begun = self.flights = tuple(flights)
         self.turn = turn
         self._body = body
         self._ended: Callable[[Load], None] | None = ended

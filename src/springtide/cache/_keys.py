@@ -66,8 +66,8 @@ class Pattern:
 
     @property
     def name(self) -> str:
-        """The literal parts as one word: `user:{id}:posts` is `user:posts`."""
-        return re.sub(":+", ":", ":".join(self.literals)).strip(":")
+        """The literal parts as one word: `user:{id}:posts` is `user.posts`."""
+        return re.sub("[:.]+", ".", ".".join(self.literals)).strip(".")
 
     def key(self, arguments: Sequence[Argument]) -> str:
         """The key that `arguments` make. Raises TypeError when they are not what the pattern takes."""

@@ -23,7 +23,7 @@ MAX_TAGS = 16
 class Tags:
     """See the module. Raises ValueError that says which rule a pattern breaks."""
 
-    __slots__ = ("_make", "_patterns", "any")
+    __slots__ = ("_make", "_patterns", "any", "text")
 
     def __init__(
         self, tags: Callable[..., Iterable[str]] | Sequence[str], pattern: Pattern, kinds: tuple[type, ...]
@@ -45,6 +45,8 @@ class Tags:
                 self._patterns.append((parsed, self._places(parsed, pattern, kinds)))
         self.any = bool(tags)
         """Whether a value can have a tag at all."""
+        self.text = " ".join(one.text for one, _ in self._patterns) if self._make is None else "function"
+        """What tells two definitions apart whose values have other tags, as far as can be told."""
 
     @staticmethod
     def _places(tag: Pattern, key: Pattern, kinds: tuple[type, ...]) -> tuple[int | None, ...]:

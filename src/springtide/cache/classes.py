@@ -88,6 +88,11 @@ class Budget:
         return self.relay + self.bus
 
     @property
+    def inside(self) -> float:
+        """How old a value may be when it leaves this process."""
+        return self.trusted + self.replica
+
+    @property
     def least(self) -> float:
         return round(self.relay + self.bus + self.edge, 6)
 
@@ -219,7 +224,7 @@ class Definition:
         between("stale_while_revalidate", 0.0)
         between("stale_if_error", 0.0)
         between("hard_timeout", 0.0, open_end=True, most=3600.0)
-        between("max_bytes", 1, most=64 << 20)
+        between("max_bytes", 64, most=64 << 20)
         if self.negative is not None:
             between("negative", 0.0, open_end=True)
         if self.l1 is not FORBIDDEN:
@@ -233,9 +238,21 @@ class Definition:
                 )
 
     @property
-    def l1_seconds(self) -> float:
-        """How long the first level keeps a value; 0.0: it does not."""
-        return 0.0 if self.l1 is FORBIDDEN else min(float(self.l1), self.ttl)  # type: ignore[arg-type]
+    def in_memory(self) -> bool:
+        """Whether the first level keeps values of it."""
+        return self.l1 is not FORBIDDEN and float(self.l1) > 0  # type: ignore[arg-type]
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a value stays in the second level when it is not fresh any more."""
+        return max(self.stale_while_revalidate, self.stale_if_error)
+
+    def lives(self, value: Any) -> tuple[float, float]:
+        """Seconds that a value is fresh in the second level, and in the first one beyond that: together no
+        more than its ttl, since it may go from one to the other in its last moment."""
+        ttl = self.ttl if value is not None or self.negative is None else min(self.ttl, self.negative)
+        first = min(float(self.l1), ttl / 2) if self.in_memory else 0.0  # type: ignore[arg-type]
+        return ttl - first, first
 
     def bucket_key(self, arguments: Sequence[Argument]) -> Any:
         """What names the bucket of a value, as `Database.read` takes it."""

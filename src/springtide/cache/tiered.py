@@ -1,32 +1,61 @@
 """The cache of one process: its classes, and what they share.
 
-    cache = Cache("app")
+    cache = Cache("app", redis="redis://localhost:6379")
     users = cache.define("user:{id}", User, database=db, load=load_user)
     async with cache:
         await users.get(7)
 
 Classes are defined before the start, so that all that is wrong with one is said before anybody is served.
+Without Redis nothing is kept, because nobody would say when a value is not good any more: then the same calls
+load, once for all who want the same value at once, and invalidations are not written down either. So all
+processes of a platform have a cache, or none has: one that has keeps what another one without it changed.
+
+It is also what writes tell of their invalidations (`db._invalidating.Invalidations`): after COMMIT every slot
+concerned is told, and the session takes what it has to ask of the slot until every process has heard of it
+(`_session`). What could not be told is in the database, and the relay tells it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from springtide._marks import Mark, mark_of
+from springtide.cache import _session
 from springtide.cache._admission import Admission
+from springtide.cache._bus import Bus
 from springtide.cache._flight import Load
 from springtide.cache._keys import Pattern
+from springtide.cache._level2 import Level2
+from springtide.cache._loading import AWAY
+from springtide.cache._memory import Memory
+from springtide.cache._place import Place
 from springtide.cache._reading import CacheClass
-from springtide.cache.classes import Definition, Loader, Mark
+from springtide.cache._relay import Relay
+from springtide.cache._slot import Slot
+from springtide.cache.classes import Definition, Loader
+from springtide.cache.classes import Mark as Word
 from springtide.clock import Clock, SystemClock
-from springtide.errors import CacheDefinitionError
-from springtide.lifecycle import StartStop
+from springtide.context import RequestContext, current
+from springtide.errors import (
+    CacheDefinitionError,
+    ConfigurationError,
+    DatabaseUnavailable,
+    RedisUnavailable,
+)
+from springtide.lifecycle import Group, Service, StartStop
 from springtide.provenance import HttpPolicy
 from springtide.signals import NullSink, Sink
 
 if TYPE_CHECKING:
-    from springtide.db import Database
+    from springtide.db import Database, WriteTransaction
+    from springtide.db._invalidating import Recorded
+    from springtide.db.pool import Pool
+    from springtide.redis import Redis
 
 __all__ = ["Cache"]
 
@@ -36,18 +65,25 @@ T = TypeVar("T")
 class Cache:
     """Classes of cached values, of one process. A lifecycle service.
 
-    ttl, l1: for classes that do not say it themselves, seconds.
+    name:     of the platform: caches of other names share nothing, also in one Redis.
+    redis:    the second level, a URL or a client that somebody else starts; None: nothing is kept.
+    l1_bytes: memory of the first level for all classes; 0: there is none.
+    ttl, l1:  of classes that do not say it themselves, seconds.
     max_loads: loads under way at once; `max_waiting` more wait for their turn, and the next one is refused.
+    dsns:     shard -> where its primary answers itself, past a pooler; None: where its pool leads.
     """
 
     def __init__(
         self,
         name: str,
         *,
+        redis: Redis | str | None = None,
+        l1_bytes: int = 64 << 20,
         ttl: float = 300.0,
         l1: float = 15.0,
         max_loads: int = 16,
         max_waiting: int = 1000,
+        dsns: Mapping[str, str] | None = None,
         clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
@@ -56,11 +92,27 @@ class Cache:
         self.clock: Clock = clock or SystemClock()
         self.sink: Sink = sink or NullSink()
         self.admission = Admission(max_loads, max_waiting)
+        self.memory = Memory(l1_bytes, clock=self.clock) if l1_bytes else None
+        self._own: list[Service] = []
+        if isinstance(redis, str):
+            from springtide.redis import Redis
+
+            redis = Redis(redis, name="cache-redis", clock=self.clock, sink=self.sink)
+            self._own.append(redis)
+        self.redis = redis
+        self._bus: Bus | None = None
+        if redis is not None:
+            self._bus = Bus(redis, name=f"{self.name} bus", clock=self.clock, sink=self.sink)
         self._ttl = ttl
         self._l1 = l1
+        self._dsns = dsns
         self._classes: dict[str, CacheClass[Any]] = {}
         self._loads: set[Load] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._parts: Group | None = None
         self._life = StartStop(self.name, self._open, self._close, sink=sink)
+
+    # -- life ------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
@@ -85,8 +137,76 @@ class Cache:
             raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.stop()
+
+    async def _open(self) -> None:
+        parts: list[Service] = [*self._own]
+        if self._bus is not None:
+            parts += [self._bus, *self._relays()]
+        self._parts = Group(f"{self.name} parts", parts)
+        await self._parts.start()
+
+    def _relays(self) -> list[Service]:
+        """One for each cluster that classes have values of; of all processes one leads."""
+        found: dict[str, tuple[Pool, dict[str, None]]] = {}
+        for cls in self._classes.values():
+            if cls.database is not None:
+                for shard, pool in cls.database.pools.items():
+                    found.setdefault(shard, (pool, {}))[1][cls.database.schema] = None
+        return [
+            Relay(
+                self.platform,
+                cluster=shard,
+                pool=pool,
+                dsn=functools.partial(self._dsn, shard, pool),
+                schemas=list(schemas),
+                slots=functools.partial(self._slots, shard),
+                clock=self.clock,
+                sink=self.sink,
+            )
+            for shard, (pool, schemas) in found.items()
+        ]
+
+    def _dsn(self, shard: str, pool: Pool) -> str:
+        if self._dsns is not None:
+            return self._dsns[shard]
+        if pool.dsn is None:
+            raise DatabaseUnavailable(f"nobody knows where {shard} is")
+        return pool.dsn
+
+    def _slots(self, shard: str, epoch: int) -> dict[str, list[Level2[Any]] | None]:
+        """What the relay of a cluster tells and beats: the level of each class there."""
+        levels = {
+            cls.name: cls.places[shard].level_now(epoch)
+            for cls in self._classes.values()
+            if shard in cls.places
+        }
+        return {name: None if level is None else [level] for name, level in levels.items()}
+
+    async def _close(self) -> None:
+        loads = list(self._loads)
+        for load in loads:
+            load.cancel()
+        for load in loads:
+            await load.gone()
+        beside = list(self._beside)
+        if beside:
+            await asyncio.wait(beside)  # each is one question to Redis, which has its own time
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            await parts.stop()
+        if self.memory is not None:
+            self.memory.clear()
+
+    async def check(self) -> None:
+        """Raises RedisUnavailable while the second level does not answer; for health pages."""
+        if self.redis is not None and self.redis.link() is None:
+            raise RedisUnavailable(self.redis.name, "it does not answer; values are loaded")
+
+    # -- classes ---------------------------------------------------------------------------------------
 
     def define(
         self,
@@ -97,7 +217,7 @@ class Cache:
         database: Database | None = None,
         load: Loader | None = None,
         load_many: Loader | None = None,
-        key: Callable[..., Any] | Mark | None = None,
+        key: Callable[..., Any] | Word | None = None,
         ttl: float | None = None,
         jitter: float = 0.1,
         budget: float = 2.0,
@@ -105,7 +225,7 @@ class Cache:
         stale_if_error: float = 0.0,
         negative: float | None = 5.0,
         tags: Callable[[T], Iterable[str]] | Sequence[str] = (),
-        l1: float | Mark | None = None,
+        l1: float | Word | None = None,
         soft_timeout: float | None = None,
         hard_timeout: float = 5.0,
         max_bytes: int = 1 << 20,
@@ -128,7 +248,8 @@ class Cache:
         stale_if_error: seconds for which an old value is given out when the loader fails.
         negative:  seconds that "nothing there" is kept; None: it is not.
         tags:      what else invalidates a value, see `_tags`.
-        l1:        seconds in this process's memory; 0: never, FORBIDDEN: never, for good. None: as the cache.
+        l1:        seconds in this process's memory, within the ttl, and at most half of it; 0: never,
+                   FORBIDDEN: never, for good. None: as the cache.
         soft_timeout: seconds after which an old value is given out, if there is one, while the load goes on.
         hard_timeout: seconds after which a load is given up (LoadTimeout).
         max_bytes: of a stored value; a larger one is loaded by each who asks.
@@ -162,7 +283,15 @@ class Cache:
             http=http,
         )
         self._check_new(definition)
-        made: CacheClass[T] = CacheClass(self, definition)
+        if database is not None and database.invalidations is None:
+            database.invalidations = self  # of an application that puts it together by hand
+        view = None
+        if self.memory is not None and self._bus is not None and definition.in_memory:
+            view = self.memory.view(definition.name)
+        made: CacheClass[T] = CacheClass(self, definition, view)
+        if self._bus is not None:
+            for place in made.places.values():
+                self._bus.follow(place.slot, place.scope)
         self._classes[definition.name] = made
         return made
 
@@ -170,6 +299,12 @@ class Cache:
         if self.state in ("starting", "running"):
             raise CacheDefinitionError(
                 f"cache class {definition.name!r}: classes are defined before {self.name!r} is started"
+            )
+        database = definition.database
+        if database is not None and database.invalidations not in (None, self):
+            raise CacheDefinitionError(
+                f"cache class {definition.name!r}: database {database.name!r} tells its invalidations to"
+                " another cache; build it with invalidations=None, or with this one"
             )
         shape = definition.pattern.literals
         for other in self._classes.values():
@@ -184,6 +319,8 @@ class Cache:
                     f" {other.name!r}, whose pattern is {other.definition.pattern.text!r}"
                 )
 
+    # -- for classes -----------------------------------------------------------------------------------
+
     def begin(self, load: Load, name: str) -> None:
         """Run `load` until it ends or the cache is stopped, in a context of its own: what a value is cannot
         depend on who asked for it first."""
@@ -193,12 +330,106 @@ class Cache:
     def ended(self, load: Load) -> None:
         self._loads.discard(load)
 
-    async def _open(self) -> None:
-        return None
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this, for which nobody waits."""
+        task = asyncio.get_running_loop().create_task(_quietly(work), context=contextvars.Context())
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
-    async def _close(self) -> None:
-        loads = list(self._loads)
-        for load in loads:
-            load.cancel()
-        for load in loads:
-            await load.gone()
+    def mark(self, context: RequestContext | None, slot: Slot) -> Mark | None:
+        """What the session asks of the slot after a write of its own; None: nothing (any more)."""
+        if context is None or not context.causality.marks:
+            return None
+        mark = mark_of(context.causality.marks, slot.name)
+        return mark if mark is not None and mark.until > self.clock.now() else None
+
+    async def prove(self, context: RequestContext, cls: CacheClass[Any], slot: Slot) -> None:
+        """Give a client that brought no token what it has to ask of the slot."""
+        if self._bus is not None:
+            now, budget = self.clock.now(), cls.definition.budget
+            await _session.prove(context, slot, self._bus.sequence, now=now, budget=budget)
+
+    # -- invalidations ---------------------------------------------------------------------------------
+
+    def fields_of(
+        self, tx: WriteTransaction, cls: Any, key: tuple[Any, ...], tags: Sequence[str]
+    ) -> tuple[str, Iterable[str]]:
+        """See `Invalidations`. Raises TypeError, ValueError and ConfigurationError."""
+        if not isinstance(cls, CacheClass) or self._classes.get(cls.name) is not cls:
+            raise TypeError(f"only classes of {self.name!r} can be invalidated, got {cls!r}")
+        if cls.database is not tx.database:
+            raise ConfigurationError(
+                f"{cls.name} is a class of database {getattr(cls.database, 'name', None)!r},"
+                f" and the write is one of {tx.database.name!r}"
+            )
+        cls.check_shard(key, tx.shard)
+        named = cls.fields(key, tags)
+        if self.redis is not None:
+            return cls.name, named
+        tx.on_commit(functools.partial(cls.places[tx.shard].hear, named, 0))
+        return cls.name, ()
+
+    async def void(
+        self, tx: WriteTransaction, recorded: Recorded, fields: Mapping[str, Sequence[str]]
+    ) -> None:
+        """See `Invalidations`."""
+        committed = self.clock.monotonic()
+        epoch = recorded.seen.epoch
+        voids = []
+        for name, named in fields.items():
+            cls = self._classes[name]
+            place = cls.places[tx.shard]
+            place.hear(named, 0)
+            voids.append(self._void(cls, place, named, recorded.xid, epoch, committed))
+        await asyncio.gather(*voids)
+
+    async def invalidate(self, cls: CacheClass[Any], named: Sequence[str]) -> None:
+        """See `CacheClass.invalidate`."""
+        place = cls.places[None]
+        place.hear(named, 0)
+        failure = await self._void(cls, place, named, None, 0, self.clock.monotonic())
+        if failure is not None:
+            raise failure
+
+    async def _void(
+        self,
+        cls: CacheClass[Any],
+        place: Place,
+        named: Sequence[str],
+        xid: int | None,
+        epoch: int,
+        committed: float,
+    ) -> Exception | None:
+        """Tell the second level, and the session what it has to ask of it from now on."""
+        if self.redis is None:
+            return None
+        level = place.level_now(epoch)
+        failure: Exception | None = None
+        sequence = 0
+        if level is None:
+            failure = RedisUnavailable(self.redis.name, "nobody is connected")
+        else:
+            try:
+                sequence = await level.void(named, xid=xid)
+            except AWAY as error:
+                failure = error
+        context, slot, now, budget = current(), place.slot, self.clock.now(), cls.definition.budget
+        if failure is None:
+            cls.stats.voided += 1
+            place.hear(named, sequence)  # what was begun or filled while it was told
+            if context is not None and level is not None:
+                _session.voided(context, slot.name, level.names.scope, sequence, now=now, budget=budget)
+        else:
+            cls.stats.unvoided += 1
+            if context is not None:
+                _session.missed(
+                    context, slot.name, now=now, budget=budget, committed=committed, share=slot.share
+                )
+        return failure
+
+
+async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except AWAY:
+        return

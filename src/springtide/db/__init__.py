@@ -16,7 +16,7 @@ servers       who of a cluster answers a read
 seeing        reads pinned to one server, and what that server had
 """
 
-from springtide.db._writing import WriteTransaction
+from springtide.db._writing import WriteTransaction, open_writes
 from springtide.db.consistency import Consistency, reading
 from springtide.db.ids import MAX_ID, Ids
 from springtide.db.keyset import Column, Keyset, Page, Step, asc, desc
@@ -56,5 +56,6 @@ __all__ = [
     "asc",
     "bucket_of",
     "desc",
+    "open_writes",
     "reading",
 ]

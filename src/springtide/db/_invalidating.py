@@ -61,8 +61,8 @@ class Invalidations(Protocol):
     def fields_of(
         self, tx: WriteTransaction, cls: Any, key: tuple[Any, ...], tags: Sequence[str]
     ) -> tuple[str, Iterable[str]]:
-        """The name of the class and the fields that a key (or none) and tags are. Raises for what `cls` has
-        not, or what is not on the transaction's shard."""
+        """The name of the class and the fields that a key (or none) and tags are; none where nothing is kept
+        by anybody. Raises for what `cls` has not, or what is not on the transaction's shard."""
 
     async def void(
         self, tx: WriteTransaction, recorded: Recorded, fields: Mapping[str, Sequence[str]]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from springtide.db.router import Database
     from springtide.db.transaction import Transaction
 
-__all__ = ["Enqueue", "WriteTransaction", "innermost", "join", "opened"]
+__all__ = ["Enqueue", "WriteTransaction", "innermost", "join", "open_writes", "opened"]
 
 Callback = Callable[[], Awaitable[None] | None]
 
@@ -59,13 +59,13 @@ class WriteTransaction:
         "_depth",
         "_lock",
         "_open",
+        "_recorded",
         "_root",
         "_stale",
         "_tx",
         "bucket",
         "database",
         "isolation",
-        "recorded",
         "shard",
     )
 
@@ -89,8 +89,7 @@ class WriteTransaction:
         self._open = True
         self._callbacks: list[Callback] = []
         self._stale: Fields | None = None
-        self.recorded: Recorded | None = None
-        """Of the outermost block, from its end on: the number under which `invalidate` was written down."""
+        self._recorded: Recorded | None = None
 
     async def fetch(self, sql: str, *args: Any) -> list[Any]:
         async with self._turn():
@@ -162,7 +161,8 @@ class WriteTransaction:
             )
         self._usable()
         name, fields = invalidations.fields_of(self, cls, key, tags)
-        self._make_stale({name: dict.fromkeys(fields)})
+        if named := dict.fromkeys(fields):
+            self._make_stale({name: named})
 
     def _make_stale(self, fields: Fields) -> None:
         stale = self._stale or {}
@@ -175,24 +175,29 @@ class WriteTransaction:
             stale.setdefault(cls, {}).update(named)
         self._stale = stale
 
+    @property
+    def recorded(self) -> Recorded | None:
+        """The number under which `invalidate` was written down; None until the outermost block ends."""
+        return self._root._recorded
+
     async def _record(self) -> None:
         """The end of the outermost block: write down what it made stale, and tell the cache after COMMIT."""
         if self._stale:
-            self.recorded = await record(self._tx, self.shard, self.database.schema, self._stale)
-            note(self.database.pools[self.shard], self.recorded.seen)
+            self._recorded = await record(self._tx, self.shard, self.database.schema, self._stale)
+            note(self.database.pools[self.shard], self._recorded.seen)
             self._tx.on_commit(self._tell, first=True)
 
     async def _tell(self) -> None:
-        assert self.recorded is not None
+        assert self._recorded is not None
         assert self._stale is not None
         invalidations = self.database.invalidations
         if invalidations is not None:
             fields = {cls: list(named) for cls, named in self._stale.items()}
-            await invalidations.void(self, self.recorded, fields)
+            await invalidations.void(self, self._recorded, fields)
 
     async def _in_doubt(self) -> None:
         """COMMIT may have succeeded: tell the cache, beside a caller who waits no longer than he has time."""
-        if self.recorded is None:
+        if self._recorded is None:
             return
         context = current()
         left = context.remaining(self.database.clock.monotonic()) if context is not None else None
@@ -258,6 +263,10 @@ _writes: contextvars.ContextVar[tuple[WriteTransaction, ...]] = contextvars.Cont
     "springtide.writes", default=()
 )
 """Innermost first; at most one transaction per database."""
+
+
+open_writes = _writes.get
+"""The writes that are open in this task, innermost first; empty for most."""
 
 
 def innermost(database: object) -> WriteTransaction | None:

@@ -201,11 +201,14 @@ class Database:
             yield write
 
     @asynccontextmanager
-    async def seeing(self, shard: str, *, consistency: Consistency | None = None) -> AsyncIterator[Sight]:
+    async def seeing(
+        self, shard: str, *, consistency: Consistency | None = None, within: float | None = None
+    ) -> AsyncIterator[Sight]:
         """Reads pinned to one server of `shard`, and what it had before the first of them; for caches.
 
         They are statements of their own and must only read. The server is the one that `consistency` asks
-        for (None: as `read`); a connection that is lost once the block was entered is not replaced.
+        for (None: as `read`), and besides at most `within` seconds behind (None: that is no matter); a
+        connection that is lost once the block was entered is not replaced.
         Raises RuntimeError inside an open write on the shard, whose own rows nobody else sees.
         """
         if shard not in self.pools:
@@ -216,7 +219,7 @@ class Database:
         if servers is None:
             block = seeing.opening(self.pools[shard], shard)
         else:
-            block = servers.sight(consistency or self._wanted())
+            block = servers.sight(consistency or self._wanted(), within=within)
         async with block as sight:
             yield sight
 

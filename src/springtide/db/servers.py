@@ -239,14 +239,16 @@ class Servers:
         token: CausalityToken | None,
         *,
         without: Collection[str] = (),
+        within: float | None = None,
     ) -> Choice:
-        """Who answers a read now; `without` are nodes that have just failed it. Never waits.
+        """Who answers a read now; `without` are nodes that have just failed it, and whoever is chosen is
+        proven to be at most `within` seconds behind (None: as `consistency` says alone). Never waits.
 
         Whoever reads by hand tells the token afterwards: `saw` of the choice's witness, or, after a read on
         the primary, `cover` of what `capture` answered on the same connection (else `doubt`).
         """
         level = consistency.level
-        if level == "session" and token is not None and not without:
+        if level == "session" and token is not None and not without and within is None:
             quick = self._quickly(token)
             if quick is not None:
                 return quick
@@ -266,6 +268,9 @@ class Servers:
             assert consistency.staleness is not None
             able = _replicas.fresh(self._watch.readable, consistency.staleness, self._clock.monotonic())
             why = "unproven" if self._watch.readable else "none serves"
+        if within is not None and able:
+            able = _replicas.fresh(able, within, self._clock.monotonic())
+            why = "" if able else "unproven"
         if without:
             able = [one for one in able if one.node not in without]
         chosen = _replicas.two_choices(able, self.settings.zone, self._draw)
@@ -366,9 +371,13 @@ class Servers:
             consistency, lambda pool: pool.transaction(read_only=True, isolation="repeatable read"), one=True
         )
 
-    def sight(self, consistency: Consistency) -> AbstractAsyncContextManager[Sight]:
+    def sight(
+        self, consistency: Consistency, *, within: float | None = None
+    ) -> AbstractAsyncContextManager[Sight]:
         """Statements of their own on one server, and what it had before them; raises as `snapshot`."""
-        return self._pinned(consistency, lambda pool: seeing.opening(pool, self.cluster), one=False)
+        return self._pinned(
+            consistency, lambda pool: seeing.opening(pool, self.cluster), one=False, within=within
+        )
 
     @asynccontextmanager
     async def _pinned(
@@ -377,6 +386,7 @@ class Servers:
         opening: Callable[[Pool], AbstractAsyncContextManager[S]],
         *,
         one: bool,
+        within: float | None = None,
     ) -> AsyncIterator[S]:
         """A block on one server, chosen for the whole of it. `one`: all of it sees one state, that in which
         it was opened."""
@@ -387,7 +397,7 @@ class Servers:
         token = await self._session(consistency)
         without: tuple[str, ...] = ()
         while True:
-            choice = self.choose(consistency, token, without=without)
+            choice = self.choose(consistency, token, without=without, within=within)
             if choice.health is None:
                 async with self._pinned_to_primary(consistency, token, choice, opening, one=one) as tx:
                     yield tx

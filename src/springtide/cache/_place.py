@@ -1,0 +1,142 @@
+"""One class on one shard: its slot, its level in Redis, and the loads under way for its keys.
+
+What an invalidation that is heard does to this process is done here: entries of the first level go, and
+whoever comes next does not join a load that began before. A tag may be that of any value under way, so it
+ends joining for all of them; who waits already goes on waiting, for he came before.
+
+The level is made for one link to one run of Redis and one history of the database. Where either is another,
+another one is made: what is under other keys is out of reach, hence never wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from springtide.cache._flight import Flight
+from springtide.cache._level2 import Level2
+from springtide.cache._names import Names, scope_name, slot_name
+from springtide.cache._slot import EVERYTHING, Slot
+
+if TYPE_CHECKING:
+    from springtide.cache._codec import Codec
+    from springtide.cache._memory import View
+    from springtide.cache.classes import Definition
+    from springtide.clock import Clock
+    from springtide.db import WriteTransaction
+    from springtide.redis import Link, Redis
+
+__all__ = ["Place"]
+
+
+class Place:
+    """See the module. shard: None without a database. redis: None: nothing is kept."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        shard: str | None,
+        *,
+        platform: str,
+        redis: Redis | None,
+        view: View | None,
+        codec: Codec[Any],
+        clock: Clock,
+    ) -> None:
+        self.definition = definition
+        self.database = definition.database
+        self.shard = shard
+        self.flights: dict[str, Flight] = {}
+        """key -> the load that whoever comes may join."""
+        self.slot = Slot(
+            slot_name(definition.name, shard or ""),
+            share=definition.parts.trusted,
+            relayed=shard is not None,
+            heard=self.hear,
+        )
+        self.view = view
+        self._tag = f"{{{self.slot.name}}}"
+        self._platform = platform
+        self._redis = redis
+        self._codec = codec
+        self._monotonic = clock.monotonic
+        self._level: Level2[Any] | None = None
+        self._link: Link | None = None
+
+    @property
+    def epoch(self) -> int | None:
+        """The history of the database that values are of; 0 without one, None while it is not known."""
+        if self.database is None or self.shard is None:
+            return 0
+        return self.database.epoch(self.shard)
+
+    def scope(self, run_id: str) -> str | None:
+        """What the keys in this run of Redis are called; None while that is not known."""
+        epoch = self.epoch
+        return None if epoch is None else scope_name(self._platform, run_id, self.shard or "", epoch)
+
+    def level(self) -> Level2[Any] | None:
+        """The second level as it can be reached now; None: it cannot."""
+        link = None if self._redis is None else self._redis.link(self._tag)
+        return None if link is None or (epoch := self.epoch) is None else self.level_of(link, epoch)
+
+    def level_now(self, epoch: int) -> Level2[Any] | None:
+        """The level of this history, whatever else is known of the database."""
+        link = None if self._redis is None else self._redis.link(self._tag)
+        return None if link is None else self.level_of(link, epoch)
+
+    def level_of(self, link: Link, epoch: int) -> Level2[Any]:
+        made = self._level
+        known = (made.epoch or 0) if made is not None else None
+        if made is None or self._link is not link or known != epoch:
+            definition = self.definition
+            names = Names(self.slot.name, scope_name(self._platform, link.run_id, self.shard or "", epoch))
+            made = self._level = Level2(
+                link,
+                names,
+                self._codec,
+                cluster=self.shard,
+                epoch=None if self.shard is None else epoch,
+                tagged=definition.tagger.any,
+                aged=definition.grace > 0,
+                life=definition.ttl + definition.grace,
+                aside=definition.stale_if_error,
+            )
+            self._link = link
+        return made
+
+    def trusted(self, level: Level2[Any] | None) -> bool:
+        """Whether what `level` has may be given out: all that has been voided there was heard lately."""
+        slot = self.slot
+        return level is not None and level.names.scope == slot.scope and self._monotonic() < slot.good_until
+
+    def writing(self) -> WriteTransaction | None:
+        """The write on this shard that is open in this task."""
+        if self.database is None or self.shard is None:
+            return None
+        return self.database.writing(self.shard)
+
+    def fields_of(self, key: str, tags: Iterable[str]) -> tuple[str, ...]:
+        """What invalidates a value."""
+        return (f"k:{key}", *(f"t:{tag}" for tag in tags))
+
+    def hear(self, fields: Sequence[str], sequence: int) -> None:
+        """These were invalidated."""
+        view, flights = self.view, self.flights
+        for field in fields:
+            if field == EVERYTHING:
+                if view is not None:
+                    view.clear()
+                flights.clear()
+                continue
+            if view is not None:
+                view.void(field)
+            if field[0] == "k":
+                flights.pop(field[2:], None)
+            else:
+                flights.clear()
+
+    def closed(self, flight: Flight) -> None:
+        """Nobody may join it any more."""
+        if self.flights.get(flight.key) is flight:
+            del self.flights[flight.key]
