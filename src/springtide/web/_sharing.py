@@ -30,6 +30,9 @@ SAFE = ("GET", "HEAD")
 KEPT = frozenset({200, 203, 204, 206, 300, 301, 304, 308})
 """Statuses that a policy is about; the others are errors, or lead elsewhere for the moment."""
 
+_SPEAKING = frozenset({b"cache-control", b"set-cookie", b"vary"}) | FOR_NETWORKS
+"""Without any of these, and with nothing else to say, an answer stays as it is."""
+
 MAX_KEY_BYTES = 8000
 """Of surrogate keys in one header; with more, the classes are named instead (networks take 16 KiB)."""
 
@@ -97,6 +100,8 @@ class Decision:
 def decide(provenance: Provenance, *, method: str, status: int, headers: Headers, keys: bool) -> Decision:
     """Who may keep an answer that is about to begin. `keys`: whether its receiver may see surrogate keys."""
     found = {name.lower(): value for name, value in headers}
+    if provenance.policy is None and provenance.personal is None and not _SPEAKING & found.keys():
+        return Decision(headers)
     if b"set-cookie" in found:
         provenance.restrict("set-cookie")
     elif b"*" in _directives(found.get(b"vary", b"")):

@@ -12,41 +12,55 @@ what they read).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from springtide.context import current
 from springtide.provenance import Provenance
 
-__all__ = ["Watch", "watched"]
+__all__ = ["Watch", "Watching"]
 
 Pairs = list[tuple[bytes, bytes]]
 
 CONNECTIONS = ("request_param_name", "websocket_param_name", "http_connection_param_name")
 
+MAX_NAMES = 256
+"""Names of first headers that are kept at hand; servers and proxies send few different ones."""
+
 
 class Watch:
-    """What the names of one request's headers know. Routing leaves its route in `scope`."""
+    """What one request's headers tell when they are looked at. Routing leaves its route in `scope`."""
 
-    __slots__ = ("personal", "provenance", "scope")
+    __slots__ = ("_provenance", "_scope")
 
-    def __init__(self, provenance: Provenance, personal: Collection[bytes], scope: Mapping[str, Any]) -> None:
-        self.provenance = provenance
-        self.personal = personal
-        self.scope = scope
+    def __init__(self, provenance: Provenance, scope: Mapping[str, Any]) -> None:
+        self._provenance = provenance
+        self._scope = scope
 
-    def looked_for(self, name: bytes) -> None:
-        if name in self.personal and not (name == b"cookie" and _out_of_reach(self.scope)):
-            self.provenance.restrict(name.decode("latin-1"))
+    def __call__(self, name: bytes) -> None:
+        """Somebody looked for this personal header."""
+        if not (name == b"cookie" and _out_of_reach(self._scope)):
+            self._provenance.restrict(name.decode("latin-1"))
+
+
+def _looked_for(name: bytes) -> None:
+    context = current()
+    if (
+        context is not None
+        and (provenance := context.provenance) is not None
+        and provenance.watch is not None
+    ):
+        provenance.watch(name)
 
 
 class _Name(bytes):
-    """A header's name; equal to the same bytes."""
+    """A header's name; equal to the same bytes. It belongs to no request: the context says who looks."""
 
-    watch: Watch
+    personal: Collection[bytes]
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, bytes):
-            self.watch.looked_for(bytes(other))
+        if isinstance(other, bytes) and bytes(other) in self.personal:
+            _looked_for(bytes(other))
         return bytes.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
@@ -58,30 +72,51 @@ class _Name(bytes):
 class _Value(bytes):
     """The value of a personal header."""
 
-    watch: Watch
     name: bytes
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
-        self.watch.looked_for(self.name)
+        _looked_for(self.name)
         return super().decode(*args, **kwargs)
 
 
-def watched(headers: Pairs, watch: Watch) -> Pairs:
-    """The same headers; looking for a personal one restricts the provenance."""
-    if not headers:
-        watch.provenance.restrict("no headers")  # nothing would be compared
-        return headers
-    made = list(headers)
-    for at, (plain, value) in enumerate(headers):
-        if at == 0 or plain in watch.personal:
-            name = _Name(plain)
-            name.watch = watch
-            if plain in watch.personal:
+class Watching:
+    """Puts the watch into requests' headers. `personal` are names of headers that say who asks."""
+
+    def __init__(self, personal: Collection[bytes]) -> None:
+        self._personal = frozenset(personal)
+        self._names: dict[bytes, _Name] = {}
+
+    def headers(self, plain: Iterable[tuple[bytes, bytes]], provenance: Provenance) -> Pairs:
+        """The same headers. Authorization restricts the provenance by being there; so do no headers at all.
+
+        What the client has already (If-None-Match) is taken note of on the way.
+        """
+        made: Pairs = list(plain)
+        if not made:
+            provenance.restrict("no headers")  # nothing would be compared
+            return made
+        for at, (name, value) in enumerate(made):
+            if name in self._personal:
                 seen = _Value(value)
-                seen.watch, seen.name = watch, plain
-                value = seen
-            made[at] = (name, value)
-    return made
+                seen.name = name
+                made[at] = (self._name(name), seen)
+                if name == b"authorization":
+                    provenance.restrict("authorization")
+            elif name == b"if-none-match":
+                provenance.known = value if provenance.known is None else provenance.known + b"," + value
+        first = made[0]
+        if type(first[0]) is not _Name:
+            made[0] = (self._name(first[0]), first[1])
+        return made
+
+    def _name(self, plain: bytes) -> _Name:
+        name = self._names.get(plain)
+        if name is None:
+            name = _Name(plain)
+            name.personal = self._personal
+            if len(self._names) < MAX_NAMES:
+                self._names[bytes(plain)] = name
+        return name
 
 
 def _out_of_reach(scope: Mapping[str, Any]) -> bool:

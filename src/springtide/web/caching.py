@@ -41,9 +41,9 @@ from springtide.web import _conditional
 from springtide.web._client import Networks
 from springtide.web._inbound import PEER
 from springtide.web._routes import RouteLabels
-from springtide.web._sharing import SAFE, Headers, decide
+from springtide.web._sharing import SAFE, decide
 from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
-from springtide.web._watch import Watch, watched
+from springtide.web._watch import Watch, Watching
 
 __all__ = ["CachingLayer", "HttpPolicy", "cacheable", "unchanged"]
 
@@ -80,7 +80,7 @@ class CachingLayer:
             raise ValueError(f"etag_bytes must be >= 0, got {etag_bytes}")
         self._app = app
         self._trusted = Networks(trusted_proxies, option="trusted_proxies")
-        self._personal = frozenset(name.lower().encode("ascii") for name in (*PERSONAL, *personal_headers))
+        self._watching = Watching([name.lower().encode("ascii") for name in (*PERSONAL, *personal_headers)])
         self._etag_bytes = etag_bytes
         self._sink = sink or NullSink()
         self._routes = RouteLabels()
@@ -91,17 +91,14 @@ class CachingLayer:
         if scope["type"] != "http" or (context is not None and context.provenance is not None):
             await self._app(scope, receive, send)
             return
-        headers: Headers = list(scope["headers"])
-        tags = [value for name, value in headers if name == b"if-none-match"]
-        provenance = Provenance(b",".join(tags) if tags else None)
+        provenance = Provenance()
         own = RequestContext() if context is None else context
         own.provenance = provenance
-        if any(name == b"authorization" for name, _ in headers):
-            provenance.restrict("authorization")
         if own.causality:
             provenance.restrict("causality")
         inner = dict(scope)
-        inner["headers"] = watched(headers, Watch(provenance, self._personal, inner))
+        provenance.watch = Watch(provenance, inner)
+        inner["headers"] = self._watching.headers(scope["headers"], provenance)
         answer = _Answer(self, own, provenance, inner, send)
         with nullcontext() if context is not None else activate(own):
             try:

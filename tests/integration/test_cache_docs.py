@@ -1,0 +1,145 @@
+"""The examples, tables and messages of docs/cache.md are those of the code."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests._redis import RedisServer
+from tests.sharded import pools
+
+from springtide.cache import Cache, HttpPolicy
+from springtide.cache.behind import WriteBehind
+from springtide.db import Database, Migrator, ShardMap
+from springtide.errors import CacheDefinitionError
+from springtide.services.module import ModuleContext
+from springtide.signals import NullSink
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "cache.md"
+NO_OPTIONS = {"self", "name", "pattern", "type", "database", "clock", "sink", "key_type"}
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found is not None, f"docs/cache.md has no example {name}"
+    return found[1]
+
+
+async def example(name: str) -> dict[str, Any]:
+    def run() -> dict[str, Any]:
+        names: dict[str, Any] = {"__name__": "example"}
+        exec(compile(block(name), f"{PAGE.name}:{name}", "exec"), names)
+        return names
+
+    return await asyncio.to_thread(run)
+
+
+@pytest.mark.needs("redis-server")
+async def test_the_five_minutes(redis_server: RedisServer, database_url: str, tmp_path: Path) -> None:
+    """The module keeps what it has loaded, and a rename is seen; by redis and without."""
+    made = await example("module")
+    (tmp_path / "0001_profile.sql").write_text(
+        "create table profiles.profile"
+        " (bucket smallint, id bigint, name text, org int, primary key (bucket, id));"
+        " insert into profiles.profile values (7, 7, 'Ada', 3);"
+    )
+    async with pools([database_url]) as started:
+        await Migrator("profiles", tmp_path, started).apply()
+        for redis in (redis_server.url, None):
+            database = Database("profiles", ShardMap.even(["main"]), started)
+            cache = Cache("shop", redis=redis)
+            context = ModuleContext(
+                "profiles",
+                clock=cache.clock,
+                sink=NullSink(),
+                database=database,
+                cache=lambda found=cache: found,
+            )
+            profiles = made["Profiles"](context)
+            async with cache:
+                stats = cache.classes["profile"].stats
+                async with asyncio.timeout(60):
+                    while not stats.l1_hits:
+                        assert (await profiles.get(7)).org == 3
+                        if redis is None:
+                            break
+                        await asyncio.sleep(0.02)
+                await profiles.rename(7, "Grace")
+                assert (await profiles.get(7)).name == "Grace"
+                assert await profiles.get(8) is None
+
+
+async def test_the_budget_error_reads_as_the_page_shows_it(database_url: str) -> None:
+    """Word by word."""
+    made = await example("budget")
+    database = _database(database_url)
+
+    async def load(source: Any, id: int) -> int:
+        return id
+
+    with pytest.raises(CacheDefinitionError) as caught:
+        made["define"](Cache("shop"), database, int, load)
+    assert str(caught.value) == block("budget error").strip()
+
+
+def _database(url: str) -> Database:
+    from springtide.db.pool import Pool
+
+    return Database("shop", ShardMap.even(["main"]), {"main": Pool(url, cluster="main")})
+
+
+async def test_the_view_counter(database_url: str, tmp_path: Path) -> None:
+    """Views are counted once each."""
+    made = await example("behind")
+    (tmp_path / "0001_page.sql").write_text(
+        "create table pages.page"
+        " (bucket smallint, id bigint, views bigint not null, primary key (bucket, id));"
+    )
+    async with pools([database_url]) as started:
+        await Migrator("pages", tmp_path, started).apply()
+        pages = made["Pages"](Database("pages", ShardMap.even(["main"]), started))
+        await asyncio.gather(*(pages.seen(7) for _ in range(20)))
+        await pages.flush()
+        assert await started["main"].fetch_value("select views from pages.page") == 20
+
+
+async def test_the_headers_of_the_edge() -> None:
+    """As the page shows them."""
+    app = (await example("edge"))["app"]
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.get("/articles/a")
+    for line in block("edge headers").splitlines():
+        name, _, value = line.partition(": ")
+        if name == "ETag":
+            assert answer.headers[name].startswith('"')
+        else:
+            assert answer.headers[name] == value
+
+
+@pytest.mark.parametrize(
+    ("section", "function"),
+    [
+        ("## Classes and their options", Cache.define),
+        ("## Classes and their options", Cache),
+        ("### Write-behind", WriteBehind),
+        ("## HTTP: the edge contract", HttpPolicy),
+    ],
+)
+def test_every_option_is_in_its_table_with_its_default(section: str, function: Callable[..., Any]) -> None:
+    """The page and the signatures cannot drift apart."""
+    rows = PAGE.read_text().partition(section)[2].splitlines()
+    for name, parameter in inspect.signature(function).parameters.items():
+        if (name in NO_OPTIONS and function is not Cache.define) or name in ("self", "pattern", "type"):
+            continue
+        fitting = [line for line in rows if line.startswith("|") and f"`{name}`" in line.split("|")[1]]
+        assert fitting, f"docs/cache.md does not explain {name} of {function.__qualname__}"
+        default = parameter.default
+        if default not in (None, inspect.Parameter.empty):
+            assert any(f"`{default}`" in row for row in fitting), f"{name} has another default: {fitting}"
