@@ -98,7 +98,7 @@ class Platform:
         check_built(topology)
         self.topology = topology
         self.clock: Clock = clock or SystemClock()
-        metrics = MetricsSink()
+        self._metrics = metrics = MetricsSink()
         self.metrics = metrics.registry
         own: list[Sink] = [metrics, LogSink(slow_request=topology.telemetry.slow_request)]
         self.sink: Sink = FanOut([*own, sink] if sink is not None else own)
@@ -146,7 +146,7 @@ class Platform:
                 cluster: functools.partial(pool.fetch_value, "select 1")
                 for cluster, pool in self.pools.items()
             },
-            more=self._replica_checks,
+            more=self._more_checks,
             clock=self.clock,
         )
         self._bell = Bell(clock=self.clock, sink=self.sink)
@@ -160,7 +160,7 @@ class Platform:
             self._causality_keys,
             name=self.name,
             clusters=topology.clusters,
-            positions=self._positions,
+            positions=self._positions if self.servers else None,
             longest_lag=max((found.longest_lag for found in self._routing.values()), default=0.0),
             clock=self.clock,
             sink=self.sink,
@@ -248,7 +248,22 @@ class Platform:
                 raise ConfigurationError(
                     "the cache was first asked for after the start: ask while building the application"
                 )
-            self._cache = Cache(self.name, clock=self.clock, sink=self.sink)
+            spec, size = self.topology.cache, self.topology.pool.size
+            if spec is None:
+                self._cache = Cache(self.name, max_loads=max(size // 2, 1), clock=self.clock, sink=self.sink)
+            else:
+                self._cache = Cache(
+                    self.name,
+                    redis=self.topology.node_url(spec.node),
+                    l1_bytes=spec.l1_bytes,
+                    ttl=spec.ttl,
+                    l1=spec.l1_ttl,
+                    max_loads=max(size // 2, 1),  # the other half is for what is not cached
+                    dsns=_Primaries(self.topology, self.servers),
+                    clock=self.clock,
+                    sink=self.sink,
+                )
+            self._metrics.watch_cache(self._cache)
         return self._cache
 
     @property
@@ -291,7 +306,10 @@ class Platform:
             lively = [made for made in implementations if _is_service(made)]
             pools = self.pools.values()
             servers = self.servers.values()  # first: they know who is the primary that a pool must find
-            carrying = [self._positions, self._carrier] if self.servers else []
+            keeps = self._cache is not None and self._cache.redis is not None
+            carrying: list[Service | None] = [self._positions] if self.servers else []
+            if self.servers or keeps:  # what a session wrote is known to its next request
+                carrying.append(self._carrier)
             tokens = [service for service in carrying if service is not None]
             parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
             cache = [self._cache] if self._cache is not None else []
@@ -484,12 +502,16 @@ class Platform:
             sink=self.sink,
         )
 
-    def _replica_checks(self) -> dict[str, Check]:
-        return {
+    def _more_checks(self) -> dict[str, Check]:
+        """Of what comes and goes, and of the cache."""
+        checks: dict[str, Check] = {
             f"{cluster}/{replica.node}": functools.partial(servers.check, replica.node)
             for cluster, servers in self.servers.items()
             for replica in servers.replicas
         }
+        if self._cache is not None:
+            checks["cache"] = self._cache.check
+        return checks
 
     def _database(self, module: Module) -> Database:
         spec = self.topology.database(module.name)

@@ -15,6 +15,7 @@ from prometheus_client import Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
+from springtide.cache import Cache
 from springtide.context import Ledger, Part, Trace
 from springtide.signals import (
     BehindFailed,
@@ -251,11 +252,25 @@ def test_what_the_runner_noted_of_backups_is_shown(tmp_path: Path) -> None:
     }
 
 
+def cache_with_numbers() -> Cache:
+    """One in which everything has happened."""
+
+    async def load(id: int) -> str:
+        return "never called"
+
+    cache = Cache("app", redis="redis://127.0.0.1:1")
+    stats = cache.define("user:{id}", str, load=load).stats
+    for counts in (stats.failed, stats.refused, stats.stale_served, stats.bypassed):
+        counts["why"] = 2
+    return cache
+
+
 def test_the_page_lists_exactly_the_metrics_that_exist(tmp_path: Path) -> None:
     sink = MetricsSink(process=False)
     everything(sink)
     (tmp_path / "backups.json").write_text(json.dumps(NOTES))
     sink.watch_backups(tmp_path / "backups.json")
+    sink.watch_cache(cache_with_numbers())
     exist: dict[str, tuple[str, ...]] = {}
     for metric in sink.registry.collect():
         name = metric.name + ("_total" if metric.type == "counter" else "")

@@ -106,6 +106,11 @@ class CacheClass(Generic[T]):
     def __repr__(self) -> str:
         return f"CacheClass({self.name!r}, {self.definition.pattern.text!r})"
 
+    @property
+    def proven(self) -> float:
+        """Seconds for which what is kept may be given out yet, of the worst of its slots; < 0: it may not."""
+        return min(place.slot.good_until for place in self.places.values()) - self._monotonic()
+
     def key(self, *key: Argument) -> str:
         """The name of the value: the pattern with these arguments."""
         return self.definition.pattern.key(key)
@@ -414,7 +419,9 @@ class CacheClass(Generic[T]):
             flights = [flight for flight in flights if flight.name not in found]
         if not await wait(flights, self._left(context)):
             raise DeadlineExceeded(f"waiting for a load of {self.name}")
+        late = self._monotonic() - self.definition.budget
         for flight in flights:
+            self.stats.overdue += flight.began < late
             if flight.error is not None and terms.mark is not None:
                 raise flight.error  # what was there before may be what this session has changed
             value = flight.future.result()

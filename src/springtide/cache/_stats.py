@@ -19,18 +19,21 @@ class Stats:
     bypassed: values read past both levels, by why: write (of the transaction), strong (asked for), mark (an
     invalidation of the session did not arrive), unproven (nobody can say that what is kept is fresh), away
     (Redis does not answer), lease (whoever loads does not end). away: operations that Redis did not do.
+    overdue: values that arrived later than the budget after the load had begun: their loader is slower than
+    what the class promises.
     voided, unvoided: invalidations that reached the second level, and those that the relay has to tell.
     """
 
     __slots__ = (
         "away", "bypassed", "failed", "fills", "joined", "l1_hits", "l2_hits", "load_seconds", "loads",
-        "misses", "refused", "reloads", "stale_served", "unvoided", "voided", "waited",
+        "misses", "overdue", "refused", "reloads", "stale_served", "unvoided", "voided", "waited",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.l1_hits = 0
         self.l2_hits = 0
         self.misses = 0
+        self.overdue = 0
         self.joined = 0
         self.waited = 0
         self.loads = 0

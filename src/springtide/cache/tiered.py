@@ -201,6 +201,11 @@ class Cache:
         if self.memory is not None:
             self.memory.clear()
 
+    @property
+    def line(self) -> tuple[int, int, int]:
+        """Loads under way, those that wait for their turn, and how many were turned away."""
+        return self.admission.running, self.admission.waiting, self.admission.refused
+
     async def check(self) -> None:
         """Raises RedisUnavailable while the second level does not answer; for health pages."""
         if self.redis is not None and self.redis.link() is None:
@@ -291,6 +296,7 @@ class Cache:
         made: CacheClass[T] = CacheClass(self, definition, view)
         if self._bus is not None:
             for place in made.places.values():
+                _ = place.epoch  # asked before the pool connects, each connection tells it
                 self._bus.follow(place.slot, place.scope)
         self._classes[definition.name] = made
         return made

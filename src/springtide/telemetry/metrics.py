@@ -44,6 +44,7 @@ from springtide.signals import (
 )
 from springtide.telemetry._series import Series
 from springtide.telemetry.backups import BackupNotes
+from springtide.telemetry.caches import CacheClasses, CacheGauges
 
 __all__ = [
     "JOB_BUCKETS",
@@ -448,6 +449,10 @@ class MetricsSink:
     def watch_replicas(self, cluster: str, servers: ClusterGauges) -> None:
         """Show the replicas of `cluster`; asked whenever the metrics are read, from any thread."""
         self._replicas.add(cluster, servers)
+
+    def watch_cache(self, cache: CacheGauges) -> None:
+        """Show the classes of `cache`; asked whenever the metrics are read, from any thread."""
+        self.registry.register(CacheClasses(cache))
 
     def watch_backups(self, notes: Path) -> None:
         """Show what the runner notes of its backups in the file `notes`."""

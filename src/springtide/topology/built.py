@@ -40,7 +40,6 @@ NOT_BUILT: tuple[Part, ...] = (
     Part(name="sessions outside the process", needed=lambda t: t.sessions is not None),
     Part(name="rolling deploys", needed=lambda t: t.deploys is not None),
     Part(name="collected metrics and alerts", needed=lambda t: t.monitoring is not None),
-    Part(name="the cache", needed=lambda t: t.cache is not None),
     Part(name="rate limits", needed=lambda t: t.limits is not None),
     Part(name="the edge cache", needed=lambda t: t.edge is not None),
     Part(name="autoscaling", needed=lambda t: t.autoscaling is not None or t.worker_scaling is not None),

@@ -419,6 +419,16 @@ class Topology:
         }
         return self.with_roles(found.clusters).with_addresses(own)
 
+    def node_url(self, name: str) -> str:
+        """Where a node answers. Raises ConfigurationError when that is not known."""
+        node = self.nodes[name]
+        url = node.url or self.addresses.get(name)
+        if url is None:
+            raise ConfigurationError(
+                f"node {name!r} has no address: start it with `springtide up` or give its url"
+            )
+        return url
+
     def cluster_url(self, cluster: str, node: str | None = None) -> str:
         """Where the primary of `cluster`, or another node of it, answers, its PostgreSQL database included.
 
@@ -429,11 +439,7 @@ class Topology:
             known = ", ".join(self.clusters) or "none"
             raise ConfigurationError(f"there is no cluster {cluster!r} (known: {known})")
         chosen = self.nodes[node or found.primary]
-        url = chosen.url or self.addresses.get(chosen.name)
-        if url is None:
-            raise ConfigurationError(
-                f"node {chosen.name!r} has no address: start it with `springtide up` or give its url"
-            )
+        url = self.node_url(chosen.name)
         parts = urlsplit(url)
         own = parts.path.strip("/") if chosen.given else ""
         return urlunsplit(parts._replace(path=f"/{found.dbname or own or found.name}"))
@@ -452,11 +458,7 @@ class Topology:
         if pooler is None:
             return direct
         node = self.nodes[pooler.node]
-        url = node.url or self.addresses.get(node.name)
-        if url is None:
-            raise ConfigurationError(
-                f"node {node.name!r} has no address: start it with `springtide up` or give its url"
-            )
+        url = self.node_url(node.name)
         parts = urlsplit(url)
         dbname = cluster if node.supervised else parts.path.strip("/") or urlsplit(direct).path.strip("/")
         return urlunsplit(parts._replace(path=f"/{dbname}"))
