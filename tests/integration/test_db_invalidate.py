@@ -121,7 +121,12 @@ async def test_a_write_that_invalidates_nothing_pays_nothing(db: Database) -> No
 
     with activate(begun):
         none, one, many = await statements(), await statements(1), await statements(*range(1000))
-    assert (one - none, many - none) == (1, 1)
+        before = calls()
+        async with db.write(1) as tx:
+            await tx.execute("select 1")
+            tx.invalidate("user")  # no key and no tag: no field
+        empty = calls() - before
+    assert (one - none, many - none, empty - none) == (1, 1, 0)
 
 
 async def test_many_fields_are_several_rows_and_there_is_a_limit(db: Database) -> None:

@@ -42,9 +42,9 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
     AND l.classid = (($1::bigint >> 32) & 4294967295)::oid AND l.objid = ($1::bigint & 4294967295)::oid
 """
 
-_SILENT = """
-clock_timestamp() - a.state_change > make_interval(secs => CASE a.state WHEN 'active' THEN 3 ELSE 1 END * $2)
-"""
+_SILENT = """coalesce(clock_timestamp() - a.state_change
+    > make_interval(secs => CASE a.state WHEN 'active' THEN 3 ELSE 1 END * $2), false)"""
+"""Nobody may tell us what the leader does: then it counts as alive."""
 
 LED = f"SELECT NOT ({_SILENT}) AS led {_HOLDER}"
 
