@@ -335,33 +335,55 @@ class SentinelGroup:
 
 
 class RedisCluster:
-    """Primaries that share the 16,384 slots evenly, in order, without replicas."""
+    """Primaries that share the 16,384 slots evenly, in order; `add_replica` gives one of them a replica."""
 
     def __init__(self, *, nodes: int = 3, **config: Any) -> None:
         self.servers: list[RedisServer] = []
+        self._config = {
+            "cluster_enabled": "yes",
+            "cluster_node_timeout": 5000,
+            "cluster_require_full_coverage": "no",
+            "cluster_replica_validity_factor": 0,  # a busy machine does not make a replica too old
+            **config,
+        }
         try:
             for _ in range(nodes):
-                server = RedisServer(
-                    cluster_enabled="yes",
-                    cluster_port=free_port(),
-                    cluster_node_timeout=5000,
-                    cluster_require_full_coverage="no",
-                    **config,
-                )
-                self.servers.append(server)
-                server.start()
+                self._add()
             bounds = [SLOTS * index // nodes for index in range(nodes + 1)]
             for server, begin, end in zip(self.servers, bounds, bounds[1:], strict=False):
                 server.command("CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
             for epoch, server in enumerate(self.servers, 1):
                 server.command("CLUSTER", "SET-CONFIG-EPOCH", epoch)
             for server in self.servers[1:]:
-                bus = self.servers[0]._config["cluster-port"]
-                server.command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port, bus)
+                self._introduce(server)
             until(lambda: all(self._whole(server) for server in self.servers), "the cluster's nodes met")
         except BaseException:
             self.close()
             raise
+
+    def _add(self) -> RedisServer:
+        server = RedisServer(cluster_port=free_port(), **self._config)
+        self.servers.append(server)
+        return server.start()
+
+    def _introduce(self, server: RedisServer) -> None:
+        bus = self.servers[0]._config["cluster-port"]
+        server.command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port, bus)
+
+    def add_replica(self, primary: RedisServer) -> RedisServer:
+        """A node that follows `primary`, in step with it, and known to all."""
+        replica = self._add()
+        self._introduce(replica)
+        name = primary.command("CLUSTER", "MYID")
+        until(lambda: all(self._whole(server) for server in self.servers), "the replica met the others")
+        until(lambda: replica.command("CLUSTER", "REPLICATE", name) == "OK", "the replica took its primary")
+        until(lambda: replica.info("replication").get("master_link_status") == "up", "the replica is in step")
+        mine = replica.command("CLUSTER", "MYID")
+        until(
+            lambda: all(mine in str(s.command("CLUSTER", "REPLICAS", name)) for s in self.servers),
+            "everybody knows the replica",
+        )
+        return replica
 
     def _whole(self, server: RedisServer) -> bool:
         facts = server.command("CLUSTER", "INFO")

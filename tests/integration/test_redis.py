@@ -189,6 +189,53 @@ async def test_a_cut_connection_is_made_again(redis_server: RedisServer) -> None
         assert await (await linked(redis)).send("PING") == b"PONG"
 
 
+async def test_a_server_that_is_too_slow_is_done_without(redis_server: RedisServer) -> None:
+    """It answers everything, always too late: nobody waits for it, until it is quick again."""
+    async with (
+        FaultProxy(target=redis_server.port) as proxy,
+        started(f"redis://127.0.0.1:{proxy.port}", timeout=0.2) as redis,
+    ):
+        link = await linked(redis)
+        proxy.slow(0.4)
+        late = await asyncio.gather(*(link.send("PING") for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(error, RedisUnavailable) for error in late)
+        await until(lambda: redis.link() is None)
+        proxy.resume()
+        assert await (await linked(redis)).send("PING") == b"PONG"
+
+
+@pytest.mark.parametrize(
+    ("version", "mode", "message"),
+    [
+        ("6.0.16", "standalone", "its version must be >= 6.2, got 6.0.16"),
+        ("7.0.15", "sentinel", "must run as standalone, got sentinel"),
+        ("", "standalone", "its version must be >= 6.2, got unknown"),
+    ],
+)
+async def test_a_server_that_can_never_serve_is_said_at_the_start(
+    version: str, mode: str, message: str
+) -> None:
+    """By what it says of itself; nothing is left open."""
+    gone = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"ROLE\r\n")
+        info = f"{f'redis_version:{version}' if version else '#'}\r\nredis_mode:{mode}\r\nrun_id:abc\r\n"
+        writer.write(
+            f"+OK\r\n${len(info)}\r\n{info}\r\n$11\r\nloading:0\r\n\r\n*1\r\n$6\r\nmaster\r\n".encode()
+        )
+        await reader.read()
+        writer.close()
+        gone.set()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConfigurationError, match=message):
+            await Redis(f"redis://127.0.0.1:{port}").start()
+        async with asyncio.timeout(HANGS):
+            await gone.wait()
+
+
 def test_links_work_in_the_loop_of_the_app_servers(redis_server: RedisServer) -> None:
     """uvloop's transports are of other classes and write at other times."""
 

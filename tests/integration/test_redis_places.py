@@ -111,6 +111,20 @@ async def test_a_failover_leads_to_the_new_primary(
         assert await (await linked(redis)).send("SET", "k", "v") == b"OK"
 
 
+async def test_a_primary_that_lives_on_cut_off_is_left(
+    own_sentinel: Callable[..., SentinelGroup], own_redis: Callable[..., RedisServer]
+) -> None:
+    """It answers, it can be written, it knows nothing; but the Sentinels name another one."""
+    group, other = own_sentinel(replicas=0), own_redis()
+    async with started(group.url, timeout=HANGS) as redis:
+        link = await linked(redis)
+        for sentinel in group.sentinels:
+            sentinel.command("SENTINEL", "REMOVE", "main")
+            sentinel.command("SENTINEL", "MONITOR", "main", "127.0.0.1", other.port, 2)
+        await until(lambda: (found := redis.link()) is not None and found.run_id == other.run_id)
+        assert link.why == "another server is the primary now"
+
+
 async def test_sentinels_that_do_not_know_the_name_are_a_mistake(
     own_sentinel: Callable[..., SentinelGroup],
 ) -> None:
@@ -180,6 +194,25 @@ async def test_a_node_that_dies_takes_down_its_own_tags_only(
         assert await reader.send("PING") == b"PONG"
         with pytest.raises(RedisUnavailable):
             await redis.reader(mine[0])
+
+
+async def test_a_failover_in_a_cluster_leads_to_the_replica(
+    own_redis_cluster: Callable[..., RedisCluster],
+) -> None:
+    """The tags of a node that was killed are served by its replica, as another run, and can be written."""
+    cluster = own_redis_cluster(cluster_node_timeout=1000)
+    primary = cluster.owner("t")
+    replica = cluster.add_replica(primary)
+    async with started(cluster.url, timeout=HANGS) as redis:
+        link = await linked(redis, "t")
+        assert link.address.endswith(f":{primary.port}")
+        primary.kill()
+        await until(
+            lambda: (found := redis.link("t")) is not None and found.address.endswith(f":{replica.port}")
+        )
+        new = await linked(redis, "t")
+        assert new.run_id != link.run_id
+        assert await new.send("SET", "t", "v") == b"OK"
 
 
 async def test_a_server_without_cluster_mode_is_no_cluster(redis_server: RedisServer) -> None:
