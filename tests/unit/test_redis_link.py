@@ -166,7 +166,6 @@ async def test_an_answer_in_time_between_late_ones_keeps_the_link() -> None:
         await asyncio.wait([slow])
         link.data_received(b"+SLOW\r\n")
         quick = link.send("QUICK")
-        await turn()
         link.data_received(b"+QUICK\r\n")
         assert await quick == b"QUICK"
     assert not link.tripped
