@@ -25,11 +25,19 @@ from springtide.cache._flight import ABANDONED, Flight, Load
 from springtide.cache._level2 import Entry, Found, Level2
 from springtide.context import Consistency, RequestContext, activate
 from springtide.db.seeing import Seen
-from springtide.errors import DeadlineExceeded, LoadTimeout, RedisError, RedisUnavailable
+from springtide.errors import (
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    LoadTimeout,
+    RedisError,
+    RedisUnavailable,
+    ReplicaConflict,
+)
 
 if TYPE_CHECKING:
     from springtide.cache._place import Place
     from springtide.cache._reading import CacheClass
+    from springtide.db import Database
 
 __all__ = ["AWAY", "Loading"]
 
@@ -202,16 +210,34 @@ class Loading:
             try:
                 if place.database is None or place.shard is None:
                     return await owner.loaded(None, wanted), None
-                async with place.database.seeing(
-                    place.shard, consistency=consistency, within=within
-                ) as sight:
-                    return await owner.loaded(sight, wanted), sight.seen
+                return await self._read_from(place.database, place.shard, wanted, consistency, within)
             except BaseException as error:
                 owner.stats.failed[type(error).__name__] += 1
                 raise
             finally:
                 owner.stats.loads += 1
                 owner.stats.load_seconds += owner.clock.monotonic() - begun
+
+    async def _read_from(
+        self,
+        database: Database,
+        shard: str,
+        wanted: Mapping[Any, tuple[Any, ...]],
+        consistency: Consistency,
+        within: float | None,
+    ) -> tuple[dict[Any, Any], Seen]:
+        """On one server; when that was a replica and is lost meanwhile, once more on the primary: a statement
+        without a cache would be asked again of another server as well."""
+        standby = False
+        try:
+            async with database.seeing(shard, consistency=consistency, within=within) as sight:
+                standby = sight.seen.standby
+                return await self._owner.loaded(sight, wanted), sight.seen
+        except (DatabaseUnavailable, ReplicaConflict):
+            if not standby:
+                raise
+        async with database.seeing(shard, consistency=Consistency.STRONG) as sight:
+            return await self._owner.loaded(sight, wanted), sight.seen
 
     async def _fill(
         self,
