@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests._cluster import Cluster
 from tests._level2 import HANGS
+from tests._pooler import PoolerServer
 from tests._redis import RedisServer
 from tests.invalidating import TellingCache
 from tests.jobs_support import Heard
@@ -22,7 +23,7 @@ from tests.sharded import notes
 
 from springtide.cache._rounds import Targets
 from springtide.cache._slot import EVERYTHING, Slot
-from springtide.db import Database
+from springtide.db import Database, ShardMap
 from springtide.db.pool import Pool
 from springtide.lifecycle import Group
 from springtide.redis import Redis
@@ -356,6 +357,31 @@ async def test_a_new_primary_is_another_history(
             after = Bus(redis_server, "user", epoch_of(db))
             await until(lambda: "k:2" in after.voided() and after.beats())
             assert "k:2" not in before.voided()
+
+
+@pytest.mark.needs("pgbouncer")
+async def test_it_works_past_a_pooler(
+    database_url: str, tmp_path: Path, redis_server: RedisServer, own_pooler: Callable[..., PoolerServer]
+) -> None:
+    """Writes and those who wait to lead go through a transaction pooler with one server connection; the
+    leader has a connection of its own, whose lock nobody else's session inherits."""
+    async with notes([database_url], tmp_path):
+        pass
+    pooler = await asyncio.to_thread(own_pooler, {"main": database_url}, server_connections=1)
+    async with (
+        Pool(pooler.url("main"), pooled=True, cluster="main") as pool,
+        connected(redis_server) as redis,
+    ):
+        cache = TellingCache()
+        db = Database("notes", ShardMap.even(["main"]), {"main": pool}, invalidations=cache)
+        pair = [relay(pool, database_url, redis) for _ in range(2)]
+        async with running(*pair):
+            await invalidate(db, 1)
+            bus = Bus(redis_server, "user", epoch_of(db))
+            await until(lambda: "k:1" in bus.voided())
+            await until(lambda: none_left(db))
+            assert [one.leads for one in pair].count(True) == 1
+            assert len(bus.leaders()) == 1
 
 
 async def test_a_relay_survives_storms_of_start_stop_and_cancel(

@@ -3,6 +3,10 @@
 A class is *ready* while each of its slots has a Redis that answers. Of one that is not, or that this process
 does not know, the rows stay, the slots are not beaten, and nobody believes his cache; it delays no other
 class. When it is ready again all its rows are read before its next beat.
+
+Most rows are of writers that have told the cache themselves. They are voided here once more, without effect:
+that costs about what it would cost the writer to delete them (bench.cache_relay), and nobody has to keep
+accounts of what was told to whom.
 """
 
 from __future__ import annotations
