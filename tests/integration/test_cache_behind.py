@@ -14,6 +14,7 @@ from bench._write_behind import contest
 from tests.jobs_support import Heard
 from tests.sharded import pools
 
+from springtide.cache._behind_sql import Sql
 from springtide.cache.behind import Changed, WriteBehind
 from springtide.context import RequestContext, activate
 from springtide.db import Database, Migrator, ShardMap, WriteTransaction
@@ -279,6 +280,43 @@ async def test_while_the_database_is_away_puts_fail_and_nothing_is_lost(
                 except SpringtideError:
                     await asyncio.sleep(0.05)
         assert (await pages.stored())[7] in (5, 6)
+
+
+async def test_keys_of_any_letters_are_each_taken_once_in_a_pass(database: Database) -> None:
+    """Pages follow each other in the order of the index, however the database orders texts."""
+    seen: list[Changed] = []
+
+    async def note(tx: WriteTransaction, changes: Mapping[Changed, int]) -> None:
+        seen.extend(changes)
+
+    keys = ["a", "B", "c", "D", "ä", "Z", "_", "é", "-a", "a-", "aB", "Ab", "日本", '"', "\\"]
+    behind = WriteBehind("letters", database, int, merge=operator.add, apply=note, batch=2)
+    await asyncio.gather(*(behind.put(key, 1) for key in keys))
+    assert await behind.flush() == len(keys)
+    assert sorted(map(str, seen)) == sorted(keys)
+
+
+async def test_the_statements_find_their_rows_by_the_index(database: Database) -> None:
+    """Among many kinds of changes: nothing is scanned, and a page not even sorted."""
+    pages = Pages(database)
+    sql = Sql("pages")
+    pool = database.pools["main"]
+    await pool.execute(
+        "insert into pages._behind (name, bucket, key, value)"
+        " select 'kind ' || n % 50, n % 1024, n::text, '1' from generate_series(1, 20000) as n"
+    )
+    await pool.execute("analyze pages._behind")
+    await pages.views.put(7, 1)
+    for statement, arguments in (
+        (sql.take, ("kind 7", -1, "", 0, ["1"], 5)),
+        (sql.take_keys, ("kind 7", [7, 57], ["7", "57"], 5)),
+        (sql.pending, ("kind 7", 7, "7")),
+    ):
+        async with pool.transaction() as tx:
+            await tx.execute("set local plan_cache_mode = force_generic_plan")
+            plan = "\n".join(row[0] for row in await tx.fetch(f"explain {statement}", *arguments))
+        assert "Seq Scan" not in plan and ("Sort" in plan) == (statement is sql.take_keys), plan
+        assert "_behind_pkey" in plan, plan
 
 
 async def test_what_waits_in_a_process_is_bounded(database: Database) -> None:

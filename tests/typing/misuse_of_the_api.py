@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from springtide.cache.behind import WriteBehind
 from springtide.identity.passwords import Passwords
 from springtide.lifecycle import Group, Periodic
 from springtide.platform import Platform
 from springtide.services import Module, ModuleContext
+from springtide.web.caching import HttpPolicy, cacheable
 
 
 class Greeter(Protocol):
@@ -23,3 +25,10 @@ async def misuse(platform: Platform, context: ModuleContext) -> None:
     Periodic("tick", every=1.0, body=7)  # fault
     Module("greeter", provides=Greeter, factory=lambda context: None)  # fault
     print(text)
+
+
+async def changes(views: WriteBehind[int]) -> None:
+    await views.put(7, "one")  # fault
+    await views.put(7.5, 1)  # fault
+    cacheable(30)  # fault
+    HttpPolicy(True)  # fault

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import operator
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Protocol, assert_type
 
@@ -10,9 +11,10 @@ import msgspec
 from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 
+from springtide.cache.behind import Changed, WriteBehind
 from springtide.clock import Clock, SystemClock
 from springtide.context import Part, RequestContext, activate, current
-from springtide.db import Database
+from springtide.db import Database, WriteTransaction
 from springtide.errors import SpringtideError, Unavailable
 from springtide.identity.keys import KeyRing
 from springtide.identity.passwords import Passwords, Verified
@@ -23,6 +25,7 @@ from springtide.services import Background, Module, ModuleContext, raises
 from springtide.signals import FanOut, NullSink, Signal, Sink
 from springtide.testing import ManualClock, stress
 from springtide.topology import Topology, load
+from springtide.web.caching import CachingLayer, HttpPolicy, cacheable, unchanged
 from springtide.web.fastapi import install, service
 
 
@@ -118,3 +121,30 @@ async def core() -> None:
         await nothing()
     except Unavailable as error:
         assert_type(error.retry_after, float | None)
+
+
+@cacheable(HttpPolicy(public=True, edge_max_age=30, vary=("Accept-Language",)))
+async def shown(slug: str) -> dict[str, str]:
+    assert_type(unchanged(slug, 7), bool)
+    return {"slug": slug}
+
+
+@cacheable(ignores_cookies=True)
+def plainly(slug: str) -> str:
+    return slug
+
+
+async def behind(database: Database) -> None:
+    async def apply(tx: WriteTransaction, changes: Mapping[Changed, int]) -> None:
+        assert_type(changes[7], int)
+
+    views = WriteBehind("views", database, int, merge=operator.add, apply=apply, every=0.5)
+    async with database.write(7) as tx:
+        await views.put(7, 1, tx=tx)
+    assert_type(await views.pending(7), int | None)
+    assert_type(await views.flush(), int)
+    started: Service = views.service()
+    await started.start()
+    assert_type(await shown("a"), dict[str, str])
+    assert_type(plainly("a"), str)
+    CachingLayer(FastAPI(), trusted_proxies=["10.0.0.0/8"], personal_headers=["X-Api-Key"])

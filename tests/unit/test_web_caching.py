@@ -345,7 +345,7 @@ async def test_what_an_answer_says_of_itself_gives_way_too() -> None:
     assert site.sink.lowered == [("/things/{id}", "identity")]
 
 
-@pytest.mark.parametrize("header", [{"set-cookie": "a=b"}, {"vary": "Accept, *"}])
+@pytest.mark.parametrize("header", [{"set-cookie": "a=b"}, {"vary": "Accept, *"}, {"Vary": "cookie"}])
 async def test_an_answer_for_one_client_by_its_headers_is_not_public(header: dict[str, str]) -> None:
     """A cookie that is set, or an answer that varies by everything."""
     site = Site(text(headers=header))

@@ -27,6 +27,9 @@ FOR_NETWORKS = frozenset({b"cache-tag", b"surrogate-control", b"surrogate-key"})
 
 SAFE = ("GET", "HEAD")
 
+PERSONAL = frozenset({b"*", b"authorization", b"cookie"})
+"""What an answer may say that it varies by, which not every shared cache heeds: it is its client's own."""
+
 KEPT = frozenset({200, 203, 204, 206, 300, 301, 304, 308})
 """Statuses that a policy is about; the others are errors, or lead elsewhere for the moment."""
 
@@ -104,8 +107,8 @@ def decide(provenance: Provenance, *, method: str, status: int, headers: Headers
         return Decision(headers)
     if b"set-cookie" in found:
         provenance.restrict("set-cookie")
-    elif b"*" in _directives(found.get(b"vary", b"")):
-        provenance.restrict("vary: *")
+    elif PERSONAL & set(_directives(found.get(b"vary", b"").lower())):
+        provenance.restrict("vary")
     personal = provenance.personal
     if personal is not None and is_shared(headers):
         return Decision(privately(headers), reason=personal)

@@ -15,6 +15,7 @@ declared or said by its own headers. These make it so, the first one is counted 
     cookie, authorization    the header was looked for (see `_watch.py`), or the request has Authorization
     causality                the client has written, or has seen more than an older answer would show
     granted, set-cookie      the answer itself is given to one client
+    vary                     by its own header it varies by Cookie, Authorization or *
     a class                  a cached value was used whose class has no http policy, or a private one
 
     start -> held (its body is whole and small: the ETag is made of it) -> sent | unchanged (304, no body)
