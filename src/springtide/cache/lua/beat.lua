@@ -8,36 +8,45 @@
 -- snapshots taken before do not count; the relay asks the primary again and comes back with the new life.
 -- Two generations: O has what was voided before round #born, T what was voided since. A horizon of round
 -- #born or later was taken after all of O had committed, so it stands in for O. No clock decides here.
+-- T says which O belongs to it (#older, as #id there; "0": there is none, because it would be empty).
+local call = redis.call
 local p = string.sub(KEYS[1], 1, -2)
 local T, O, B = p .. 'T', p .. 'O', p .. 'B'
-local meta = redis.call('HMGET', T, '#life', '#horizon', '#born')
-local life, horizon, born = meta[1], meta[2], meta[3]
+local life, horizon, born, older = unpack(call('HMGET', T, '#life', '#horizon', '#born', '#older'))
 local round
-if not life or redis.call('HGET', O, '#life') ~= life then
-  redis.call('UNLINK', T, O)
+if not life or older ~= '0' and call('HGET', O, '#id') ~= older then
+  call('UNLINK', T, O)
   life, horizon, round = ARGV[1], false, 1
-  redis.call('HSET', T, '#life', life, '#round', 1, '#born', 1)
-  redis.call('HSET', O, '#life', life)
+  call('HSET', T, '#life', life, '#round', 1, '#born', 1, '#older', '0', '#now', '')
 else
-  round = redis.call('HINCRBY', T, '#round', 1)
+  round = call('HINCRBY', T, '#round', 1)
   if life == ARGV[2] then
-    if ARGV[3] ~= '' then redis.call('HSET', T, '#now', ARGV[3]) end
-    if ARGV[4] ~= '' and not horizon then
-      horizon = ARGV[4]
-      redis.call('HSET', T, '#horizon', horizon)
-    elseif ARGV[3] ~= '' and ARGV[4] ~= '' and tonumber(string.match(ARGV[4], '^%d+')) >= tonumber(born) then
-      redis.call('UNLINK', O)
-      redis.call('RENAME', T, O)
-      redis.call('HSET', T, '#life', life, '#round', round, '#born', round, '#horizon', ARGV[4], '#now', ARGV[3])
+    if ARGV[3] ~= '' then call('HSET', T, '#now', ARGV[3]) end
+    local of, high, open = string.match(ARGV[4], '^(%d+);(%d+);(.*)$')
+    if of and not horizon then
+      horizon = high
+      call('HSET', T, '#horizon', high, '#open', open)
+    elseif of and tonumber(of) >= tonumber(born) then
+      local now = call('HGET', T, '#now')
+      older = call('HLEN', T) > 7 and life .. ':' .. round or '0'  -- all beside the seven that begin with "#"
+      call('UNLINK', O)
+      if older ~= '0' then
+        call('HSET', T, '#id', older)
+        call('RENAME', T, O)
+      else
+        call('UNLINK', T)
+      end
+      call('HSET', T, '#life', life, '#round', round, '#born', round, '#older', older, '#now', now)
+      call('HSET', T, '#horizon', high, '#open', open)
     end
   end
 end
-local sequence = redis.call('GET', KEYS[1])
+local sequence = call('GET', KEYS[1])
 if not sequence then
-  local time = redis.call('TIME')
+  local time = call('TIME')
   sequence = string.format('%.0f', time[1] * 1000000 + time[2])
-  redis.call('SET', KEYS[1], sequence)
+  call('SET', KEYS[1], sequence)
 end
-redis.call('XADD', B, 'MAXLEN', '~', ARGV[6], '*', 's', sequence, 'b', ARGV[5])
-for _, key in ipairs({KEYS[1], T, O, B}) do redis.call('PEXPIRE', key, ARGV[7]) end
+call('XADD', B, 'MAXLEN', '~', ARGV[6], '*', 's', sequence, 'b', ARGV[5])
+for _, key in ipairs({KEYS[1], T, O, B}) do call('PEXPIRE', key, ARGV[7]) end
 return {life, round, horizon and 1 or 0}

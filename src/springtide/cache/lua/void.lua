@@ -5,82 +5,71 @@
 --       4 entries that the bus keeps   then the fields: "k:<name>", "t:<tag>" or "*", the whole slot
 -- Answers the sequence up to which a process has to have heard the bus. A transaction that had voided all of
 -- this before changes nothing: its tombstones are there, so whatever was kept since has seen it.
+local call = redis.call
 local p = string.sub(KEYS[1], 1, -2)
 local T = p .. 'T'
 local xid, aside = ARGV[1], ARGV[2]
-local fenced = string.sub(xid, 1, 1) ~= 'x'
-local changed, marks = {}, {}
+local fenced = string.byte(xid) ~= 120  -- "x"
 
-if fenced then
+local function merged(old)  -- the tombstone with this xid; nil when it says it already
   local X = tonumber(xid)
-  local were = redis.call('HMGET', T, '#round', unpack(ARGV, 5))
-  local round = were[1] or '0'
-  for at = 5, #ARGV do
-    local old, now = were[at - 3], xid
-    if old then
-      -- Up to eight xids are listed. Of more the greatest and its round are kept: "<" .. xid .. "@" .. round.
-      local most = string.match(old, '^<(%d+)')
-      if most then
-        if X <= tonumber(most) then now = nil else now = '<' .. xid .. '@' .. round end
-      else
-        local count, greatest = 1, X
-        for one in string.gmatch(old, '%d+') do
-          local other = tonumber(one)
-          if other == X then now = nil end
-          if other > greatest then greatest = other end
-          count = count + 1
-        end
-        if now and count > 8 then
-          now = string.format('<%.0f@%s', greatest, round)
-        elseif now then
-          now = old .. ',' .. xid
-        end
-      end
+  local most = string.match(old, '^<(%d+)')
+  if not most then
+    local listed, count = ',' .. old .. ',', 1
+    if string.find(listed, ',' .. xid .. ',', 1, true) then return nil end
+    for one in string.gmatch(old, '%d+') do
+      count = count + 1
+      if tonumber(one) > X then X = tonumber(one) end
     end
-    if now then
-      changed[#changed + 1] = ARGV[at]
-      marks[#marks + 1] = ARGV[at]
-      marks[#marks + 1] = now
-    end
+    if count <= 8 then return old .. ',' .. xid end
+  elseif X <= tonumber(most) then
+    return nil
   end
-  if #changed > 0 then redis.call('HSET', T, unpack(marks)) end
-else
-  changed = {unpack(ARGV, 5)}
+  -- Of more than eight only the greatest is kept, with the round in which it came.
+  return string.format('<%.0f@%s', X, call('HGET', T, '#round') or '0')
 end
 
-local sequence
-if #changed == 0 then
-  sequence = redis.call('GET', KEYS[1])
+local changed, tags, gone = {}, {}, {}
+for at = 5, #ARGV do
+  local field = ARGV[at]
+  local kind, new = string.byte(field), true
+  if kind == 42 then  -- "*"; without tombstones there is no horizon, and the next one is above all of this
+    if fenced then call('UNLINK', T, p .. 'O') end
+  elseif fenced and call('HSETNX', T, field, xid) == 0 then
+    new = merged(call('HGET', T, field))
+    if new then call('HSET', T, field, new) end
+  end
+  if new then
+    changed[#changed + 1] = field
+    if kind == 107 then  -- "k"
+      local name = string.sub(field, 3)
+      gone[#gone + 1] = p .. 'l:' .. name
+      if aside == '0' then
+        gone[#gone + 1] = p .. 'v:' .. name
+      elseif call('EXISTS', p .. 'v:' .. name) == 1 then
+        call('RENAME', p .. 'v:' .. name, p .. 'o:' .. name)
+        call('PEXPIRE', p .. 'o:' .. name, aside, 'LT')
+      end
+    elseif kind == 116 then  -- "t"
+      tags[#tags + 1] = p .. 'g:' .. string.sub(field, 3)
+    end
+  end
+end
+if not changed[1] then
+  local sequence = call('GET', KEYS[1])
   if sequence then return sequence end
 end
-sequence = redis.call('INCR', KEYS[1])
+local sequence = call('INCR', KEYS[1])
 if sequence == 1 then  -- it was not there: it goes on above where it can have been
-  local time = redis.call('TIME')
+  local time = call('TIME')
   sequence = time[1] * 1000000 + time[2]
-  redis.call('SET', KEYS[1], string.format('%.0f', sequence))
+  call('SET', KEYS[1], string.format('%.0f', sequence))
 end
 local text = string.format('%.0f', sequence)
-if #changed == 0 then return text end
-
-local gone = {}
-for _, field in ipairs(changed) do
-  local name = string.sub(field, 3)
-  if string.byte(field) == 107 then  -- "k"
-    gone[#gone + 1] = p .. 'l:' .. name
-    if aside == '0' then
-      gone[#gone + 1] = p .. 'v:' .. name
-    elseif redis.call('EXISTS', p .. 'v:' .. name) == 1 then
-      redis.call('RENAME', p .. 'v:' .. name, p .. 'o:' .. name)
-      redis.call('PEXPIRE', p .. 'o:' .. name, aside, 'LT')
-    end
-  elseif string.byte(field) == 116 then  -- "t"; the xid makes a version that never comes twice
-    redis.call('SET', p .. 'g:' .. name, text .. '.' .. xid, 'PX', ARGV[3])
-  end
-end
-if #gone > 0 then redis.call('DEL', unpack(gone)) end
-redis.call('XADD', p .. 'B', 'MAXLEN', '~', ARGV[4], '*', 's', text, 'f', table.concat(changed, '\n'))
+if not changed[1] then return text end
+if gone[1] then call('DEL', unpack(gone)) end
+for _, key in ipairs(tags) do call('SET', key, text .. '.' .. xid, 'PX', ARGV[3]) end  -- never comes twice
+call('XADD', p .. 'B', 'MAXLEN', '~', ARGV[4], '*', 's', text, 'f', changed[2] and table.concat(changed, '\n') or changed[1])
 -- Tombstones go when the relay beats. Where none does, losing them all is the bound: no horizon, no fills.
-if fenced and sequence % 1000 == 0 and redis.call('HLEN', T) > 200000 then
-  redis.call('UNLINK', T, p .. 'O')
-end
+if fenced and sequence % 1000 == 0 and call('HLEN', T) > 200000 then call('UNLINK', T, p .. 'O') end
 return text
