@@ -13,6 +13,7 @@ import uvloop
 from tests._redis import RedisServer
 from tests._redis_use import HANGS, answers, linked, refused, started, until
 
+from springtide.clock import SystemClock
 from springtide.errors import RedisError, RedisUnavailable
 from springtide.redis import Script
 from springtide.testing.faults import FaultProxy
@@ -286,3 +287,22 @@ asyncio.run(main())
     said = done.stdout.splitlines()
     assert len(said) == 4
     assert all("shared: it was started in process" in line and "a fork of it" in line for line in said)
+
+
+async def test_pauses_between_attempts_grow_to_a_bound_and_are_spread() -> None:
+    """A server that is gone is asked for about once a second, by each process at moments of its own."""
+    pauses: list[float] = []
+    enough = asyncio.Event()
+
+    class Recording(SystemClock):
+        async def sleep(self, seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 30:
+                enough.set()
+                await asyncio.Event().wait()
+
+    async with started("redis://127.0.0.1:1", clock=Recording()), asyncio.timeout(HANGS):
+        await enough.wait()
+    for n, pause in enumerate(pauses):
+        assert 0.5 <= pause / min(0.02 * 2**n, 1.0) <= 1.5
+    assert len(set(pauses)) == 30

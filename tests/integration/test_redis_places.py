@@ -10,8 +10,9 @@ import pytest
 from tests._redis import RedisCluster, RedisServer, SentinelGroup
 from tests._redis_use import answers, linked, refused, started, until
 
-from springtide.errors import RedisUnavailable
+from springtide.errors import RedisError, RedisUnavailable
 from springtide.ops.runner import certificates
+from springtide.redis import Script
 from springtide.redis._cluster import slot
 
 pytestmark = [
@@ -33,6 +34,27 @@ async def test_a_url_names_user_database_and_socket(own_redis: Callable[..., Red
         assert await (await linked(redis)).send("GET", "k") == b"two"
     async with started(f"unix://{server.socket}") as redis:
         assert await (await linked(redis)).send("GET", "k") is None
+
+
+async def test_a_user_needs_what_the_page_names_and_nothing_more(
+    own_redis: Callable[..., RedisServer],
+) -> None:
+    """With these commands alone links are made, scripts run and the once-a-second look succeeds; without one
+    of them the start says which is missing."""
+    rules = "on >pw ~* +auth +select +client|setname +info +role +evalsha +eval"
+    server = own_redis(user=f"few {rules}")
+    url = f"redis://few:pw@127.0.0.1:{server.port}/1"
+    async with started(url) as redis:
+        link = await linked(redis)
+        assert await link.call(Script("one", "return 1"), []) == 1
+        looks = server.commands_done("role")
+        await until(lambda: server.commands_done("role") > looks)
+        assert redis.link() is link
+        with pytest.raises(RedisError) as caught:
+            await link.send("GET", "k")
+        assert caught.value.code == "NOPERM"
+    server.command("ACL", "SETUSER", "few", "-role")
+    assert "ROLE was refused" in await refused(url)
 
 
 async def test_a_database_that_is_not_there_is_said_at_the_start(redis_server: RedisServer) -> None:
