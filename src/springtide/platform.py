@@ -578,6 +578,7 @@ class Platform:
             passwords=lambda: self.passwords,
             tokens=lambda: self.tokens,
             cache=lambda: self.cache,
+            cached=self.topology.cache is not None,
         )
 
     def _migrators(self, pools: Mapping[str, Pool]) -> list[Migrator]:

@@ -11,8 +11,10 @@ import pytest
 from tests.market.harness import Api
 
 import market
+from market.catalog import cached as catalog_cached
 from market.catalog import stock
 from market.catalog import store as catalog
+from market.content import cached as content_cached
 from market.content import lists
 from market.content import store as content
 from market.content.api import ArticleQuery
@@ -84,10 +86,13 @@ ALIASES = {
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_sql_is_in_the_store_alone(module: str) -> None:
     files = {name for name, text in texts(module) if TABLE.search(text) and name.endswith(".py")}
-    assert files <= {"store.py", "lists.py", "stock.py", "bulk.py", "follows.py"}
+    assert files <= {"store.py", "lists.py", "stock.py", "bulk.py", "follows.py", "cached.py"}
 
 
 SCATTERED = {
+    content_cached.NEWEST,
+    content_cached.TAGGED,
+    catalog_cached.ON_SALE,
     content.TAGS,
     content.TAGS_FROM,
     content.TAGS_NAMED,
@@ -124,7 +129,17 @@ def test_every_other_statement_names_its_bucket() -> None:
     """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
     found = 0
     modules_stores = (users, content, lists, catalog, stock, payments, dashboard, recommendations, follows)
-    for store in (*modules_stores, dashboard_lists, orders, notifications, search, search_bulk, media):
+    cached = (content_cached, catalog_cached)
+    for store in (
+        *modules_stores,
+        *cached,
+        dashboard_lists,
+        orders,
+        notifications,
+        search,
+        search_bulk,
+        media,
+    ):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:
                 found += 1

@@ -66,10 +66,16 @@ HIDDEN = frozenset({"draft", "withdrawn"})
 
 
 def build(context: ModuleContext) -> CatalogService:
-    reservations = Reservations(StockStore(context.db), clock=context.clock)
+    store, news = CatalogStore(context.db), None
+    if context.cached:
+        from market.catalog.cached import CachedCatalog, Kept
+
+        news = Kept(context.db, context.cache)
+        store = CachedCatalog(context.db, context.cache, news)
+    reservations = Reservations(StockStore(context.db, news), clock=context.clock)
     keys = Idempotency(context.db, max_answer_bytes=MAX_ANSWER_BYTES, sink=context.sink)
     return CatalogService(
-        CatalogStore(context.db),
+        store,
         reservations,
         keys=keys,
         clock=context.clock,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from market.catalog.api import Line, Reservation, Reserved, ReservedLine
+from market.catalog.news import News
 from market.catalog.rules import Fault, Offer, judge
 from market.money import Money
 from springtide.db import ASC, Consistency, Database, bucket_of
@@ -96,7 +97,7 @@ update catalog.listing
 set status = wanted.status
 from unnest($1::bigint[], $2::text[]) as wanted (id, status)
 where listing.bucket = (wanted.id & 1023)::smallint and listing.id = wanted.id
-returning listing.bucket, listing.category, listing.status
+returning listing.bucket, listing.id, listing.seller_id, listing.category, listing.status
 """
 
 COUNT = """
@@ -183,8 +184,9 @@ class StockStore:
     What is reserved is read as it is now: the order, its payment and the sweep all end a reservation.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, news: News | None = None) -> None:
         self._db = db
+        self._news = news or News()
 
     def one_shard(self, order_id: int, ids: Sequence[int]) -> bool:
         return len(self._db.group([order_id, *ids])) == 1
@@ -267,7 +269,7 @@ class StockStore:
             rows = await tx.fetch(HOLD_STOCK, wanted, quantities)
             if len(rows) != len(wanted):
                 raise RuntimeError(f"stock of order {order_id} changed while its listings were locked")
-            await flip(tx, listings, rows)
+            await flip(tx, listings, rows, self._news)
         return []
 
     async def settle(self, tx: Any, order_id: int, ids: Sequence[int], how: Settling, at: datetime) -> None:
@@ -286,7 +288,7 @@ class StockStore:
                     how.kind, [changes[row["listing_id"]] for row in rows], [row["on_hand"] for row in rows],
                     order_id, "", at,
                 )  # fmt: skip
-            await flip(tx, listings, rows)
+            await flip(tx, listings, rows, self._news)
 
     async def snapshot(self, tx: Any, order_id: int, known: Known) -> Reserved:
         """What the order has, as it was when it was reserved."""
@@ -343,11 +345,13 @@ class StockStore:
         return self._db.write(key) if tx is None else nullcontext(tx)
 
 
-async def flip(tx: Any, listings: Sequence[Any], rows: Sequence[Any]) -> None:
+async def flip(tx: Any, listings: Sequence[Any], rows: Sequence[Any], news: News) -> None:
     """Make listings sold out whose stock has nothing left, and active again those that have something.
 
     `listings` are locked (id, status), `rows` are of their stock (listing_id, on_hand, reserved).
     """
+    for row in rows:
+        news.available(tx, row["listing_id"])
     before = {row["id"]: row["status"] for row in listings}
     after = {row["listing_id"]: "active" if row["on_hand"] > row["reserved"] else "sold_out" for row in rows}
     ids = [id for id, status in after.items() if before[id] in SHOWN and before[id] != status]
@@ -357,6 +361,8 @@ async def flip(tx: Any, listings: Sequence[Any], rows: Sequence[Any]) -> None:
     for row in await tx.fetch(FLIP, ids, [after[id] for id in ids]):
         key = (row["bucket"], row["category"])
         change[key] = change.get(key, 0) + (1 if row["status"] == "active" else -1)
+        news.listing(tx, row["id"])
+        news.on_sale(tx, row["seller_id"], row["category"])
     await count(tx, change)
 
 

@@ -29,12 +29,13 @@ from market.catalog.api import (
 )
 from market.catalog.categories import DEPARTMENTS, department_of
 from market.catalog.jobs import ListingChanged, MediaChanged
+from market.catalog.news import News
 from market.catalog.stock import ADD_MOVEMENTS, LOCK, count, flip
 from market.money import Money
 from market.search.api import Versioned
 from springtide.db import ASC, Database, Keyset, Step, WriteTransaction, bucket_of, desc
 
-__all__ = ["PUBLIC", "CatalogStore", "HasShop", "Locked", "NotEnough"]
+__all__ = ["CATEGORIES", "NEWEST", "PUBLIC", "SHOP", "CatalogStore", "HasShop", "Locked", "NotEnough"]
 
 PUBLIC = frozenset({"active", "sold_out"})
 """The status of what everybody may see."""
@@ -197,8 +198,9 @@ class Locked:
 
 
 class CatalogStore:
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, news: News | None = None) -> None:
         self._db = db
+        self._news = news or News()
 
     async def find_shop(self, slug: str) -> int | None:
         """Whose shop it is."""
@@ -224,6 +226,7 @@ class CatalogStore:
             if row is None:
                 raise HasShop
             shop = Shop(**dict(row))
+            self._news.shop(tx, owner)
             if finish is not None:
                 await finish(tx, shop)
         return shop
@@ -237,6 +240,8 @@ class CatalogStore:
                 UPDATE_SHOP, bucket_of(owner), owner, _or_none(changes.name), _or_none(changes.description),
                 at, version,
             )  # fmt: skip
+            if row is not None:
+                self._news.shop(tx, owner)
         return None if row is None else Shop(**dict(row))
 
     async def counts(self) -> dict[str, int]:
@@ -264,6 +269,9 @@ class CatalogStore:
                 await tx.execute(ADD_MOVEMENTS, *movement)
             if status == "active":
                 await count(tx, {(bucket, new.category): 1})
+                self._news.on_sale(tx, owner, new.category)
+            self._news.listing(tx, id)
+            self._news.available(tx, id)
             await _tell(tx, id, public=status in PUBLIC, media=bool(new.media))
 
     async def listing(self, id: int) -> Listing | None:
@@ -348,6 +356,9 @@ class CatalogStore:
             now = (bucket, category or locked.category)
             change[now] = change.get(now, 0) + 1
         await count(locked.tx, change)
+        if changed := [name for (_, name), by in change.items() if by]:
+            self._news.on_sale(locked.tx, locked.seller_id, *changed)
+        self._news.listing(locked.tx, id)
         public = locked.status in PUBLIC or status in PUBLIC
         await _tell(locked.tx, id, public=public, media=changes.media is not UNSET)
 
@@ -360,7 +371,7 @@ class CatalogStore:
             ADD_MOVEMENTS, [locked.id], [row["movements"]], "adjustment", [change], [row["on_hand"]], None,
             note, at,
         )  # fmt: skip
-        await flip(locked.tx, [{"id": locked.id, "status": locked.status}], [row])
+        await flip(locked.tx, [{"id": locked.id, "status": locked.status}], [row], self._news)
         return _stock(row)
 
     async def _part(self, key: int, sql: str, args: Sequence[object], step: Step) -> list[Any]:

@@ -14,7 +14,7 @@ import msgspec
 from market.content.api import ArticleQuery
 from springtide.db import bucket_of
 
-__all__ = ["COUNT_FEED", "FEED", "Statement", "listing"]
+__all__ = ["COUNT_ALL", "COUNT_FEED", "COUNT_TAG", "FEED", "Statement", "listing"]
 
 COLUMNS = """{created} as created_at, {id} as id, article.author_id, article.slug, article.title,
     article.description, article.tags, article.favorites, article.version, article.updated_at,
@@ -73,8 +73,10 @@ select coalesce(sum(articles), 0)::bigint from content.author_count where bucket
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """`key` is whose bucket holds every row; None when the rows are on all shards."""
+    """`key` is whose bucket holds every row; None when the rows are on all shards. For whom it asks what."""
 
+    query: ArticleQuery
+    viewer: int | None
     rows: str
     rows_args: tuple[object, ...]
     count: str
@@ -109,7 +111,7 @@ def listing(query: ArticleQuery, viewer: int | None) -> Statement:
     columns = COLUMNS.format(created=created, id=id)
     rows = f"\nselect {columns}\nfrom {source}{condition}\n"
     count, count_args = _counting(query, source, condition, args)
-    return Statement(rows, tuple(args), count, count_args, author)
+    return Statement(query, viewer, rows, tuple(args), count, count_args, author)
 
 
 def _counting(

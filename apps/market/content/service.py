@@ -32,6 +32,7 @@ from market.moments import moment
 from market.notifications.api import EXCERPT_LENGTH, Notice, Notifications
 from market.search.api import Document, Search
 from springtide.clock import Clock
+from springtide.context import Consistency, reading
 from springtide.db import WriteTransaction
 from springtide.db.idempotency import Answer, Idempotency, Once
 from springtide.errors import AlreadyReserved, Unavailable
@@ -49,12 +50,20 @@ MAX_ANSWER_BYTES = 131_072
 
 def build(context: ModuleContext) -> ContentService:
     return ContentService(
-        ContentStore(context.db),
+        _store(context),
         clock=context.clock,
         keys=Idempotency(context.db, max_answer_bytes=MAX_ANSWER_BYTES, sink=context.sink),
         search=context.service(Search),
         notifications=context.service(Notifications),
     )
+
+
+def _store(context: ModuleContext) -> ContentStore:
+    if not context.cached:
+        return ContentStore(context.db)
+    from market.content.cached import CachedContent
+
+    return CachedContent(context.db, context.cache)
 
 
 class ContentService:
@@ -233,7 +242,8 @@ class ContentService:
         return id
 
     async def _own(self, slug: str, author: int) -> Article:
-        article = await self.article(slug, author)
+        with reading(Consistency.STRONG):  # one that is old by now would change nothing
+            article = await self.article(slug, author)
         if article.author_id != author:
             raise Forbidden("article")
         return article

@@ -7,7 +7,7 @@ two who change it never wait for each other in a circle. Counters come last, alw
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from market.content.tags import Counted
 from market.search.api import Versioned
 from springtide.db import ASC, DESC, Consistency, Database, WriteTransaction, bucket_of
 
-__all__ = ["ContentStore", "Gone", "Renamed", "Said", "TitleTaken"]
+__all__ = ["COMMENTS", "TAGS", "ContentStore", "Gone", "Renamed", "Said", "TitleTaken", "comment_of"]
 
 NEWEST_FIRST = [("created_at", DESC), ("id", DESC)]
 
@@ -261,6 +261,8 @@ class ContentStore:
                 await tx.execute(ADD_TAGS, bucket, id, list(tags), at)
             await _count(tx, author, 1, dict.fromkeys(tags, 1))
             await _tell(tx, id)
+            self._stale_article(tx, id)
+            self._stale_lists(tx, author, tags)
         return _article(row)
 
     async def update(
@@ -304,6 +306,8 @@ class ContentStore:
                 if added := [tag for tag, by in change.items() if by > 0]:
                     await tx.execute(ADD_TAGS, bucket, id, added, before["created_at"])
                 await _count_tags(tx, bucket, change)
+                self._stale_tags(tx, change)
+            self._stale_article(tx, id)
             row = await tx.fetch_one(ARTICLE, bucket, id, known.author_id)
             await _tell(tx, id)
         return _article(row)
@@ -329,6 +333,9 @@ class ContentStore:
             await tx.execute(DELETE, bucket, id)
             await _count(tx, known.author_id, -1, dict.fromkeys(before["tags"], -1))
             await tx.enqueue(ArticleRemoved(id, before["version"] + 1))
+            self._stale_article(tx, id)
+            self._stale_lists(tx, known.author_id, before["tags"])
+            self._stale_comments(tx, id)
 
     async def favorite(self, id: int, user: int, *, wanted: bool) -> Article:
         """Make `user` a favouriter of the article, or not; answers it as that user sees it. Raises Gone."""
@@ -339,6 +346,8 @@ class ContentStore:
             changed = await tx.fetch_value(FAVORITE if wanted else UNFAVORITE, bucket, id, user)
             if changed is not None:
                 await tx.execute(COUNT_FAVORITES, bucket, id, 1 if wanted else -1)
+                self._stale_article(tx, id)
+                self._stale_favor(tx, id, user)
             row = await tx.fetch_one(ARTICLE, bucket, id, user)
         return _article(row)
 
@@ -392,7 +401,8 @@ class ContentStore:
             if row is None:
                 raise Gone
             await tx.enqueue(Commented(article, id))
-        return _comment(row)
+            self._stale_comments(tx, article)
+        return comment_of(row)
 
     async def commented(self, article: int, id: int) -> Said | None:
         """A comment with its article; None when either is gone."""
@@ -401,7 +411,7 @@ class ContentStore:
 
     async def comments(self, article: int, limit: int) -> list[Comment]:
         rows = await self._db.read(article).fetch(COMMENTS, bucket_of(article), article, limit)
-        return [_comment(row) for row in rows]
+        return [comment_of(row) for row in rows]
 
     async def comment_author(self, article: int, id: int) -> int | None:
         author: int | None = await self._db.read(article).fetch_value(
@@ -413,6 +423,8 @@ class ContentStore:
         """False when there was none of that author's."""
         async with self._db.write(article) as tx:
             deleted = await tx.fetch_value(DELETE_COMMENT, bucket_of(article), id, article, author)
+            if deleted is not None:
+                self._stale_comments(tx, article)
         return deleted is not None
 
     async def tags(self, limit: int) -> Counted:
@@ -432,6 +444,23 @@ class ContentStore:
             named = list(dict.fromkeys(row["tag"] for row in candidates))
             uses = _added_up(await self._db.scatter(TAGS_NAMED, named))
         return Counted(uses, walked)
+
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
+
+    def _stale_article(self, tx: WriteTransaction, id: int) -> None:
+        """The article, with and without its body."""
+
+    def _stale_lists(self, tx: WriteTransaction, author: int, tags: Iterable[str]) -> None:
+        """The lists that it has entered or left."""
+
+    def _stale_tags(self, tx: WriteTransaction, tags: Iterable[str]) -> None:
+        """The lists of these tags, and which are the most used."""
+
+    def _stale_favor(self, tx: WriteTransaction, id: int, user: int) -> None:
+        """Whether `user` favours it."""
+
+    def _stale_comments(self, tx: WriteTransaction, id: int) -> None:
+        """What is said below it."""
 
 
 def _added_up(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -498,7 +527,7 @@ def _summary(row: Any) -> ArticleSummary:
     )
 
 
-def _comment(row: Any) -> Comment:
+def comment_of(row: Any) -> Comment:
     return Comment(
         id=row["id"],
         article_id=row["article_id"],

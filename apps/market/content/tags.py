@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from springtide.clock import Clock
 
-__all__ = ["Counted", "PopularTags"]
+__all__ = ["MAX_TAGS", "Counted", "PopularTags"]
 
 MAX_TAGS = 100
 SMALL = 5_000

@@ -41,7 +41,7 @@ class Followed(msgspec.Struct, frozen=True):
 
 def build(context: ModuleContext) -> UserService:
     return UserService(
-        UserStore(context.db),
+        _store(context),
         recommendations=context.service(Recommendations),
         search=context.service(Search),
         notifications=context.service(Notifications),
@@ -49,6 +49,14 @@ def build(context: ModuleContext) -> UserService:
         passwords=context.passwords,
         clock=context.clock,
     )
+
+
+def _store(context: ModuleContext) -> UserStore:
+    if not context.cached:
+        return UserStore(context.db)
+    from market.users.cached import CachedUsers
+
+    return CachedUsers(context.db, context.cache)
 
 
 class UserService:

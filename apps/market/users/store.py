@@ -17,7 +17,7 @@ from market.users.jobs import PersonChanged, PersonJoined, PersonPictured, Perso
 from market.users.rules import fold
 from springtide.db import ASC, Consistency, Database, WriteTransaction, bucket_of
 
-__all__ = ["AccountRow", "Follow", "Person", "UserStore"]
+__all__ = ["FOLLOWING", "PEOPLE", "AccountRow", "Follow", "Person", "UserStore"]
 
 ACCOUNT = """
 select id, username, email, password_hash, bio, image, version
@@ -149,6 +149,7 @@ class UserStore:
             await tx.execute(INSERT, bucket_of(id), id, username, email, password_hash, at)
             await _tell(tx, id)
             await tx.enqueue(PersonJoined(id))
+            self._stale_person(tx, id)
         return AccountRow(id, username, email, password_hash, None, None, version=1)
 
     async def update(
@@ -189,6 +190,7 @@ class UserStore:
                 row = await tx.fetch_one(UPDATE, *values)
                 if row is not None:
                     await _tell(tx, id, renamed=introduce, pictured=pictured)
+                    self._stale_person(tx, id)
             return None if row is None else AccountRow(*row)
         try:
             async with self._db.reserving(id, claim=claim, release=release) as tx:
@@ -196,6 +198,7 @@ class UserStore:
                 if row is None:
                     raise _Changed
                 await _tell(tx, id, renamed=introduce, pictured=pictured)
+                self._stale_person(tx, id)
         except _Changed:
             return None
         return AccountRow(*row)
@@ -218,16 +221,26 @@ class UserStore:
         async with self._db.write(follower) as tx:
             if await tx.fetch_value(FOLLOW, bucket_of(follower), follower, followee, at) is not None:
                 await tx.enqueue(news, unique_key=f"{follower}-{followee}")
+                self._stale_following(tx, follower)
 
     async def unfollow(self, follower: int, followee: int, news: msgspec.Struct) -> None:
         async with self._db.write(follower) as tx:
             if await tx.fetch_value(UNFOLLOW, bucket_of(follower), follower, followee) is not None:
                 await tx.enqueue(news, unique_key=f"{follower}-{followee}")
+                self._stale_following(tx, follower)
 
     async def follow_now(self, follower: int, followee: int) -> Follow | None:
         """None when they never followed."""
         row = await self._db.read(follower).fetch_one(FOLLOW_NOW, bucket_of(follower), follower, followee)
         return None if row is None else Follow(*row)
+
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
+
+    def _stale_person(self, tx: WriteTransaction, id: int) -> None:
+        """The public part of an account."""
+
+    def _stale_following(self, tx: WriteTransaction, follower: int) -> None:
+        """Whom `follower` follows."""
 
 
 async def _tell(tx: WriteTransaction, id: int, *, renamed: bool = False, pictured: bool = False) -> None:

@@ -111,12 +111,14 @@ class Module:
 class ModuleContext:
     """What the platform hands to a module's factory: its own database, and the services it requires.
 
+    `cached` is whether the topology has a cache: without one, `cache` shares loads and keeps nothing.
     Also `clock` and `sink` for its own layers, `settings` as declared, and the platform's `cache`,
     `passwords` and `tokens` (made on first use: who needs none has none). Tests build one directly.
     """
 
     __slots__ = (
-        "_cache", "_database", "_home", "_passwords", "_services", "_tokens", "clock", "name", "settings",
+        "_cache", "_database", "_home", "_passwords", "_services", "_tokens", "cached", "clock", "name",
+        "settings",
         "sink",
     )  # fmt: skip
 
@@ -133,6 +135,7 @@ class ModuleContext:
         passwords: Callable[[], Passwords] | None = None,
         tokens: Callable[[], AccessTokens] | None = None,
         cache: Callable[[], Cache] | None = None,
+        cached: bool = False,
     ) -> None:
         self.name = name
         self.clock = clock
@@ -144,6 +147,7 @@ class ModuleContext:
         self._passwords = passwords
         self._tokens = tokens
         self._cache = cache
+        self.cached = cached
 
     @property
     def db(self) -> Database:
