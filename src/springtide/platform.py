@@ -313,9 +313,26 @@ class Platform:
             tokens = [service for service in carrying if service is not None]
             parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
             cache = [self._cache] if self._cache is not None else []
-            parts += [self._bell, *tokens, *self._identity, *cache, *lively]
+            parts += [self._bell, *tokens, *self._identity, *cache, *lively, *self._beside_the_cache()]
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
+
+    def _beside_the_cache(self) -> list[Service]:
+        """What looks after it; and, where requests come in, what loads what is popular before the platform is
+        ready: last, for the loaders need the modules."""
+        spec = self.topology.cache
+        if spec is None or self._cache is None:
+            return []
+        from springtide.cache.warm import WarmUp
+        from springtide.cache.watch import Watch
+
+        folder, node = self._home / "run" / "cache", os.environ.get("SPRINGTIDE_NODE")
+        parts: list[Service] = [
+            Watch(self._cache, folder=folder, node=node, wanted_hit_rate=spec.wanted_hit_rate)
+        ]
+        if self._wrapped and spec.warm_up:
+            parts.append(WarmUp(self._cache, seconds=spec.warm_up, folder=folder))
+        return parts
 
     async def stop(self) -> None:
         """Undo the start, in reverse; a platform that never started stays as it is."""

@@ -16,6 +16,7 @@ from springtide.context import Ledger, Trace
 __all__ = [
     "BehindFailed",
     "BehindFlushed",
+    "CacheHitRateChanged",
     "CausalityChecked",
     "ConnectionClosed",
     "ConnectionOpened",
@@ -72,6 +73,16 @@ class PoolWaited:
     priority: str
     seconds: float
     outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHitRateChanged:
+    """The hit rate of a class, over the last minute, fell below what is wanted of it, or is there again."""
+
+    cls: str
+    rate: float
+    wanted: float
+    low: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +364,7 @@ Signal = (
     | PolicyLowered
     | BehindFlushed
     | BehindFailed
+    | CacheHitRateChanged
 )
 
 

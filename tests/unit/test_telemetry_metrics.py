@@ -20,6 +20,7 @@ from springtide.context import Ledger, Part, Trace
 from springtide.signals import (
     BehindFailed,
     BehindFlushed,
+    CacheHitRateChanged,
     CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
@@ -103,6 +104,7 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(PartOmitted("also-bought", "TimeoutError"))
     sink.emit(BehindFlushed("content", "views", 5, 2, 0.5))
     sink.emit(BehindFailed("content", "views", "ValueError()"))
+    sink.emit(CacheHitRateChanged("user", 0.5, 0.8, True))
     sink.emit(PolicyLowered("/articles/{slug}", "identity"))
     sink.emit(RedisChanged("cache", "127.0.0.1:6379", "serving", ""))
     sink.emit(RelayChanged("main", True))
@@ -151,6 +153,7 @@ def test_every_signal_is_counted() -> None:
     assert value(sink, "springtide_idempotency_total", module="users", outcome="replayed") == 1
     assert value(sink, "springtide_sessions_total", event="revoked") == 3
     assert value(sink, "springtide_causality_total", event="forged") == 2
+    assert value(sink, "springtide_cache_hit_rate_low", **{"class": "user"}) == 1
     omitted = {"part": "also-bought", "reason": "TimeoutError"}
     assert value(sink, "springtide_parts_omitted_total", **omitted) == 1
     mail = {"module": "users", "kind": "mail.welcome"}

@@ -88,7 +88,7 @@ def test_figures_to_start_from() -> None:
     """The defaults that the documentation promises."""
     topology = stage_topology(6)
     cache, scale, tokens, breaker = topology.cache, topology.autoscaling, topology.tokens, topology.breaker
-    assert cache is not None and (cache.ttl, cache.warmed_ttl, cache.wanted_hit_rate) == (300, 3600, 0.8)
+    assert cache is not None and (cache.ttl, cache.warm_up, cache.wanted_hit_rate) == (300, 5, 0.8)
     assert 5 <= cache.l1_ttl <= 30
     assert scale is not None and (scale.min, scale.max, scale.up_cpu, scale.up_rps) == (2, 50, 0.7, 1000)
     assert (scale.up_p95, scale.down_cpu, scale.down_rps) == (0.5, 0.3, 300)

@@ -4,6 +4,10 @@ tiered    `Cache`, and its classes: get, get_many, get_each
 classes   what a class is: its keys, its loader, how old its values may get
 behind    changes taken durably now and applied a moment later, together
 
+hot       which keys are asked for most
+warm      what is loaded before a process is ready
+watch     what looks after a running cache; _popular and _report are where it tells what was asked for
+
 _reading  how a caller gets a value
 _edge     what an answer is told about the values in it
 _flight   loads under way, each once for all who want it

@@ -77,12 +77,16 @@ class Place:
 
     def level(self) -> Level2[Any] | None:
         """The second level as it can be reached now; None: it cannot."""
-        link = None if self._redis is None else self._redis.link(self._tag)
+        link = self.link_now()
         return None if link is None or (epoch := self.epoch) is None else self.level_of(link, epoch)
+
+    def link_now(self) -> Link | None:
+        """What serves the keys of the slot now."""
+        return None if self._redis is None else self._redis.link(self._tag)
 
     def level_now(self, epoch: int) -> Level2[Any] | None:
         """The level of this history, whatever else is known of the database."""
-        link = None if self._redis is None else self._redis.link(self._tag)
+        link = self.link_now()
         return None if link is None else self.level_of(link, epoch)
 
     def level_of(self, link: Link, epoch: int) -> Level2[Any]:

@@ -29,6 +29,7 @@ from springtide.cache._loading import AWAY, Loading
 from springtide.cache._place import Place
 from springtide.cache._stats import Stats
 from springtide.cache.classes import EACH, Definition
+from springtide.cache.hot import Tally
 from springtide.context import (
     CausalityToken,
     Consistency,
@@ -75,6 +76,7 @@ class CacheClass(Generic[T]):
         self.database = definition.database
         self.clock = cache.clock
         self.stats = Stats()
+        self.tally = Tally()
         self.view = view
         """Its values in this process's memory; None: they are not kept there."""
         self.beside = cache.beside
@@ -135,7 +137,10 @@ class CacheClass(Generic[T]):
                 ):
                     if entry.uses < MOST_USES:
                         entry.uses += 1
-                    self.stats.l1_hits += 1
+                    stats = self.stats
+                    hits = stats.l1_hits = stats.l1_hits + 1
+                    if hits >= self.tally.next_at:
+                        self.tally.sample(name, hits)
                     hit: T | None = entry.value
                     return hit
         self._refuse_each()
@@ -200,6 +205,42 @@ class CacheClass(Generic[T]):
             raise TypeError(f"{self.name}: a key or tags must say what is not good any more")
         named = [f"k:{pattern.key(key)}"] if key or not pattern.arguments else []
         return [*named, *(f"t:{tag}" for tag in tags)]
+
+    def arguments_of(self, name: Any) -> tuple[Argument, ...]:
+        """The arguments of what `get` and the first level call `name`."""
+        if self._each:
+            return tuple(name[1:])
+        return (name,) if self._single else tuple(name)
+
+    def takes(self, arguments: Sequence[Argument]) -> bool:
+        """Whether these are arguments of the class as it is now."""
+        try:
+            self.definition.pattern.key(arguments)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    def places_of(self, key: Sequence[Argument]) -> list[Place]:
+        """Where the value of `key` is: one place, or each shard's."""
+        if self._each:
+            return list(self.places.values())
+        return [self._place(key[0] if self._single else tuple(key), key)]
+
+    async def learn(self) -> None:
+        """Ask each database which history it is on, where nobody has yet: values are kept of one that is
+        known. Raises what a read does."""
+        for place in self.places.values():
+            if place.database is not None and place.shard is not None and place.epoch is None:
+                async with place.database.seeing(place.shard, consistency=Consistency.STRONG):
+                    pass
+
+    async def warm(self, keys: Sequence[tuple[Argument, ...]]) -> None:
+        """Read these as any caller does, so that this process has them. Raises as `get_many`."""
+        if self._each:
+            for key in keys:
+                await self.get_each(*key)
+        else:
+            await self.get_many([key[0] for key in keys] if self._single else keys)
 
     def check_shard(self, key: tuple[Argument, ...], shard: str) -> None:
         """Raises ValueError when the value of `key` is on another shard."""
@@ -305,10 +346,13 @@ class CacheClass(Generic[T]):
             if terms.first and self.view is not None and (entry := self.view.get(name, now)) is not None:
                 found[name] = entry.value
                 self.stats.l1_hits += 1
+                if self.stats.l1_hits >= self.tally.next_at:
+                    self.tally.sample(name, self.stats.l1_hits)
                 if now >= entry.fresh:
                     self._refresh(place, name, arguments)
                 continue
             key = self.definition.pattern.key(arguments)
+            self.tally.note(name)
             flight = place.flights.get(key)
             if flight is not None and self._may_join(place, flight, terms, context, now):
                 self.stats.joined += 1
@@ -571,6 +615,7 @@ class CacheClass(Generic[T]):
             fresh=fresh,
             stale=fresh + self.definition.stale_while_revalidate,
             bytes=size,
+            hold=flight.name in self.tally.hot,
         )
 
     async def old(self, level: Level2[Any] | None, flight: Flight) -> Any:

@@ -6,7 +6,7 @@ import pkgutil
 
 from springtide.redis import Script
 
-__all__ = ["BEAT", "FILL", "FOLLOW", "GET", "RELEASE", "VOID"]
+__all__ = ["BEAT", "FILL", "FOLLOW", "GET", "HOT", "RELEASE", "VOID"]
 
 
 def _script(name: str) -> Script:
@@ -20,5 +20,6 @@ BEAT = _script("beat")
 FILL = _script("fill")
 FOLLOW = _script("follow")
 GET = _script("get")
+HOT = _script("hot")
 RELEASE = _script("release")
 VOID = _script("void")

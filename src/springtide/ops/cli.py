@@ -28,6 +28,7 @@ AREAS = {
     "springtide.ops.runner.backups.commands": ("backup", "restore"),
     "springtide.ops.topology_commands": ("topology",),
     "springtide.ops.db_commands": ("db",),
+    "springtide.ops.cache_commands": ("cache",),
     "springtide.ops.load.commands": ("seed", "load"),
     "springtide.ops.demo": ("demo",),
 }

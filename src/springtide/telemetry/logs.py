@@ -21,7 +21,14 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from springtide.context import Ledger, current
-from springtide.signals import RequestFinished, ServiceChanged, Signal, StatementRepeated, StatementSlow
+from springtide.signals import (
+    CacheHitRateChanged,
+    RequestFinished,
+    ServiceChanged,
+    Signal,
+    StatementRepeated,
+    StatementSlow,
+)
 from springtide.telemetry._redact import MAX_TEXT, printed, redact_text, redact_value
 
 __all__ = ["Format", "JsonFormatter", "LogSink", "TextFormatter", "configure"]
@@ -105,7 +112,8 @@ class LogSink:
 
     `slow_request` seconds and more, a status of 500 and above, or an answer that was cut off is a warning
     with the ledger; `access` also writes the others, at info. Paths are logged without their query.
-    Slow statements are warnings with their plan; statements run in a loop are told at info.
+    Slow statements are warnings with their plan; statements run in a loop are told at info. A hit rate
+    that fell too low is a warning, and told when it is there again.
     """
 
     def __init__(
@@ -118,6 +126,7 @@ class LogSink:
         self._log = logger or logging.getLogger("springtide.request")
         self._services = logger or logging.getLogger("springtide.service")
         self._database = logger or logging.getLogger("springtide.statement")
+        self._cache = logger or logging.getLogger("springtide.cache")
 
     def emit(self, signal: Signal) -> None:
         if isinstance(signal, RequestFinished):
@@ -133,6 +142,12 @@ class LogSink:
                     "cluster": signal.cluster, "seconds": round(signal.seconds, 6), "plan": signal.plan,
                     "request": signal.request_id,
                 },
+            )  # fmt: skip
+        elif isinstance(signal, CacheHitRateChanged):
+            self._cache.log(
+                logging.WARNING if signal.low else logging.INFO,
+                "hit rate of %s: %.2f", signal.cls, signal.rate,
+                extra={"cls": signal.cls, "rate": round(signal.rate, 4), "wanted": signal.wanted},
             )  # fmt: skip
         elif isinstance(signal, StatementRepeated):
             self._database.info(

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from springtide.signals import (
     BehindFailed,
     BehindFlushed,
+    CacheHitRateChanged,
     CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
@@ -399,6 +400,13 @@ class MetricsSink:
             ),
             max_series=100, open_ended=(1,),
         )  # fmt: skip
+        self._hit_rate_low = Series(
+            Gauge(
+                "springtide_cache_hit_rate_low", "1: the hit rate of a class is below what is wanted of it.",
+                ["class"], registry=registry,
+            ),
+            max_series=200, open_ended=(0,),
+        )  # fmt: skip
         self._lowered = Series(
             Counter(
                 "springtide_http_policies_lowered_total", "Answers kept for less than was declared.",
@@ -503,6 +511,8 @@ class MetricsSink:
             self._behind_failed.child(signal.database, signal.name).inc()
         elif isinstance(signal, PolicyLowered):
             self._lowered.child(signal.route, signal.reason).inc()
+        elif isinstance(signal, CacheHitRateChanged):
+            self._hit_rate_low.child(signal.cls).set(signal.low)
         elif isinstance(signal, RedisChanged):
             self._redis.labels(signal.redis, signal.state).inc()
         elif isinstance(signal, RelayChanged):

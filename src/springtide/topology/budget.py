@@ -3,6 +3,7 @@
     server   (app servers + workers) * pool.size per cluster, or what its pooler may open
              + 2 per worker and cluster: the listener and the heartbeat, which go round a pooler
              + 1 per process and server of a cluster with replicas: it asks who is what
+             + 1 per cluster with a cache: its relay goes round a pooler, too
              + CONTROL per server: migrations, `springtide db`, people
     pooler   (app servers + workers) * pool.size per cluster behind it
 
@@ -26,6 +27,7 @@ SUPERUSER_CONNECTIONS = (
 )
 CONTROL = 5
 PER_WORKER = 2
+RELAY = 1
 
 ADVICE = "or lower the number of processes or pool.size"
 
@@ -64,6 +66,8 @@ def server_demand(topology: Topology) -> dict[str, Demand]:
             if node == cluster.primary:
                 term = f"{workers[1]} {workers[0]} * {PER_WORKER} (listener, heartbeat)"
                 demand.add(workers[0] * PER_WORKER, term)
+                if topology.cache is not None:
+                    demand.add(RELAY, f"{RELAY} (relay of the cache)")
             if cluster.replicas:
                 demand.add(processes, f"{counted} * 1 (who is primary)")
     for demand in demands.values():

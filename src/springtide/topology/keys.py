@@ -33,6 +33,7 @@ __all__ = [
     "entries",
     "matching",
     "network",
+    "nothing_or_at_least",
     "one_of",
     "broken",
     "redacted",
@@ -98,6 +99,14 @@ class Field:
 def at_least(lowest: float) -> Rule:
     """A finite number not below `lowest`."""
     return Rule(f"must be >= {lowest}", lambda value: _finite(value, lambda number: number >= lowest))
+
+
+def nothing_or_at_least(lowest: int) -> Rule:
+    """0, or a number not below `lowest`."""
+    return Rule(
+        f"must be 0 or >= {lowest}",
+        lambda value: _finite(value, lambda number: number == 0 or number >= lowest),
+    )
 
 
 def above(bound: float) -> Rule:

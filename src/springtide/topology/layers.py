@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from springtide.topology.keys import Key, above, at_least, between, check, each, matching, one_of
+from springtide.topology.keys import (
+    Key,
+    above,
+    at_least,
+    between,
+    check,
+    each,
+    matching,
+    nothing_or_at_least,
+    one_of,
+)
 
 __all__ = [
     "AutoscalingSpec",
@@ -153,14 +163,24 @@ class CacheSpec(Checked):
     """The two-level cache: memory of each process (L1) and Redis."""
 
     node: Annotated[str, Key(says="node of the shared level", rule=NAME, kinds=("redis",))]
-    ttl: Annotated[float, Key(says="life of a value", unit="s", rule=above(0))] = 300.0
-    warmed_ttl: Annotated[float, Key(says="life of a warmed value", unit="s", rule=above(0))] = 3600.0
-    l1_ttl: Annotated[float, Key(says="life in L1", unit="s", rule=above(0))] = 15.0
-    l1_bytes: Annotated[int, Key(says="memory of L1 per process", unit="bytes", rule=at_least(0))] = (
-        67_108_864
-    )
-    wanted_hit_rate: Annotated[float, Key(says="below this it is an alarm", rule=between(0, 1))] = 0.8
-    warm_up: Annotated[bool, Key(says="load popular keys after a start")] = True
+    ttl: Annotated[
+        float, Key(says="life of a value whose class does not say it", unit="s", rule=above(0))
+    ] = 300.0
+    l1_ttl: Annotated[float, Key(says="its part in L1; 0 = none", unit="s", rule=at_least(0))] = 15.0
+    l1_bytes: Annotated[
+        int, Key(says="memory of L1 per process; 0 = no L1", unit="bytes", rule=nothing_or_at_least(65_536))
+    ] = 67_108_864
+    wanted_hit_rate: Annotated[
+        float, Key(says="a class below this is an alarm; 0 = never", rule=between(0, 1))
+    ] = 0.8
+    warm_up: Annotated[
+        float,
+        Key(
+            says="longest time in which a process loads popular keys before it is ready; 0 = it does not",
+            unit="s",
+            rule=between(0, 60),
+        ),
+    ] = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
