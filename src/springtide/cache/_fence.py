@@ -23,9 +23,9 @@ A field that many transactions void keeps the greatest xid and the round in whic
 ("collapsed"). Then every xid up to it counts: it has to be below xmin, or (on the primary) the snapshot has
 to cover the newest mark, if that is of a later round.
 
-Absence refuses: the horizon lies in the keys that the tombstones lie in, both generations name the same
-*life*, and whatever is lost takes the horizon with it. The next beat begins another life, and marks of
-before are void.
+Absence refuses: the horizon lies in the key that the younger tombstones lie in, and names the older
+generation that belongs to it, so whatever is lost takes the horizon with it. The next beat begins another
+life, and marks of before are void.
 
 Without a database there are no snapshots. Then the lease alone decides: it was taken before the load, an
 invalidation deletes it, and a tag must not have been voided after the sequence that came with the lease.
