@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,13 +26,14 @@ from springtide.cache._level2 import Level2
 from springtide.cache._names import Names, scope_name, slot_name
 from springtide.cache._relay import Relay
 from springtide.cache._rounds import Targets
+from springtide.cache._slot import Slot
 from springtide.db import Database, ShardMap
 from springtide.db._invalidating import Recorded
 from springtide.db.pool import Pool
-from springtide.redis import Redis
+from springtide.redis import Link, Redis
 from springtide.signals import RelayChanged, Signal
 
-__all__ = ["QUICK", "Bus", "connected", "process", "relay", "running", "says", "slots"]
+__all__ = ["QUICK", "Bus", "Follower", "connected", "process", "relay", "running", "says", "slots"]
 
 QUICK: dict[str, Any] = {"every": 0.05, "busy": 0.02, "silence": 1.0, "challenge": 0.1}
 """Options of a relay that tests need not wait for."""
@@ -127,6 +129,51 @@ class Bus:
         return [field for entry in self.entries() if "f" in entry for field in entry["f"].split("\n")]
 
 
+class Follower:
+    """A reader of one bus, and what it must not miss: `answered` is what was committed, and when that was
+    known. `follow` asserts that no proof covers a write that was not heard."""
+
+    def __init__(self, bus: Bus, link: Link) -> None:
+        self.answered: dict[str, float] = {}
+        self.heard: set[str] = set()
+        self.leaders: set[str] = set()
+        self.checked = 0
+        """How often there was a proof that covered anything."""
+        self._names = bus.names
+        self._link = link
+        self._slot = Slot(
+            bus.names.slot, share=1.0, relayed=True, heard=lambda fields, _: self.heard.update(fields)
+        )
+
+    async def begin(self) -> None:
+        began = time.monotonic()
+        (entry_id, fields) = (await self._link.send("XREVRANGE", self._names.bus, "+", "-", "COUNT", 1))[0]
+        said = dict(zip(fields[::2], fields[1::2], strict=True))
+        self._slot.begin(self._names.scope, int(said[b"s"]), entry_id.decode(), began)
+
+    async def follow(self) -> None:
+        sent = time.monotonic()
+        found = await self._link.send("XREAD", "STREAMS", self._names.bus, self._slot.last_id)
+        for _, entries in found or ():
+            for entry_id, fields in entries:
+                said = dict(zip(fields[::2], fields[1::2], strict=True))
+                sequence, at = int(said[b"s"]), entry_id.decode()
+                if b"b" in said:
+                    self.leaders.add(said[b"b"].decode().partition(" ")[0])
+                    assert self._slot.beat(at, sequence, said[b"b"].decode())
+                else:
+                    assert self._slot.void(at, sequence, said[b"f"].decode().split("\n"))
+        self._slot.complete(sent)
+        due = {field for field, moment in self.answered.items() if moment <= self._slot.proof}
+        assert due <= self.heard, f"not heard, and proven: {sorted(due - self.heard)}"
+        self.checked += bool(due)
+
+    @property
+    def done(self) -> bool:
+        """Whether everything was heard."""
+        return self.answered.keys() <= self.heard
+
+
 class _Saying:
     def emit(self, signal: Signal) -> None:
         if isinstance(signal, RelayChanged):
@@ -169,10 +216,10 @@ async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         await made.wait()
 
 
-async def says(made: asyncio.subprocess.Process, word: str) -> None:
+async def says(made: asyncio.subprocess.Process, word: str, *, seconds: float = HANGS) -> None:
     """Return when the process has printed `word`."""
     assert made.stdout is not None
-    async with asyncio.timeout(HANGS):
+    async with asyncio.timeout(seconds):
         while (line := await made.stdout.readline()).strip() != word.encode():
             assert line, f"it ended without saying {word!r}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from tests._pooler import PoolerServer
 from tests._redis import RedisServer
 from tests.invalidating import TellingCache
 from tests.jobs_support import Heard
-from tests.relayed import Bus, connected, process, relay, running, says, slots
+from tests.relayed import Bus, Follower, connected, process, relay, running, says, slots
 from tests.replicated import registers, serving
 from tests.sharded import notes
 
 from springtide.cache._rounds import Targets
-from springtide.cache._slot import EVERYTHING, Slot
 from springtide.db import Database, ShardMap
 from springtide.db.pool import Pool
 from springtide.lifecycle import Group
@@ -103,52 +103,25 @@ async def test_a_proof_never_covers_a_write_that_was_not_heard(
 ) -> None:
     """Writers commit all the time and tell nobody. Whenever a reader of the bus has proof that all up to a
     moment was heard, it has heard every write that had been answered by then."""
-    loop = asyncio.get_running_loop()
-    answered: dict[str, float] = {}
-    heard: set[str] = set()
+    async with connected(redis_server) as redis, running(relay(db.pools["main"], database_url, redis)):
+        bus, link = Bus(redis_server, "user", epoch_of(db)), redis.link("")
+        assert link is not None
+        await until(lambda: len(bus.beats()) > 1)
+        reader = Follower(bus, link)
+        await reader.begin()
 
-    async def write(number: int) -> None:
-        for turn in range(30):
-            key = f"{number}-{turn}"
-            await invalidate(db, key)
-            answered[f"k:{key}"] = loop.time()
+        async def write(number: int) -> None:
+            for turn in range(30):
+                await invalidate(db, f"{number}-{turn}")
+                reader.answered[f"k:{number}-{turn}"] = time.monotonic()
 
-    async with connected(redis_server) as redis:
-        relayed = relay(db.pools["main"], database_url, redis)
-        async with running(relayed):
-            await invalidate(db, "first")
-            bus = Bus(redis_server, "user", epoch_of(db))
-            await until(lambda: "k:first" in bus.voided() and len(bus.beats()) > 1)
-            slot = Slot("user@main", share=1.0, relayed=True, heard=lambda fields, _: heard.update(fields))
-            link = redis.link("")
-            assert link is not None
-            began = loop.time()
-            first = (await link.send("XREVRANGE", bus.names.bus, "+", "-", "COUNT", 1))[0]
-            said = dict(zip(first[1][::2], first[1][1::2], strict=True))
-            slot.begin(bus.names.scope, int(said[b"s"]), first[0].decode(), began)
-            checked = 0
-            async with asyncio.TaskGroup() as group:
-                writing = [group.create_task(write(number)) for number in range(4)]
-                async with asyncio.timeout(HANGS):
-                    while not all(task.done() for task in writing) or heard - {EVERYTHING} != set(answered):
-                        sent = loop.time()
-                        for _, entries in (
-                            await link.send("XREAD", "STREAMS", bus.names.bus, slot.last_id) or ()
-                        ):
-                            for entry_id, fields in entries:
-                                said = dict(zip(fields[::2], fields[1::2], strict=True))
-                                sequence, at = int(said[b"s"]), entry_id.decode()
-                                if b"b" in said:
-                                    assert slot.beat(at, sequence, said[b"b"].decode())
-                                else:
-                                    assert slot.void(at, sequence, said[b"f"].decode().split("\n"))
-                        slot.complete(sent)
-                        due = {field for field, moment in answered.items() if moment <= slot.proof}
-                        assert due <= heard
-                        checked += bool(due)
-                        await asyncio.sleep(0.001)
-            assert checked
-            await until(lambda: none_left(db))
+        async with asyncio.timeout(HANGS), asyncio.TaskGroup() as group:
+            writing = [group.create_task(write(number)) for number in range(4)]
+            while not (all(task.done() for task in writing) and reader.done):
+                await reader.follow()
+                await asyncio.sleep(0.001)
+        assert reader.checked
+        await until(lambda: none_left(db))
 
 
 async def test_of_two_relays_one_leads(db: Database, database_url: str, redis_server: RedisServer) -> None:
