@@ -163,6 +163,11 @@ class Provenance:
             )
         self._reasons[reason] = None
 
+    def outdated(self) -> None:
+        """A value was given out in an emergency that may be older than its budget: nobody else keeps that."""
+        if not self.sealed:  # else it is on its way, and that is no fault of whoever makes it
+            self._reasons["stale"] = None
+
     @contextmanager
     def unseen(self) -> Iterator[None]:
         """For a layer that looks who asks: that somebody looked says nothing of the answer yet."""

@@ -13,9 +13,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from tests._redis import RedisServer
 from tests.integration.test_web_wire import HTTP, served
 from tests.sharded import pools
 
+from springtide.cache import Cache
 from springtide.context import current
 from springtide.db import Database, Migrator, ShardMap
 from springtide.identity.cookies import SessionCookie
@@ -101,6 +103,33 @@ async def test_a_public_stream_that_turns_personal_is_cut_off() -> None:
     ):
         with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
             await client.get("/")
+
+
+@pytest.mark.needs("redis-server")
+async def test_what_was_given_out_in_an_emergency_is_passed_on_to_nobody(redis_server: RedisServer) -> None:
+    """While the loader fails the client gets the old value; no shared cache keeps it for longer still."""
+    failing = False
+
+    async def load(id: int) -> int:
+        if failing:
+            raise ValueError
+        return id
+
+    async def handler(request: Request) -> Response:
+        return PlainTextResponse(str(await numbers.get(7)))
+
+    cache = Cache("app", redis=redis_server.url)
+    numbers = cache.define("number:{id}", int, load=load, budget=40, stale_if_error=60, http=PUBLIC)
+    transport = httpx.ASGITransport(app=route(handler))
+    async with cache, httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with asyncio.timeout(60):
+            while not numbers.stats.fills:
+                assert (await client.get("/")).headers["cache-control"] == SHARED
+                await asyncio.sleep(0.02)
+        failing = True
+        await numbers.invalidate(7)
+        answer = await client.get("/")
+        assert (answer.text, answer.headers["cache-control"]) == ("7", PRIVATE)
 
 
 @pytest.mark.parametrize("inside", ["caching", "sessions"])

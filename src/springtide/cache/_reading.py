@@ -460,6 +460,7 @@ class CacheClass(Generic[T]):
                     self.stats.stale_served["soft"] += 1
                     flight.wanted = True
                     found[flight.name] = old
+                    _say_old(context)
             flights = [flight for flight in flights if flight.name not in found]
         if not await wait(flights, self._left(context)):
             raise DeadlineExceeded(f"waiting for a load of {self.name}")
@@ -469,6 +470,8 @@ class CacheClass(Generic[T]):
             if flight.error is not None and terms.mark is not None:
                 raise flight.error  # what was there before may be what this session has changed
             value = flight.future.result()
+            if flight.error is not None:
+                _say_old(context)
             if value is not ABANDONED:
                 found[flight.name] = value
 
@@ -652,3 +655,9 @@ class CacheClass(Generic[T]):
         name: Any = (tx.shard, *key) if self._each else key[0] if self._single else key
         flight = Flight(name, entry.name, key, self._monotonic())
         self.keep(place, flight, value, outcome.size, outcome.sequence, generation, level)
+
+
+def _say_old(context: RequestContext | None) -> None:
+    """A value that may be older than the budget went into the answer."""
+    if context is not None and context.provenance is not None:
+        context.provenance.outdated()

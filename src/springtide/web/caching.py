@@ -16,6 +16,7 @@ declared or said by its own headers. These make it so, the first one is counted 
     causality                the client has written, or has seen more than an older answer would show
     granted, set-cookie      the answer itself is given to one client
     vary                     by its own header it varies by Cookie, Authorization or *
+    stale                    a value was given out in an emergency that may be older than its budget
     a class                  a cached value was used whose class has no http policy, or a private one
 
     start -> held (its body is whole and small: the ETag is made of it) -> sent | unchanged (304, no body)
