@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import enum
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from springtide._marks import ALL, MAX_MARKS, NEITHER, SECOND, Mark, mark_in, mark_of, mark_until
-from springtide.cache._session import Levels, is_unproven, levels, missed, prove, voided
+from springtide.cache._session import missed, prove, voided
 from springtide.cache._slot import Slot
 from springtide.context import LOST, CausalityToken, Identity, RequestContext
 from springtide.outbox.envelope import Envelope
+
+
+class Levels(enum.IntEnum):
+    """Which of them may answer."""
+
+    NEITHER = 0
+    SECOND = 1
+    BOTH = 2
+
+
+def levels(context: RequestContext, slot: Slot, now: float) -> Levels:
+    """What a mark means."""
+    mark = mark_of(context.causality.marks, slot.name)
+    if mark is None or mark.until <= now:
+        return Levels.BOTH
+    if mark.scope == NEITHER:
+        return Levels.NEITHER
+    return Levels.BOTH if mark.is_met(slot.scope, slot.position) else Levels.SECOND
+
 
 slots = st.sampled_from([f"c{number}@main" for number in range(12)])
 scopes = st.sampled_from(["0a1b2c3d4e", "ffffffffff", NEITHER, SECOND])
@@ -129,17 +150,15 @@ async def test_an_unproven_client_takes_what_the_slot_has_now_for_its_mark_once(
     await prove(context, slot, sequence, now=100.0, budget=2.0)
     assert not asked  # nobody is promised anything without an identity
     context.known = Identity(7, "token")
-    assert is_unproven(context, slot)
     for _ in range(2):
         await prove(context, slot, sequence, now=100.0, budget=2.0)
     assert asked == ["users@main"]
-    assert not is_unproven(context, slot)
     assert context.causality.grown == 0  # an answer that only reads stays as it was
     assert levels(context, slot, 100.0) == Levels.SECOND
     slot.position = 7
     assert levels(context, slot, 100.0) == Levels.BOTH
-    proven = RequestContext(known=Identity(7, "token"))
-    assert not is_unproven(proven, slot)
+    await prove(RequestContext(known=Identity(7, "token")), slot, sequence, now=100.0, budget=2.0)
+    assert asked == ["users@main"]  # one that brought a token has said what it asks
 
 
 async def test_an_unproven_client_is_not_answered_from_this_process_when_nobody_can_say() -> None:

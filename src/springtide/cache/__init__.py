@@ -17,7 +17,7 @@ _level2   the second level: the values of one class in Redis; lua/ has its scrip
 _names    what keys are called there, and what the bus says
 _codec    values as bytes
 _bus      the listener: one connection per server, for all classes
-_session  which levels may answer a request, so that it sees its own writes
+_session  what a request asks of both, so that it sees its own writes
 _slot     what this process has heard of a class's invalidations, and what that proves
 """
 

@@ -1,4 +1,4 @@
-"""Which levels of a cache may answer a request, so that a session always reads its own writes.
+"""What a request asks of a cache, so that a session always reads its own writes.
 
 A write is heard of by other processes a little later, within the class's budget. Who wrote must not wait
 for that, and may be served by any process next. So its causality token takes a mark (`_marks.py`): the
@@ -18,38 +18,13 @@ Who has neither a token nor an identity is promised nothing.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Awaitable, Callable
 
-from springtide._marks import NEITHER, SECOND, Mark, mark_of, mark_until
+from springtide._marks import NEITHER, SECOND, Mark, mark_until
 from springtide.cache._slot import Slot
 from springtide.context import RequestContext
 
-__all__ = ["Levels", "levels", "missed", "prove", "voided"]
-
-
-class Levels(enum.IntEnum):
-    """Which of them may answer."""
-
-    NEITHER = 0
-    SECOND = 1
-    BOTH = 2
-
-
-def levels(context: RequestContext, slot: Slot, now: float) -> Levels:
-    """What may answer this request; `now` is since 1970. For an unproven one, `prove` comes first."""
-    mark = mark_of(context.causality.marks, slot.name)
-    if mark is None or mark.until <= now:
-        return Levels.BOTH
-    if mark.scope == NEITHER:
-        return Levels.NEITHER
-    return Levels.BOTH if mark.is_met(slot.scope, slot.position) else Levels.SECOND
-
-
-def is_unproven(context: RequestContext, slot: Slot) -> bool:
-    """Whether `prove` has something to ask."""
-    proven = context.unproven
-    return proven is not None and context.known is not None and slot.name not in proven
+__all__ = ["missed", "prove", "voided"]
 
 
 async def prove(
