@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests._redis import RedisServer
+from tests._redis import RedisCluster, RedisServer, SentinelGroup
 
 from springtide.cache._bus import COUNT, Bus
 from springtide.cache._names import Names, scope_name
@@ -85,8 +85,10 @@ class Listener:
 
 
 @asynccontextmanager
-async def listening(server: RedisServer, *, connections: int = 1) -> AsyncIterator[tuple[Redis, Bus]]:
-    redis = Redis(server.url, timeout=HANGS if connections == 1 else 0.25, connections=connections)
+async def listening(
+    server: RedisServer | RedisCluster | SentinelGroup, *, timeout: float = HANGS, connections: int = 1
+) -> AsyncIterator[tuple[Redis, Bus]]:
+    redis = Redis(server.url, timeout=timeout, connections=connections)
     bus = Bus(redis, wait=0.05)
     await redis.start()
     try:
@@ -268,7 +270,7 @@ async def test_proof_ends_while_redis_stands_still_and_comes_back(
 ) -> None:
     """Nothing tells the process: the moment passes. The same server goes on, so nothing has to go."""
     server = own_redis()
-    async with listening(server, connections=2) as (redis, bus):
+    async with listening(server, timeout=0.25, connections=2) as (redis, bus):
         users = Listener(redis, bus)
         await users.proven()
         generation = users.slot.generation
@@ -308,6 +310,44 @@ async def test_a_slot_is_followed_once(redis_server: RedisServer) -> None:
         users = Listener(redis, bus)
         with pytest.raises(ValueError, match="slot users@main is followed already"):
             bus.follow(users.slot, users.scope)
+
+
+async def test_a_failover_is_another_scope(own_sentinel: Callable[..., SentinelGroup]) -> None:
+    """A replica that became the primary may lack what was voided last: nothing of before is held."""
+    group = own_sentinel(replicas=1)
+    async with listening(group, timeout=0.25) as (redis, bus):
+        users = Listener(redis, bus)
+        await users.proven()
+        before = users.slot.scope
+        users.heard.clear()
+        await asyncio.to_thread(group.failover)
+        await until(lambda: users.slot.scope not in (before, ""), "another scope")
+        assert users.heard[0] == EVERYTHING
+        await users.proven_anew()
+
+
+async def test_in_a_cluster_each_node_is_listened_to(
+    own_redis_cluster: Callable[..., RedisCluster],
+) -> None:
+    """Slots of several nodes are heard and proven, and one that moves to another node begins anew there."""
+    cluster = own_redis_cluster(nodes=2)
+    names = [f"{name}@main" for name in ("users", "items", "carts", "feeds", "posts", "tags")]
+    async with listening(cluster) as (redis, bus):
+        slots = {name: Listener(redis, bus, name) for name in names}
+        for slot in slots.values():
+            await slot.proven()
+        owners = {name: cluster.owner(f"{{{name}}}") for name in names}
+        assert len({owner.port for owner in owners.values()}) == 2
+        for name, slot in slots.items():
+            sequence = await slot.void(f"k:{name}")
+            await until(lambda slot=slot, s=sequence: slot.slot.position == s, f"the void of {name}")
+            assert slot.heard == [EVERYTHING, f"k:{name}"]
+            await slot.proven_anew()
+        moved = slots[names[0]]
+        before, target = moved.slot.scope, next(o for o in owners.values() if o is not owners[names[0]])
+        await asyncio.to_thread(cluster.move, f"{{{names[0]}}}", target)
+        await until(lambda: moved.slot.scope not in (before, ""), "another scope for what has moved")
+        await moved.proven_anew()
 
 
 FROZEN = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from tests.sharded import notes
 
 from springtide.context import Identity, current
 from springtide.db import Database
+from springtide.testing.faults import FaultProxy
 from springtide.web.asgi import Layers
 from springtide.web.causality import HEADER, Carrier, CausalityKeys, new_key
 
@@ -62,12 +63,15 @@ class Process:
 @asynccontextmanager
 async def processes(
     server: RedisServer, db: Database, *, timeout: float = HANGS
-) -> AsyncIterator[tuple[Process, Process]]:
+) -> AsyncIterator[tuple[Process, Process, FaultProxy]]:
+    """Two of them, the first one with a proxy between it and Redis."""
     async with AsyncExitStack() as stack:
         same = Database("notes", db.shards, db.pools)
-        one = await stack.enter_async_context(node(server, db, timeout=timeout))
+        proxy = await stack.enter_async_context(FaultProxy(target=server.port))
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        one = await stack.enter_async_context(node(url, db, timeout=timeout))
         other = await stack.enter_async_context(node(server, same, timeout=timeout))
-        yield Process(one), Process(other)
+        yield Process(one), Process(other), proxy
 
 
 async def warm(process: Process) -> None:
@@ -93,7 +97,7 @@ async def test_a_client_sees_its_write_on_a_process_that_has_not_heard_of_it(
     redis_server: RedisServer, db: Database, by: str
 ) -> None:
     """The other process has the old value in its memory, with proof, and is deaf for the moment."""
-    async with processes(redis_server, db) as (one, other):
+    async with processes(redis_server, db) as (one, other, _):
         await one.node.write(7, "0")
         user = "&user=9" if by == "name" else ""
         for turn in range(1, 6):
@@ -108,43 +112,37 @@ async def test_a_client_sees_its_write_on_a_process_that_has_not_heard_of_it(
 
 
 async def test_a_bearer_sees_a_write_that_the_cache_could_not_be_told(
-    own_redis: Callable[..., RedisServer], db: Database
+    redis_server: RedisServer, db: Database
 ) -> None:
-    """Redis stands still: the answer waits until no process trusts what it has from before."""
-    server = own_redis()
-    async with processes(server, db, timeout=0.25) as (one, other):
+    """Who wrote is cut off from Redis: his answer waits until no process trusts what it has from before."""
+    async with processes(redis_server, db, timeout=0.25) as (one, other, proxy):
         await one.node.write(7, "old")
         await warm(other)
-        server.freeze()
-        try:
-            await one.ask("POST", "/7?text=new&user=9")
-            read = await other.ask("GET", "/7?user=9")
-        finally:
-            server.thaw()
+        proxy.stall()
+        await one.ask("POST", "/7?text=new&user=9")
+        read = await other.ask("GET", "/7?user=9")
+        proxy.resume()
         assert read.text == "new"
 
 
 async def test_a_client_with_a_token_reads_past_both_levels_what_they_could_not_be_told(
-    own_redis: Callable[..., RedisServer], db: Database
+    redis_server: RedisServer, db: Database
 ) -> None:
     """It need not wait for the answer to its write: its token says that no level has it."""
-    server = own_redis()
-    async with processes(server, db, timeout=0.25) as (one, other):
+    async with processes(redis_server, db, timeout=0.25) as (one, other, proxy):
         first = await one.ask("POST", "/7?text=old")
         headers = {NAME: first.headers[NAME]}
         await warm(other)
-        server.freeze()
-        try:
-            wrote = await one.ask("POST", "/7?text=new&user=9", headers=headers)
-            read = await other.ask("GET", "/7?user=9", headers={NAME: wrote.headers[NAME]})
-        finally:
-            server.thaw()
+        proxy.stall()
+        wrote = await one.ask("POST", "/7?text=new&user=9", headers=headers)
+        read = await other.ask("GET", "/7?user=9", headers={NAME: wrote.headers[NAME]})
+        proxy.resume()
         assert read.text == "new"
 
 
 async def test_tasks_that_a_write_starts_see_it_too(redis_server: RedisServer, db: Database) -> None:
     """Several reads at once by a client that was deaf a moment ago: none of them is from before."""
-    async with processes(redis_server, db) as (one, other):
+    async with processes(redis_server, db) as (one, other, _):
         await one.node.write(7, "old")
         await warm(other)
         deafen(redis_server)
