@@ -20,6 +20,7 @@ from springtide.db import Database, Migrator, ShardMap
 from springtide.errors import CacheDefinitionError
 from springtide.services.module import ModuleContext
 from springtide.signals import NullSink
+from springtide.topology import load
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cache.md"
 NO_OPTIONS = {"self", "name", "pattern", "type", "database", "clock", "sink", "key_type"}
@@ -73,6 +74,14 @@ async def test_the_five_minutes(redis_server: RedisServer, database_url: str, tm
                 await profiles.rename(7, "Grace")
                 assert (await profiles.get(7)).name == "Grace"
                 assert await profiles.get(8) is None
+
+
+def test_the_lines_of_the_topology_are_enough(tmp_path: Path) -> None:
+    """In a file that says nothing else about a cache."""
+    file = tmp_path / "springtide.toml"
+    file.write_text(f'name = "shop"\nstage = 1\napp = "shop:app"\n{block("topology")}')
+    spec = load(file).cache
+    assert spec is not None and spec.node == "redis"
 
 
 async def test_the_budget_error_reads_as_the_page_shows_it(database_url: str) -> None:
