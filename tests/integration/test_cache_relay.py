@@ -350,8 +350,33 @@ async def test_it_works_past_a_pooler(
             bus = Bus(redis_server, "user", epoch_of(db))
             await until(lambda: "k:1" in bus.voided())
             await until(lambda: none_left(db))
+            await until(lambda: len(bus.beats()) > 2)
             assert [one.leads for one in pair].count(True) == 1
             assert len(bus.leaders()) == 1
+
+
+@pytest.mark.needs("pgbouncer")
+async def test_a_pooler_in_the_place_of_the_server_is_told(
+    db: Database,
+    database_url: str,
+    redis_server: RedisServer,
+    own_pooler: Callable[..., PoolerServer],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A lock that is held through a pooler is anybody's: such a relay never leads, and says why, once."""
+    pooler = await asyncio.to_thread(own_pooler, {"main": database_url}, server_connections=2)
+    said, tries = "unsupported startup parameter", list[str]()
+
+    def dsn() -> str:
+        tries.append(pooler.url("main"))
+        return tries[-1]
+
+    async with connected(redis_server) as redis:
+        relayed = relay(db.pools["main"], dsn, redis)
+        async with running(relayed):
+            await until(lambda: len(tries) > 3)
+            assert not relayed.leads
+    assert sum(said in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_a_relay_survives_storms_of_start_stop_and_cancel(

@@ -104,6 +104,7 @@ class Relay:
         self._delay = delay
         self._silence = silence
         self._told = float("-inf")
+        self._fault = ""
         self._clock = clock or SystemClock()
         self._sink = sink or NullSink()
         self._leading = Leading(
@@ -136,8 +137,11 @@ class Relay:
                     await self._tell_the_oldest()
                 elif not await self._leading.led():
                     await self._try_to_lead()
+                self._fault = ""
             except (SpringtideError, asyncpg.PostgresError, TimeoutError, OSError) as error:
-                _log.info("%s: %s", self.name, error)
+                if (fault := str(error)) != self._fault:  # the same again, twice a second, helps nobody
+                    _log.warning("%s: %s", self.name, fault)
+                    self._fault = fault
             await self._clock.sleep(self._challenge * self._draw.uniform(0.5, 1.5))
 
     async def _try_to_lead(self) -> None:
