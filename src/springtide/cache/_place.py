@@ -30,13 +30,18 @@ __all__ = ["Place"]
 
 
 class Place:
-    """See the module. shard: None without a database. redis: None: nothing is kept."""
+    """See the module. shard: None without a database. redis: None: nothing is kept.
+
+    copy: which of the class's copies this process reads and fills. Every copy is a slot of its own, with its
+    own bus and tombstones; who invalidates tells all of them (`levels_now`), and the relay beats all.
+    """
 
     def __init__(
         self,
         definition: Definition,
         shard: str | None,
         *,
+        copy: int = 0,
         platform: str,
         redis: Redis | None,
         view: View | None,
@@ -49,19 +54,19 @@ class Place:
         self.flights: dict[str, Flight] = {}
         """key -> the load that whoever comes may join."""
         self.slot = Slot(
-            slot_name(definition.name, shard or ""),
+            slot_name(definition.name, shard or "", copy=copy),
             share=definition.parts.trusted,
             relayed=shard is not None,
             heard=self.hear,
         )
         self.view = view
-        self._tag = f"{{{self.slot.name}}}"
+        self.names = [slot_name(definition.name, shard or "", copy=n) for n in range(definition.copies)]
+        """The slots of all copies."""
         self._platform = platform
         self._redis = redis
         self._codec = codec
         self._monotonic = clock.monotonic
-        self._level: Level2[Any] | None = None
-        self._link: Link | None = None
+        self._levels: dict[str, tuple[Link, int, Level2[Any]]] = {}
 
     @property
     def epoch(self) -> int | None:
@@ -77,36 +82,40 @@ class Place:
 
     def level(self) -> Level2[Any] | None:
         """The second level as it can be reached now; None: it cannot."""
-        link = self.link_now()
-        return None if link is None or (epoch := self.epoch) is None else self.level_of(link, epoch)
-
-    def link_now(self) -> Link | None:
-        """What serves the keys of the slot now."""
-        return None if self._redis is None else self._redis.link(self._tag)
+        return None if (epoch := self.epoch) is None else self.level_now(epoch)
 
     def level_now(self, epoch: int) -> Level2[Any] | None:
         """The level of this history, whatever else is known of the database."""
-        link = self.link_now()
-        return None if link is None else self.level_of(link, epoch)
+        return self._level_of(self.slot.name, epoch)
 
-    def level_of(self, link: Link, epoch: int) -> Level2[Any]:
-        made = self._level
-        known = (made.epoch or 0) if made is not None else None
-        if made is None or self._link is not link or known != epoch:
-            definition = self.definition
-            names = Names(self.slot.name, scope_name(self._platform, link.run_id, self.shard or "", epoch))
-            made = self._level = Level2(
-                link,
-                names,
-                self._codec,
-                cluster=self.shard,
-                epoch=None if self.shard is None else epoch,
-                tagged=definition.tagger.any,
-                aged=definition.grace > 0,
-                life=definition.ttl + definition.grace,
-                aside=definition.stale_if_error,
-            )
-            self._link = link
+    def levels_now(self, epoch: int) -> dict[str, Level2[Any] | None]:
+        """Those of all copies, by slot."""
+        return {name: self._level_of(name, epoch) for name in self.names}
+
+    def link_now(self, slot: str) -> Link | None:
+        """What serves the keys of a copy now."""
+        return None if self._redis is None else self._redis.link(f"{{{slot}}}")
+
+    def _level_of(self, slot: str, epoch: int) -> Level2[Any] | None:
+        link = self.link_now(slot)
+        if link is None:
+            return None
+        known = self._levels.get(slot)
+        if known is not None and known[0] is link and known[1] == epoch:
+            return known[2]
+        definition = self.definition
+        made: Level2[Any] = Level2(
+            link,
+            Names(slot, scope_name(self._platform, link.run_id, self.shard or "", epoch)),
+            self._codec,
+            cluster=self.shard,
+            epoch=None if self.shard is None else epoch,
+            tagged=definition.tagger.any,
+            aged=definition.grace > 0,
+            life=definition.ttl + definition.grace,
+            aside=definition.stale_if_error,
+        )
+        self._levels[slot] = (link, epoch, made)
         return made
 
     def trusted(self, level: Level2[Any] | None) -> bool:

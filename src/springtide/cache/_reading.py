@@ -95,6 +95,7 @@ class CacheClass(Generic[T]):
             shard: Place(
                 definition,
                 shard,
+                copy=cache.turn % definition.copies,
                 platform=cache.platform,
                 redis=cache.redis,
                 view=view,

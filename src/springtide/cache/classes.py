@@ -44,6 +44,9 @@ LEAST_REPLICA = 0.05
 
 MAX_SECONDS = 30 * 86_400.0
 
+MAX_COPIES = 4
+"""A session's mark names each of them, and a session carries eight marks."""
+
 Loader = Callable[..., Any]
 
 
@@ -134,6 +137,7 @@ class Definition:
     hard_timeout: float
     max_bytes: int
     http: HttpPolicy | None
+    copies: int
     parts: Budget = field(init=False)
     tagger: Tags = field(init=False)
     kinds: tuple[type, ...] = field(init=False)
@@ -225,6 +229,10 @@ class Definition:
         between("stale_if_error", 0.0)
         between("hard_timeout", 0.0, open_end=True, most=3600.0)
         between("max_bytes", 64, most=64 << 20)
+        if type(self.copies) is not int or not 1 <= self.copies <= MAX_COPIES:
+            self._refuse("copies", f"must be a whole number from 1 to {MAX_COPIES}")
+        if self.copies > 1 and self.database is None:
+            self._refuse("copies", "must be 1 without a database: nobody but its relay tells every copy")
         if self.negative is not None:
             between("negative", 0.0, open_end=True)
         if self.l1 is not FORBIDDEN:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,6 +71,7 @@ class Cache:
     l1_bytes: memory of the first level for all classes; 0: there is none.
     ttl, l1:  of classes that do not say it themselves, seconds.
     max_loads: loads under way at once; `max_waiting` more wait for their turn, and the next one is refused.
+    turn:     which copy this process reads, of classes that have several; None: one by chance.
     dsns:     shard -> where its primary answers itself, past a pooler; None: where its pool leads.
     """
 
@@ -83,6 +85,7 @@ class Cache:
         l1: float = 15.0,
         max_loads: int = 16,
         max_waiting: int = 1000,
+        turn: int | None = None,
         dsns: Mapping[str, str] | None = None,
         clock: Clock | None = None,
         sink: Sink | None = None,
@@ -106,6 +109,7 @@ class Cache:
         self._ttl = ttl
         self._l1 = l1
         self._dsns = dsns
+        self.turn = random.randrange(1 << 16) if turn is None else turn  # noqa: S311 - spreads load
         self._classes: dict[str, CacheClass[Any]] = {}
         self._loads: set[Load] = set()
         self._beside: set[asyncio.Task[None]] = set()
@@ -179,12 +183,13 @@ class Cache:
 
     def _slots(self, shard: str, epoch: int) -> dict[str, list[Level2[Any]] | None]:
         """What the relay of a cluster tells and beats: the level of each class there."""
-        levels = {
-            cls.name: cls.places[shard].level_now(epoch)
-            for cls in self._classes.values()
-            if shard in cls.places
-        }
-        return {name: None if level is None else [level] for name, level in levels.items()}
+        found: dict[str, list[Level2[Any]] | None] = {}
+        for cls in self._classes.values():
+            if shard in cls.places:
+                levels = cls.places[shard].levels_now(epoch).values()
+                reached = [level for level in levels if level is not None]
+                found[cls.name] = reached if len(reached) == len(levels) else None
+        return found
 
     async def _close(self) -> None:
         loads = list(self._loads)
@@ -235,6 +240,7 @@ class Cache:
         hard_timeout: float = 5.0,
         max_bytes: int = 1 << 20,
         http: HttpPolicy | None = None,
+        copies: int = 1,
     ) -> CacheClass[T]:
         """A family of values with one policy; before the start, once per pattern.
 
@@ -259,6 +265,8 @@ class Cache:
         hard_timeout: seconds after which a load is given up (LoadTimeout).
         max_bytes: of a stored value; a larger one is loaded by each who asks.
         http:      what caches of HTTP answers may do with answers made of it; None: no shared one keeps them.
+        copies:    in Redis, on nodes of their own where there are several: a process reads one, a write
+                   invalidates all. For a class that is read more often than one node can answer.
 
         Raises CacheDefinitionError.
         """
@@ -286,6 +294,7 @@ class Cache:
             hard_timeout=hard_timeout,
             max_bytes=max_bytes,
             http=http,
+            copies=copies,
         )
         self._check_new(definition)
         if database is not None and database.invalidations is None:
@@ -409,29 +418,43 @@ class Cache:
         """Tell the second level, and the session what it has to ask of it from now on."""
         if self.redis is None:
             return None
-        level = place.level_now(epoch)
-        failure: Exception | None = None
-        sequence = 0
-        if level is None:
-            failure = RedisUnavailable(self.redis.name, "nobody is connected")
+        levels = place.levels_now(epoch)
+        if len(levels) == 1:
+            told = [await self._void_one(place, level, named, xid) for level in levels.values()]
         else:
-            try:
-                sequence = await level.void(named, xid=xid)
-            except AWAY as error:
-                failure = error
-        context, slot, now, budget = current(), place.slot, self.clock.now(), cls.definition.budget
+            told = await asyncio.gather(
+                *(self._void_one(place, level, named, xid) for level in levels.values())
+            )
+        context, now, budget = current(), self.clock.now(), cls.definition.budget
+        failure: Exception | None = None
+        for (slot, level), answer in zip(levels.items(), told, strict=True):
+            if isinstance(answer, Exception):
+                failure = answer
+                if context is not None:
+                    share = place.slot.share
+                    _session.missed(context, slot, now=now, budget=budget, committed=committed, share=share)
+            elif context is not None and level is not None:
+                _session.voided(context, slot, level.names.scope, answer, now=now, budget=budget)
         if failure is None:
             cls.stats.voided += 1
-            place.hear(named, sequence)  # what was begun or filled while it was told
-            if context is not None and level is not None:
-                _session.voided(context, slot.name, level.names.scope, sequence, now=now, budget=budget)
         else:
             cls.stats.unvoided += 1
-            if context is not None:
-                _session.missed(
-                    context, slot.name, now=now, budget=budget, committed=committed, share=slot.share
-                )
         return failure
+
+    async def _void_one(
+        self, place: Place, level: Level2[Any] | None, named: Sequence[str], xid: int | None
+    ) -> int | Exception:
+        """Tell one copy: the sequence, or why it could not be told."""
+        assert self.redis is not None
+        if level is None:
+            return RedisUnavailable(self.redis.name, "nobody is connected")
+        try:
+            sequence = await level.void(named, xid=xid)
+        except AWAY as error:
+            return error
+        if level.names.slot == place.slot.name:
+            place.hear(named, sequence)  # what was begun or filled while it was told
+        return sequence
 
 
 async def _quietly(work: Coroutine[Any, Any, None]) -> None:

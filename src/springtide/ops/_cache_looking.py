@@ -19,11 +19,12 @@ from springtide.lifecycle import Group
 
 if TYPE_CHECKING:
     from springtide.cache import CacheClass
+    from springtide.cache._level2 import Level2
     from springtide.cache._place import Place
     from springtide.db import Database
     from springtide.lifecycle import Service
     from springtide.platform import Platform
-    from springtide.redis import Redis
+    from springtide.redis import Link, Redis
 
 __all__ = ["hottest", "invalidate", "look", "sentences"]
 
@@ -60,19 +61,23 @@ async def hottest(platform: Platform, names: Sequence[str], count: int) -> dict[
 
 
 async def look(platform: Platform, cls: CacheClass[Any], key: Sequence[int | str]) -> list[dict[str, Any]]:
-    """What the shared level has of the value, for each shard that may have it."""
-    async with _reaching(platform):
-        return [await _look(cls, place, key) for place in cls.places_of(key)]
+    """What the shared level has of the value: each copy of it, on each shard that may have it."""
+    found = []
+    async with _reaching(platform) as redis:
+        for place in cls.places_of(key):
+            epoch = await _epoch(place.database, place.shard)
+            for slot, level in place.levels_now(epoch).items():
+                link = place.link_now(slot)
+                if level is None or link is None:
+                    raise RedisUnavailable(redis.name, "nobody answers")
+                found.append(await _look(cls, place, key, level, link))
+    return found
 
 
-async def _look(cls: CacheClass[Any], place: Place, key: Sequence[int | str]) -> dict[str, Any]:
-    name = cls.key(*key)
-    epoch = await _epoch(place.database, place.shard)
-    level = place.level_now(epoch)
-    if level is None:
-        raise RedisUnavailable("of the cache", "nobody answers")
-    names, link = level.names, place.link_now()
-    assert link is not None
+async def _look(
+    cls: CacheClass[Any], place: Place, key: Sequence[int | str], level: Level2[Any], link: Link
+) -> dict[str, Any]:
+    name, names = cls.key(*key), level.names
     field, prefix = key_field(name), names.prefix
     asked = [
         link.send("GET", names.value(name)),
@@ -117,8 +122,7 @@ async def _epoch(database: Database | None, shard: str | None) -> int:
 
 def sentences(place: dict[str, Any]) -> list[str]:
     """What `look` found, for people."""
-    on = f" on {place['shard']}" if place["shard"] else ""
-    lines = [f"{place['key']}{on}"]
+    lines = [f"{place['key']} in {place['slot']}"]
     if place["void"]:
         lines.append("  value      there, but a tag of it was invalidated: nobody is given it")
     elif not place["there"]:
