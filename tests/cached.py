@@ -19,10 +19,11 @@ import msgspec
 from tests._redis import RedisServer
 
 from springtide.cache import Cache, CacheClass
+from springtide.cache._place import Place
 from springtide.db import Bucket, Database, Queries
 from springtide.redis import Redis
 
-__all__ = ["HANGS", "Node", "Note", "node", "until"]
+__all__ = ["HANGS", "Node", "Note", "another", "client", "node", "until"]
 
 HANGS = 60.0
 """Seconds that only tell a slow machine from one that hangs."""
@@ -46,6 +47,21 @@ async def until(condition: Callable[[], Any]) -> Any:
             await asyncio.sleep(0.005)
 
 
+@asynccontextmanager
+async def client(server: RedisServer, *, timeout: float = HANGS) -> AsyncIterator[Redis]:
+    redis = Redis(server.url, timeout=timeout)
+    await redis.start()
+    try:
+        yield redis
+    finally:
+        await redis.stop()
+
+
+def another(db: Database) -> Database:
+    """The same database as another process has it."""
+    return Database(db.name, db.shards, db.pools, servers=db.servers)
+
+
 class Node:
     """See the module."""
 
@@ -56,8 +72,8 @@ class Node:
         self.go = asyncio.Event()
         self.go.set()
         self.error: Exception | None = None
-        self.read: Callable[[], Any] | None = None
-        """Called by the loader between its read and its end."""
+        self.reads = 0
+        """How often the loader has read the rows."""
         self.notes: CacheClass[Note] = cache.define(
             "note:{id:int}",
             Note,
@@ -70,6 +86,27 @@ class Node:
     @property
     def stats(self) -> Any:
         return self.notes.stats
+
+    @property
+    def place(self) -> Place:
+        return self.notes.places["main"]
+
+    @property
+    def entries(self) -> Mapping[Any, Any]:
+        """What this process's memory has, by id."""
+        assert self.notes.view is not None
+        return self.notes.view.entries
+
+    async def deaf(self) -> None:
+        """Hear nothing from now on, while what was heard proves what is kept for a long time."""
+        assert self.cache._bus is not None
+        slot = self.place.slot
+        slot.share = 1000.0
+        good = slot.good_until
+        await until(lambda: slot.good_until > good + 100.0)
+        for reader in (bus := self.cache._bus)._readers.values():
+            reader.cancel()
+        await bus._task.stop()
 
     def hold(self) -> None:
         """Loaders wait after their read, until `go` is set."""
@@ -88,13 +125,14 @@ class Node:
         rows = await source.fetch(
             "select id, text, rank from notes.note where bucket = 0 and id = any($1)", list(ids)
         )
+        self.reads += 1
         await self.go.wait()
         return {row["id"]: Note(row["id"], row["text"], row["rank"]) for row in rows}
 
     async def write(
         self, id: int, text: str, *, rank: int | None = None, told: bool = True, tags: Sequence[str] = ()
     ) -> None:
-        """The row as it is from now on; told: with its invalidation."""
+        """The row as it is from now on; told: its key is invalidated, as well as the tags."""
         async with self.db.write(Bucket(0)) as tx:
             await tx.execute(
                 "insert into notes.note (bucket, id, text, rank) values (0, $1, $2, $3)"
@@ -103,6 +141,8 @@ class Node:
             )  # fmt: skip
             if told:
                 tx.invalidate(self.notes, id, tags=tags)
+            elif tags:
+                tx.invalidate(self.notes, tags=tags)
 
     async def text(self, id: int) -> str | None:
         note = await self.notes.get(id)
@@ -110,8 +150,7 @@ class Node:
 
     async def trusted(self) -> None:
         """Wait until the slot is proven and has a horizon, so that what is loaded is kept."""
-        place = self.notes.places["main"]
-        await until(lambda: place.trusted(place.level()))
+        await until(lambda: self.place.trusted(self.place.level()))
         probe = self.cache.classes["probe"]
 
         async def kept() -> bool:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from tests._redis import RedisServer
-from tests.cached import node
+from tests.cached import Node, Note, another, client, node, until
 from tests.sharded import notes
 
-from springtide.db import Database
+from springtide.cache import EACH, FORBIDDEN, Cache
+from springtide.cache._scripts import GET
+from springtide.context import CausalityToken, Consistency, RequestContext, activate, reading
+from springtide.db import Bucket, Database, Queries
+from springtide.redis import Script
 
 pytestmark = pytest.mark.needs("redis-server")
 
@@ -22,15 +28,9 @@ async def db(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
         yield db
 
 
-@asynccontextmanager
-async def another(db: Database) -> AsyncIterator[Database]:
-    """The same database as another process has it."""
-    yield Database("notes", db.shards, db.pools)
-
-
 async def test_what_was_loaded_is_kept_in_both_levels(redis_server: RedisServer, db: Database) -> None:
     """The second level serves other processes, the first one this one; nothing is loaded twice."""
-    async with node(redis_server, db) as here, another(db) as same, node(redis_server, same) as there:
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
         await here.write(7, "old")
         assert await here.text(7) == "old"
         assert [await here.text(7) for _ in range(3)] == ["old"] * 3
@@ -39,3 +39,504 @@ async def test_what_was_loaded_is_kept_in_both_levels(redis_server: RedisServer,
         assert (there.stats.loads, there.stats.l2_hits) == (0, 1)
         assert await there.text(7) == "old"
         assert there.stats.l1_hits == 1
+
+
+async def test_a_write_ends_what_it_invalidates_everywhere(redis_server: RedisServer, db: Database) -> None:
+    """In this process when the write ends, in others as soon as they hear of it; a tag ends all that carry
+    it, and what the write did not name stays."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        for id, rank in ((1, 5), (2, 5), (3, 6)):
+            await here.write(id, "old", rank=rank)
+        for one in (here, there):
+            assert [await one.text(id) for id in (1, 2, 3)] == ["old"] * 3
+        await here.write(1, "new", rank=5)
+        assert await here.text(1) == "new"
+        await until(lambda: 1 not in there.entries)
+        assert await there.text(1) == "new"
+        assert {2, 3} <= set(there.entries)
+        await here.write(2, "new", rank=5, told=False, tags=["rank:5"])
+        assert [await here.text(id) for id in (1, 2)] == ["new", "new"]
+        await until(lambda: 2 not in there.entries)
+        assert [await there.text(id) for id in (1, 2, 3)] == ["new", "new", "old"]
+        assert set(there.entries) == {1, 2, 3}
+
+
+async def test_what_was_read_before_a_write_does_not_come_back_after_it(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """A loader that is slow between its read and its end has read the old row. Who waited has it, nobody
+    else: neither level keeps it, and whoever comes after the write begins a load of his own."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        await here.write(7, "old")
+        for slow in (here, there):
+            slow.hold()
+            early = asyncio.create_task(slow.text(7))
+            await until(lambda slow=slow: slow.reads)
+            slot = slow.place.slot
+            heard = slot.position
+            await here.write(7, "new")
+            await until(lambda slot=slot, heard=heard: slot.position > heard)
+            late = asyncio.create_task(slow.text(7))
+            await until(lambda slow=slow: slow.reads == 2)
+            slow.go.set()
+            assert await early == "old"
+            assert await late == "new"
+            assert [await one.text(7) for one in (here, there)] == ["new", "new"]
+            assert sum(slow.stats.refused.values()) >= 1
+            await here.write(7, "old")
+            slow.reads = 0
+            await until(lambda: not here.entries and not there.entries)
+
+
+async def test_the_first_level_takes_nothing_that_was_invalidated_on_its_way(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """A value leaves Redis, its invalidation overtakes it on the bus: the caller has it, this memory not."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        await here.write(7, "old")
+        assert await here.text(7) == "old"
+        link = there.cache.redis.link() if there.cache.redis is not None else None
+        assert link is not None
+        call, go, answered = link.call, asyncio.Event(), asyncio.Event()
+
+        async def late(script: Script, keys: Any, args: Any) -> Any:
+            answer = await call(script, keys, args)
+            if script is GET:
+                answered.set()
+                await go.wait()
+            return answer
+
+        link.call = late  # type: ignore[assignment, method-assign]  # the answer is on its way for longer
+        reader = asyncio.create_task(there.text(7))
+        await answered.wait()
+        heard = there.place.slot.position
+        await here.write(7, "new")
+        await until(lambda: there.place.slot.position > heard)
+        go.set()
+        assert await reader == "old"
+        assert 7 not in there.entries
+        assert await there.text(7) == "new"
+
+
+async def test_a_hundred_misses_over_four_processes_are_one_load(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """25 callers in each of four processes: a lease lets one of them ask the database."""
+    async with (
+        node(redis_server, db) as one,
+        node(redis_server, another(db)) as two,
+        node(redis_server, another(db)) as three,
+        node(redis_server, another(db)) as four,
+    ):
+        nodes = (one, two, three, four)
+        await one.write(7, "there")
+        for each in nodes:
+            each.hold()
+        tasks = [asyncio.create_task(each.text(7)) for each in nodes for _ in range(25)]
+        await until(lambda: sum(each.stats.waited > 3 for each in nodes) == 3)
+        for each in nodes:
+            each.go.set()
+        assert await asyncio.gather(*tasks) == ["there"] * 100
+        assert sum(len(each.loads) for each in nodes) == 1
+
+
+async def test_who_takes_a_lease_and_dies_holds_nobody_up_for_long(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """The others wait as long as loads of the class take, a few times over, and load themselves."""
+    async with node(redis_server, db) as here:
+        await here.write(7, "there")
+        assert await here.text(1) is None  # now it is known how long a load takes
+        level = here.place.level()
+        assert level is not None
+        await level.lease(["note:7"], 1000.0)
+        assert await here.text(7) == "there"
+        assert here.stats.bypassed["lease"] == 1
+
+
+async def test_many_are_asked_for_together(redis_server: RedisServer, db: Database) -> None:
+    """What the first level has is taken from there, the rest is one question to Redis and one load."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        for id in range(1, 6):
+            await here.write(id, f"text {id}")
+        await there.text(1)
+        await here.text(2)
+        here.loads.clear()
+        found = await here.notes.get_many([5, 2, 1, 9, 3])
+        assert {id: note.text for id, note in found.items()} == {
+            5: "text 5", 2: "text 2", 1: "text 1", 3: "text 3",
+        }  # fmt: skip
+        assert list(found) == [5, 2, 1, 3]
+        assert here.loads == [[5, 9, 3]]
+        here.loads.clear()
+        assert await here.notes.get_many([5, 9, 3]) == {id: found[id] for id in (5, 3)}
+        assert here.loads == []
+
+
+async def test_nothing_there_is_kept_for_a_while_and_ended_by_a_write(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """As any value: fenced, and invalidated when the row comes. `negative=None` keeps none."""
+    async with node(redis_server, db) as here, node(redis_server, another(db), negative=None) as never:
+        assert [await here.text(7) for _ in range(3)] == [None] * 3
+        assert here.loads == [7]
+        await here.write(7, "there")
+        assert await here.text(7) == "there"
+        never.loads.clear()
+        assert [await never.text(8) for _ in range(3)] == [None] * 3
+        assert never.loads == [8, 8, 8]
+
+
+async def test_lives_are_jittered(redis_server: RedisServer, db: Database) -> None:
+    """Values that were loaded together do not expire together, and none lives longer than its ttl."""
+    async with node(redis_server, db, ttl=1000.0, l1=0, jitter=0.2) as here:
+        for id in range(1, 30):
+            await here.write(id, "there")
+        await here.notes.get_many(range(1, 30))
+        keys = redis_server.command("KEYS", "*:v:note:*")
+        lives = [redis_server.command("PTTL", key) / 1000 for key in keys]
+        assert len(lives) == 29
+        assert all(790.0 <= life <= 1000.0 for life in lives)
+        assert max(lives) - min(lives) > 50.0
+
+
+async def test_an_old_value_is_given_out_while_it_is_loaded_anew(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """Past its ttl a value of such a class is served at once, from both levels, and one load renews it."""
+    async with node(redis_server, db, ttl=0.2, l1=0.1, stale_while_revalidate=1000.0) as here:
+        await here.write(7, "old", told=False)
+        assert await here.text(7) == "old"
+        await here.write(7, "new", told=False)
+
+        async def renewed() -> bool:
+            return await here.text(7) == "new"
+
+        await until(renewed)
+        assert here.stats.stale_served["revalidate"] + here.stats.l1_hits >= 1
+        here.hold()
+        here.reads = 0
+        await until(lambda: _asked(here))
+        assert await here.text(7) == "new"
+        assert here.reads == 1
+        here.go.set()
+
+
+async def _asked(here: Node) -> bool:
+    """Ask once; whether a load is under way by now."""
+    await here.text(7)
+    return here.reads > 0
+
+
+async def test_when_the_loader_fails_what_was_there_before_is_given(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """Where the class wants it: also a value that was invalidated, but not to the session that wrote."""
+    async with node(redis_server, db, stale_if_error=1000.0) as here, node(redis_server, another(db)) as bare:
+        await here.write(7, "old")
+        assert await here.text(7) == "old"
+        mine = RequestContext()
+        with activate(mine):
+            await here.write(7, "new")
+        here.error = bare.error = LookupError("no database")
+        assert await here.text(7) == "old"
+        assert here.stats.stale_served["error"] == 1
+        with activate(mine), pytest.raises(LookupError):
+            await here.text(7)
+        here.error = None
+        assert await here.text(7) == "new"
+
+
+async def test_what_is_kept_for_an_emergency_is_loaded_anew_after_its_ttl(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """It lies there and nobody is given it, so nobody waits for anybody either."""
+    async with node(redis_server, db, ttl=0.05, l1=0, stale_if_error=1000.0) as here:
+        await here.write(7, "old", told=False)
+        assert await here.text(7) == "old"
+        await here.write(7, "new", told=False)
+
+        async def renewed() -> bool:
+            return await here.text(7) == "new"
+
+        await until(renewed)
+        here.error = LookupError("no database")
+
+        async def served_old() -> bool:
+            return await here.text(7) == "new" and here.stats.stale_served["error"] > 0
+
+        await until(served_old)
+        assert here.stats.bypassed["lease"] == 0
+
+
+async def test_an_error_is_kept_nowhere(redis_server: RedisServer, db: Database) -> None:
+    """The next one who asks is loaded for, in this process and in others, at once."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        await here.write(7, "there")
+        here.error = LookupError("no database")
+        with pytest.raises(LookupError, match="no database"):
+            await here.text(7)
+        assert await there.text(7) == "there"
+        here.error = None
+        assert await here.text(7) == "there"
+
+
+async def test_a_load_that_takes_long_does_not_hold_up_who_may_have_the_old_value(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """After the soft time-out the old value is given, the load goes on, and its value is kept."""
+    async with node(redis_server, db, stale_if_error=1000.0, soft_timeout=0.01) as here:
+        await here.write(7, "old")
+        assert await here.text(7) == "old"
+        await here.write(7, "new")
+        here.hold()
+        assert await here.text(7) == "old"
+        assert here.stats.stale_served["soft"] == 1
+        here.go.set()
+
+        async def there() -> bool:
+            return await here.text(7) == "new"
+
+        await until(there)
+        assert here.loads.count(7) == 2
+
+
+async def test_what_is_too_large_is_loaded_by_each_who_asks(redis_server: RedisServer, db: Database) -> None:
+    async with node(redis_server, db, max_bytes=500) as here:
+        await here.write(7, "".join(map(chr, range(0x4E00, 0x4E00 + 400))))
+        for _ in range(3):
+            assert len(await here.text(7) or "") == 400
+        assert here.loads == [7, 7, 7]
+        assert here.stats.refused["oversized"] == 3
+
+
+async def test_inside_a_write_its_own_rows_are_read_and_nothing_is_kept(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """Neither when the write ends well nor when it is undone has anybody else seen what it read."""
+    async with node(redis_server, db) as here:
+        await here.write(7, "old")
+        assert await here.text(7) == "old"
+        with pytest.raises(KeyError):
+            async with db.write(Bucket(0)) as tx:
+                await tx.execute("update notes.note set text = 'mine' where id = 7")
+                assert await here.text(7) == "mine"
+                assert (await here.notes.get_many([7]))[7].text == "mine"
+                raise KeyError
+        assert await here.text(7) == "old"
+        assert here.stats.bypassed["write"] == 2
+
+
+async def test_a_load_never_reads_through_somebodys_write(redis_server: RedisServer, db: Database) -> None:
+    """A class without a database whose loader reads one is loaded outside the open write of its caller."""
+    async with node(redis_server, db) as here:
+        await here.write(7, "old")
+        async with client(redis_server) as redis:
+            own = Cache("own", redis=redis)
+
+            async def load(id: int) -> str | None:
+                value = await db.read(Bucket(0)).fetch_value("select text from notes.note where id = $1", id)
+                return str(value)
+
+            texts = own.define("text:{id}", str, load=load)
+            async with own:
+                with pytest.raises(KeyError):
+                    async with db.write(Bucket(0)) as tx:
+                        await tx.execute("update notes.note set text = 'mine' where id = 7")
+                        assert await texts.get(7) == "old"
+                        raise KeyError
+
+
+async def test_write_through_keeps_what_was_written(redis_server: RedisServer, db: Database) -> None:
+    """After COMMIT both levels have it, and nobody loads; an undone block keeps nothing."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        async with db.write(Bucket(0)) as tx:
+            await tx.execute("insert into notes.note (bucket, id, text) values (0, 7, 'written')")
+            with pytest.raises(KeyError):
+                async with tx.savepoint() as inner:
+                    here.notes.put(inner, Note(8, "undone"), 8)
+                    raise KeyError
+            async with tx.savepoint() as inner:
+                here.notes.put(inner, Note(7, "written"), 7)
+        assert [await one.text(7) for one in (here, there)] == ["written", "written"]
+        assert here.loads == there.loads == []
+        assert here.stats.l1_hits == 1
+        assert await here.text(8) is None
+        assert here.loads == [8]
+
+
+async def test_a_write_through_gives_way_to_a_later_write(redis_server: RedisServer, db: Database) -> None:
+    """Whose invalidation came first: what it has not seen is not put over it."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        await here.write(7, "first")
+        told, go = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            told.set()
+            await go.wait()
+
+        async def slow() -> None:
+            async with db.write(Bucket(0)) as tx:
+                await tx.execute("update notes.note set text = 'second' where id = 7")
+                tx.on_commit(hold)  # runs after the invalidation and before the value is put
+                here.notes.put(tx, Note(7, "second"), 7)
+
+        writing = asyncio.create_task(slow())
+        await told.wait()
+        await there.write(7, "third")
+        go.set()
+        await writing
+        assert [await one.text(7) for one in (here, there)] == ["third", "third"]
+        assert here.stats.refused["unseen"] == 1
+
+
+async def test_a_class_without_a_database_is_invalidated_by_hand(redis_server: RedisServer) -> None:
+    """Everywhere; a load that began before is not kept."""
+    async with client(redis_server) as redis, client(redis_server) as other:
+        said, go, begun = ["old"], asyncio.Event(), asyncio.Event()
+        go.set()
+
+        async def load(name: str) -> str:
+            value = said[0]
+            begun.set()
+            await go.wait()
+            return value
+
+        caches = [Cache("tests", redis=one) for one in (redis, other)]
+        here, there = (one.define("rate:{name}", str, load=load, tags=("all",)) for one in caches)
+        async with caches[0], caches[1]:
+            places = [one.places[None] for one in (here, there)]
+            await until(lambda: all(place.trusted(place.level()) for place in places))
+            assert [await one.get("eur") for one in (here, there)] == ["old", "old"]
+            assert there.stats.loads == 0
+            said[0] = "new"
+            assert [await one.get("eur") for one in (here, there)] == ["old", "old"]
+            await here.invalidate("eur")
+            assert await here.get("eur") == "new"
+            await until(lambda: there.view is not None and "eur" not in there.view.entries)
+            assert await there.get("eur") == "new"
+            go.clear()
+            begun.clear()
+            early = asyncio.create_task(here.get("usd"))
+            await begun.wait()
+            said[0] = "newer"
+            await there.invalidate(tags=["all"])
+            go.set()
+            assert await early == "new"
+            assert await there.get("usd") == "newer"
+            assert there.stats.bypassed["lease"] == 0
+
+
+async def test_two_versions_of_a_type_do_not_read_each_other(redis_server: RedisServer, db: Database) -> None:
+    """While a deploy is under way both serve, each what it knows; nothing breaks and nothing is mixed."""
+
+    class Renamed(msgspec.Struct, frozen=True):
+        id: int
+        body: str
+
+    async def load(source: Queries, id: int) -> Renamed | None:
+        row = await source.fetch_one("select id, text from notes.note where bucket = 0 and id = $1", id)
+        return None if row is None else Renamed(row["id"], row["text"])
+
+    async with node(redis_server, db) as old, client(redis_server) as redis:
+        other = another(db)
+        cache = Cache("tests", redis=redis)
+        new = cache.define("note:{id:int}", Renamed, database=other, load=load, tags=(), name="note")
+        async with cache:
+            await until(lambda: new.places["main"].trusted(new.places["main"].level()))
+            await old.write(7, "there")
+            for _ in range(3):
+                assert await old.notes.get(7) == Note(7, "there")
+                assert await new.get(7) == Renamed(7, "there")
+            await old.write(7, "later")
+            await until(lambda: new.view is not None and 7 not in new.view.entries)
+            assert await new.get(7) == Renamed(7, "later")
+            assert await old.notes.get(7) == Note(7, "later")
+            assert not new.stats.waited and not old.stats.waited  # what cannot be read holds nobody up
+
+
+async def test_a_read_that_asks_for_more_than_the_budget_is_loaded(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """`strong`, and `bounded` by less than the class's budget, read past both levels."""
+    async with node(redis_server, db) as here:
+        await here.write(7, "old")
+        assert await here.text(7) == "old"
+        await here.write(7, "new", told=False)
+        assert await here.text(7) == "old"
+        for wanted in (Consistency.STRONG, Consistency.bounded(0.1)):
+            with reading(wanted):
+                assert await here.text(7) == "new"
+        with reading(Consistency.bounded(100.0)):
+            await here.text(7)
+        assert dict(here.stats.bypassed) == {"strong": 1, "bounded": 1}
+
+
+async def test_a_session_sees_its_write_through_the_memory_of_another_process(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """Also when that process has not heard of it yet: its token says up to where it has to have heard."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        await here.write(7, "old")
+        assert await there.text(7) == "old"
+        await there.deaf()
+        mine = RequestContext()
+        with activate(mine):
+            await here.write(7, "new")
+        assert await there.text(7) == "old"  # everybody else is within the budget
+        token = CausalityToken.decode(mine.causality.encode())
+        with activate(RequestContext(causality=token)):
+            assert await there.text(7) == "new"
+
+
+async def test_forbidden_classes_are_in_no_memory(redis_server: RedisServer, db: Database) -> None:
+    async with node(redis_server, db, l1=FORBIDDEN) as here:
+        await here.write(7, "there")
+        assert [await here.text(7) for _ in range(3)] == ["there"] * 3
+        assert here.notes.view is None
+        assert (here.stats.loads, here.stats.l2_hits, here.stats.l1_hits) == (1, 2, 0)
+
+
+async def test_every_shard_has_its_own_value(
+    redis_server: RedisServer, database_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    """`get_each` gives one per shard; a write invalidates that of its own shard alone."""
+    async with notes(list(database_urls), tmp_path) as db, client(redis_server) as redis:
+        cache = Cache("tests", redis=redis)
+        loads: list[str] = []
+
+        async def load(source: Queries) -> int:
+            loads.append("one")
+            return int(await source.fetch_value("select count(*) from notes.note"))
+
+        counts = cache.define("count", int, database=db, load=load, key=EACH)
+        async with cache:
+            await until(lambda: all(place.trusted(place.level()) for place in counts.places.values()))
+
+            async def kept() -> bool:
+                before = len(loads)
+                return await counts.get_each() == [0, 0] and len(loads) == before
+
+            await until(kept)
+            loads.clear()
+            async with db.write(Bucket(1023)) as tx:
+                await tx.execute("insert into notes.note (bucket, id) values (1023, 1)")
+                tx.invalidate(counts)
+            assert await counts.get_each() == [0, 1]
+            assert loads == ["one"]
+            with pytest.raises(TypeError, match="count has a value on every shard: get_each gives them"):
+                await counts.get()
+
+
+async def test_invalidating_what_is_not_there_is_refused(redis_server: RedisServer, db: Database) -> None:
+    """The message says what was meant to be given."""
+    async with node(redis_server, db, tags=()) as here, node(redis_server, another(db)) as there:
+        async with db.write(Bucket(0)) as tx:
+            with pytest.raises(TypeError, match="only classes of 'cache tests' can be invalidated"):
+                tx.invalidate(there.notes, 7)
+            with pytest.raises(TypeError, match="note is defined without tags"):
+                tx.invalidate(here.notes, tags=["rank:5"])
+            with pytest.raises(TypeError, match="a key or tags must say"):
+                tx.invalidate(here.notes)
+        with pytest.raises(TypeError, match="note has a database: invalidate in the write"):
+            await here.notes.invalidate(7)

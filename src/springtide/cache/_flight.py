@@ -36,14 +36,14 @@ ABANDONED: Final[Any] = object()
 class Flight:
     """The way to the value of `arguments`: `name` for its caller, `key` in its table. Made in a running loop.
 
-    generation: of the slot, when it began. old: a value that may be served in an emergency, with `error`, why
-    it had to be. token: what its load's session has seen. started: its loader has been called. wanted:
-    somebody who has left wants it all the same.
+    generation: of the slot, when it began. lease: under which it is loaded, "" for none. old: a value that
+    may be served in an emergency, with `error`, why it had to be. token: what its load's session has seen.
+    started: its loader has been called. wanted: somebody who has left wants it all the same.
     """
 
     __slots__ = (
-        "arguments", "began", "error", "future", "generation", "key", "load", "name", "old", "position",
-        "scope", "started", "token", "waiting", "wanted",
+        "arguments", "began", "error", "future", "generation", "key", "lease", "load", "name", "old",
+        "position", "scope", "started", "token", "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: Any, key: str, arguments: tuple[Any, ...], began: float) -> None:
@@ -56,6 +56,7 @@ class Flight:
         self.generation = 0
         self.old: Any = ABANDONED
         self.error: Exception | None = None
+        self.lease = ""
         self.load: Load | None = None
         self.token: CausalityToken | None = None
         self.started = False

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from springtide.db.seeing import Seen
     from springtide.redis import Link
 
-__all__ = ["Entry", "Found", "Leased", "Level2", "Outcome", "Read"]
+__all__ = ["BATCH", "Entry", "Found", "Leased", "Level2", "Outcome", "Read"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -77,11 +77,11 @@ class Read(Generic[V]):
 @dataclass(frozen=True, slots=True)
 class Leased(Generic[V]):
     """What came of asking for leases, in the order of the names: True, it is ours under `token`; False,
-    another loads; or the value, which is there by now."""
+    another loads; the value, which is there by now; or None, what is there is nothing that we can read."""
 
     sequence: int
     token: str
-    found: list[Found[V] | bool]
+    found: list[Found[V] | bool | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +192,14 @@ class Level2(Generic[V]):
             raise ValueError(f"at most {BATCH} leases at once, got {len(names)}")
         flags = self._flags + ("r" if refresh else "l")
         answer = await self._link.call(GET, (self._sequence,), (flags, token, _ms(hold), *names))
-        found: list[Found[V] | bool] = []
+        found: list[Found[V] | bool | None] = []
         step = 2 if self.aged else 1
         for at in range(1, len(answer), step):
             said = answer[at]
             if isinstance(said, int):
                 found.append(said == 1)
                 continue
-            value = self._found(said, answer[at + 1] / 1000 if self.aged else None)
-            found.append(value if value is not None else False)
+            found.append(self._found(said, answer[at + 1] / 1000 if self.aged else None))
         return Leased(int(answer[0]), token, found)
 
     async def fill(self, entry: Entry[V], *, seen: Seen | None = None, since: int = 0) -> Outcome:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from springtide.cache._fence import Refusal
 from springtide.cache._flight import ABANDONED, Flight, Load
-from springtide.cache._level2 import Entry, Found, Level2
+from springtide.cache._level2 import BATCH, Entry, Level2
 from springtide.context import Consistency, RequestContext, activate
 from springtide.db.seeing import Seen
 from springtide.errors import (
@@ -88,20 +88,18 @@ class Loading:
         """The body of a `Load`."""
         seconds = self._owner.definition.hard_timeout
         with activate(self._context):
-            token, since = "", 0
+            since = 0
             if self._leased:
-                token, since = await self._lease(load)
+                since = await self._lease(load)
                 if not load.flights:
                     return
             timeout = asyncio.timeout(seconds)
             self._context.deadline = self._owner.clock.monotonic() + seconds
             try:
                 async with timeout:
-                    await self._load(load, token, since)
+                    await self._load(load, since)
             except BaseException as error:
-                if token and self._level is not None:
-                    keys = [flight.key for flight in load.flights]
-                    self._owner.beside(self._level.release(keys, token))
+                self._release(load.flights)
                 if isinstance(error, DeadlineExceeded) or timeout.expired():
                     late = LoadTimeout(f"a load of {self._owner.name} took longer than {seconds:g} s")
                     late.__cause__ = error
@@ -112,28 +110,28 @@ class Loading:
 
     # -- the right -------------------------------------------------------------------------------------
 
-    async def _lease(self, load: Load) -> tuple[str, int]:
-        """Leave in `load` what is to be loaded now: token and sequence of its lease, "" without one."""
+    async def _lease(self, load: Load) -> int:
+        """Leave in `load` what is to be loaded now; the sequence that came with the leases."""
         owner, pause = self._owner, FIRST_PAUSE
         give_up = owner.clock.monotonic() + self._patience()
         while True:
-            token, since, others = await self._ask(load.flights)
+            since, others = await self._ask(load.flights)
             ours = [flight for flight in load.flights if not flight.done and flight not in others]
             if ours or not others:
                 if others:
                     owner.go_on(others, self, self._place)
                 load.flights = tuple(ours)
-                return token, since
+                return since
             load.flights = tuple(others)
             if self._refresh:  # somebody does it
                 for flight in others:
                     flight.finish(ABANDONED)
                 load.flights = ()
-                return "", 0
+                return 0
             lost = not self._place.trusted(self._level)
             if lost or owner.clock.monotonic() >= give_up:
                 owner.stats.bypassed["lease"] += len(others)
-                return "", 0
+                return 0
             owner.stats.waited += 1
             await owner.clock.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
             pause = min(pause * 1.5, MAX_PAUSE)
@@ -144,46 +142,71 @@ class Loading:
             return most
         return min(most, max(LEAST_PATIENCE, PATIENCE * stats.load_seconds / stats.loads))
 
-    async def _ask(self, flights: Sequence[Flight]) -> tuple[str, int, list[Flight]]:
-        """Token, sequence, and whose loads are others'; values that are there by now end their flights."""
-        assert self._level is not None
-        hold = self._owner.definition.hard_timeout
-        before = self._place.slot.generation
+    async def _ask(self, flights: Sequence[Flight]) -> tuple[int, list[Flight]]:
+        """The sequence, and whose loads are others'; values that are there by now end their flights."""
+        others: list[Flight] = []
+        since = 0
         try:
-            keys = [flight.key for flight in flights]
-            leased = await self._level.lease(keys, hold, refresh=self._refresh)
+            for at in range(0, len(flights), BATCH):
+                part = flights[at : at + BATCH]
+                sequence, useless = await self._ask_for(part, others, refresh=self._refresh)
+                if useless:  # it is there, and too old or nothing that we can read
+                    await self._ask_for(useless, others, refresh=True)
+                since = min(since, sequence) if since else sequence
         except AWAY:
             self._owner.stats.away += 1
-            return "", 0, []
-        others: list[Flight] = []
+        return since, others
+
+    async def _ask_for(
+        self, flights: Sequence[Flight], others: list[Flight], *, refresh: bool
+    ) -> tuple[int, list[Flight]]:
+        assert self._level is not None
+        owner, level, place = self._owner, self._level, self._place
+        generation = place.slot.generation
+        keys = [flight.key for flight in flights]
+        leased = await level.lease(keys, owner.definition.hard_timeout, refresh=refresh)
+        useless: list[Flight] = []
         for flight, found in zip(flights, leased.found, strict=True):
-            if isinstance(found, Found):
-                if not self._refresh and self._owner.is_fresh(found) and self._place.trusted(self._level):
-                    self._owner.keep(
-                        self._place, flight, found.value, found.size, leased.sequence, before, self._level
-                    )
-                    self._owner.stats.l2_hits += 1
-                    flight.finish(found.value)
-                else:
-                    others.append(flight)
-            elif not found:
+            if found is True:
+                flight.lease = leased.token
+            elif found is False:
                 others.append(flight)
-        return leased.token, leased.sequence, others
+            elif found is None or not owner.is_fresh(found):
+                useless.append(flight)
+            elif not place.trusted(level):
+                others.append(flight)
+            else:
+                owner.keep(place, flight, found.value, found.size, leased.sequence, generation, level)
+                owner.stats.l2_hits += 1
+                flight.finish(found.value)
+        return leased.sequence, useless
+
+    def _release(self, flights: Sequence[Flight]) -> None:
+        """Whoever asks next for what was not kept may load it at once."""
+        by_lease: dict[str, list[str]] = {}
+        for flight in flights:
+            if flight.lease:
+                by_lease.setdefault(flight.lease, []).append(flight.key)
+                flight.lease = ""
+        for token, keys in by_lease.items():
+            if self._level is not None:
+                self._owner.beside(self._level.release(keys, token))
 
     # -- loading and filling ---------------------------------------------------------------------------
 
-    async def _load(self, load: Load, token: str, since: int) -> None:
+    async def _load(self, load: Load, since: int) -> None:
         owner, level = self._owner, self._level
         flights = load.flights
         found, seen = await self._read(load, flights, self._consistency, self._within)
         flawed: list[Flight] = []
         if level is not None:
-            flawed = await self._fill(level, flights, found, seen, token, since)
+            flawed = await self._fill(level, flights, found, seen, since)
             if seen is None or not seen.standby:
                 flawed = []
-        for flight in flights:
-            if flight not in flawed:
-                flight.finish(found[flight.name])
+        whole = [flight for flight in flights if flight not in flawed]
+        self._release(whole)
+        for flight in whole:
+            flight.finish(found[flight.name])
         if level is None or not flawed:
             return
         owner.stats.reloads += 1
@@ -193,7 +216,8 @@ class Loading:
         except Exception:  # counted; what was read before is as fresh as was asked for
             again = found
         else:
-            await self._fill(level, flawed, again, seen, token, since)
+            await self._fill(level, flawed, again, seen, since)
+        self._release(flawed)
         for flight in flawed:
             flight.finish(again[flight.name])
 
@@ -245,24 +269,20 @@ class Loading:
         flights: Sequence[Flight],
         found: Mapping[Any, Any],
         seen: Seen | None,
-        token: str,
         since: int,
     ) -> list[Flight]:
         """Keep what may be kept; those whose values were refused for what their snapshot lacked."""
         owner, definition = self._owner, self._owner.definition
-        if seen is None and not token:
-            return []  # nothing but a lease could tell
-        entries, kept = [], []
+        entries, offered = [], []
         for flight in flights:
             value = found[flight.name]
             if value is None and definition.negative is None:
                 continue
+            if seen is None and not flight.lease:
+                continue  # nothing but a lease could tell
             tags = definition.tagger.of(value, flight.arguments)
-            entries.append(Entry(flight.key, value, owner.life(value), token, tags))
-            kept.append(flight)
-        left = [flight.key for flight in flights if flight not in kept]
-        if left and token:
-            owner.beside(level.release(left, token))
+            entries.append(Entry(flight.key, value, owner.life(value), flight.lease, tags))
+            offered.append(flight)
         if not entries:
             return []
         try:
@@ -271,10 +291,12 @@ class Loading:
             owner.stats.away += 1
             return []
         flawed = []
-        for flight, entry, outcome in zip(kept, entries, outcomes, strict=True):
+        for flight, entry, outcome in zip(offered, entries, outcomes, strict=True):
             if outcome.refusal is None:
+                flight.lease = ""
+                generation = flight.generation
                 owner.keep(
-                    self._place, flight, entry.value, outcome.size, outcome.sequence, flight.generation, level
+                    self._place, flight, entry.value, outcome.size, outcome.sequence, generation, level
                 )
                 owner.stats.fills += 1
                 continue
