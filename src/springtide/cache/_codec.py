@@ -31,6 +31,9 @@ COMPRESS_FROM = 1024
 MUST_SAVE = 0.9
 """What compression has to come down to, as a part of the bytes, to be worth undoing at every read."""
 
+UNPACKS = 16
+"""How many times `max_bytes` a compressed value may become: a reader's memory has a bound."""
+
 
 class Missing(enum.Enum):
     """What a decoder says of bytes that are no value of its type."""
@@ -65,7 +68,7 @@ class Codec(Generic[V]):
         if value is None:
             return self._none
         body = self._encode(value)
-        if len(body) >= COMPRESS_FROM:
+        if COMPRESS_FROM <= len(body) <= UNPACKS * self.max_bytes:
             small = zlib.compress(body, 1)
             if len(small) <= len(body) * MUST_SAVE:
                 return bytes((FORMAT | COMPRESSED,)) + self.hash + small
@@ -82,9 +85,9 @@ class Codec(Generic[V]):
                 return None
             if data[0] == FORMAT | COMPRESSED:
                 unpacking = zlib.decompressobj()
-                body = unpacking.decompress(data[9:], 16 * self.max_bytes)
+                body = unpacking.decompress(data[9:], UNPACKS * self.max_bytes)
                 return cast(V, self._decode(body)) if unpacking.eof else MISSING
-        except (msgspec.DecodeError, zlib.error):
+        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError, zlib.error):
             pass
         return MISSING
 
