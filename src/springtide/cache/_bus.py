@@ -23,7 +23,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from springtide.cache._names import Names, heard
 from springtide.cache._scripts import FOLLOW
@@ -32,8 +32,10 @@ from springtide.clock import Clock, SystemClock
 from springtide.context import detached
 from springtide.errors import RedisError, RedisUnavailable
 from springtide.lifecycle import StartStop, Supervised
-from springtide.redis import Link, Redis
 from springtide.signals import Sink
+
+if TYPE_CHECKING:
+    from springtide.redis import Link, Redis
 
 __all__ = ["Bus"]
 

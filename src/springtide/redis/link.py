@@ -28,7 +28,12 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final, cast
 
-import hiredis
+try:
+    import hiredis
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "links to Redis need the parser hiredis: pip install 'springtide[redis]'", name="hiredis"
+    ) from error
 
 from springtide.errors import RedisError, RedisUnavailable
 from springtide.redis.script import Script
