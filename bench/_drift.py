@@ -49,6 +49,10 @@ class Drift:
                     await node.start()
                 node.delay(0.0)
 
+    def turn(self, node: Node) -> asyncio.Lock:
+        """While it is held, nothing else is done to `node`."""
+        return self._turns[node.name]
+
     async def fail_over(self) -> float:
         """The primary dies, a replica takes its place, the old one comes back as a replica."""
         for turn in self._turns.values():

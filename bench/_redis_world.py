@@ -30,7 +30,7 @@ from bench._redis_proxy import RedisProxy
 __all__ = ["SteppedClock", "RedisServer", "RedisWorld", "redis_world"]
 
 MASTER = "cache"
-DOWN_AFTER = 1.5
+DOWN_AFTER = 2.0
 """Seconds of silence after which the Sentinel promotes the other server."""
 
 PATIENCE = 60.0
@@ -88,20 +88,20 @@ class RedisServer:
         self.port = proxy.target
         self.proxy = proxy
         self.folder = folder
-        self.of: RedisProxy | None = None
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
 
-    async def start(self) -> None:
+    async def start(self, *, of: RedisServer | None = None) -> None:
+        """As a replica of `of`, or as a primary, whatever it was before."""
         command = [
             "redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--save", "", "--appendonly", "no", "--replica-announce-ip", "127.0.0.1",
             "--replica-announce-port", str(self.proxy.port), "--repl-diskless-sync-delay", "0",
             "--repl-diskless-load", "swapdb", "--repl-timeout", "10", "--logfile", "log",
         ]  # fmt: skip
-        if self.of is not None:
-            command += ["--replicaof", f"127.0.0.1 {self.of.port}"]
+        if of is not None:
+            command += ["--replicaof", f"127.0.0.1 {of.proxy.port}"]
         environment = {**os.environ, **self._clock.env}
         self._process = subprocess.Popen(command, cwd=self.folder, env=environment)
         self.folder.with_suffix(".pid").write_text(f"{self._process.pid}\n")
@@ -208,10 +208,9 @@ async def redis_world() -> AsyncIterator[RedisWorld]:
         servers = [
             RedisServer(f"redis-{n}", folder / f"redis-{n}", proxy, clock) for n, proxy in enumerate(proxies)
         ]
-        servers[1].of = proxies[0]
         try:
-            for server in servers:
-                await server.start()
+            await servers[0].start()
+            await servers[1].start(of=servers[0])
             port = free_port()
             file = folder / "sentinel.conf"
             file.write_text(

@@ -1,0 +1,172 @@
+"""Clients of the cached registers, a process of its own: sessions that read and write, and what they saw.
+
+    python -m bench._cache_sessions PLAN      (a file that holds a `Plan` as JSON)
+
+Sessions are those of bench/_sessions.py (cookie, header and bearer; half of the cookie and of the bearer
+sessions have two requests under way), and every request goes to an app process chosen at random. The writer
+of a key is chosen anew each time, so most keys are written by many.
+A read asks for several keys, in one of the three ways of bench/cached. A line with the number of reads so far
+is printed twice a second; when stdin ends, the record is written and the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from bench._sessions import KINDS, Connection, Lost, Session
+
+__all__ = ["Plan", "Saw", "Wrote"]
+
+WAYS = ("one", "many", "group")
+THINK = (0.05, 0.5)
+"""Mean seconds that a hasty and a slow session waits between two turns; exponential. Without any, whatever
+makes reads dearer for a moment would keep all processes busy with nothing else."""
+
+
+class Saw(msgspec.Struct, array_like=True, frozen=True):
+    """One read of one key. `asked`: when its request was sent; `began`, `ended`: in the app process."""
+
+    session: str
+    app: int
+    key: int
+    version: int
+    value: str | None
+    asked: float
+    began: float
+    ended: float
+
+
+class Wrote(msgspec.Struct, array_like=True, frozen=True):
+    """One write. version 0: nobody knows how it ended. `acknowledged`: when its COMMIT was answered."""
+
+    session: str
+    key: int
+    version: int
+    value: str
+    asked: float
+    acknowledged: float
+    ended: float
+
+
+class Plan(msgspec.Struct):
+    """What one client process does. `tokens` are those of its bearer sessions, in turn."""
+
+    urls: list[str]
+    name: str
+    sessions: int
+    tokens: list[str]
+    keys: list[int]
+    cache: str
+    writes: float
+    reads: int
+    out: str
+    seed: int
+
+
+class Clients:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._chance = random.Random(plan.seed)
+        self._numbers = iter(range(10**9))
+        self.saw: list[Saw] = []
+        self.wrote: list[Wrote] = []
+        self.failed: list[tuple[float, float, str]] = []
+        self.told = 0
+
+    async def run(self, ended: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._plan.sessions):
+                kind = KINDS[number % len(KINDS)]
+                token = self._plan.tokens[number // len(KINDS)] if kind == "bearer" else ""
+                session = Session(f"{self._plan.name}-{number}-{kind}", kind, token)
+                think = THINK[number // (2 * len(KINDS)) % 2]
+                for _ in range(1 if kind == "header" or number % 2 else 2):
+                    group.create_task(self._live(session, think, ended))
+
+    async def _live(self, session: Session, think: float, ended: asyncio.Event) -> None:
+        """A session begins with a write; every write is followed by a read of what was written."""
+        plan, chance = self._plan, self._chance
+        connections = [Connection(url) for url in plan.urls]
+        own = chance.choice(plan.keys)
+        try:
+            while not ended.is_set():
+                chosen = chance.sample(plan.keys, plan.reads)
+                if session.wrote < 0 or chance.random() < plan.writes:
+                    own = chance.choice(plan.keys)
+                    await self._write(session, chance.choice(connections), own)
+                chosen[0] = own
+                await self._read(session, connections, chosen)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), chance.expovariate(1 / think))
+        finally:
+            for connection in connections:
+                connection.close()
+
+    async def _write(self, session: Session, connection: Connection, key: int) -> None:
+        value = f"{session.name}.{next(self._numbers)}"
+        asked = time.monotonic()
+        answer = await self._ask(session, connection, "POST", f"/write?key={key}&value={value}")
+        ended = time.monotonic()
+        version, acknowledged = (0, ended) if answer is None else answer
+        session.wrote = ended
+        self.wrote.append(Wrote(session.name, key, version, value, asked, acknowledged, ended))
+
+    async def _read(self, session: Session, connections: list[Connection], keys: list[int]) -> None:
+        app = self._chance.randrange(len(connections))
+        way = self._chance.choice(WAYS)
+        query = f"/read?how={way}&keys={','.join(map(str, keys))}"
+        asked = time.monotonic()
+        answer = await self._ask(session, connections[app], "GET", query)
+        ended = time.monotonic()
+        for key, found in zip(keys, answer or (), strict=answer is not None):
+            if found is None:
+                self.told += 1
+            else:
+                version, value, began = found
+                self.saw.append(Saw(session.name, app, key, version, value, asked, began, ended))
+
+    async def _ask(self, session: Session, connection: Connection, method: str, path: str) -> Any:
+        """What was answered; None when the request failed, which is noted."""
+        asked = time.monotonic()
+        try:
+            lines = [f"X-Cache: {self._plan.cache}", *session.headers("token")]
+            status, head, body = await connection.ask(method, path, lines)
+        except Lost as error:
+            self.failed.append((asked, time.monotonic(), f"{method} {error}"))
+            return None
+        session.heard(head)
+        if status != 200:
+            kind = json.loads(body).get("title", "") if body[:1] == b"{" else ""
+            self.failed.append((asked, time.monotonic(), f"{method} {status} {kind}"))
+            return None
+        return json.loads(body)
+
+
+async def main(plan: Plan) -> None:
+    clients = Clients(plan)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin, lambda: None if sys.stdin.buffer.read1() else ended.set())
+    running = asyncio.create_task(clients.run(ended))
+    while not running.done():
+        await asyncio.wait([running], timeout=0.5)
+        print(len(clients.saw), flush=True)
+    loop.remove_reader(sys.stdin)
+    running.result()
+    found = {name: getattr(clients, name) for name in ("saw", "wrote", "failed", "told")}
+    Path(plan.out).write_bytes(msgspec.msgpack.encode(found))
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Plan)))
