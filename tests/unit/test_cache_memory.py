@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -250,6 +253,33 @@ def test_it_agrees_with_a_dict_that_forgets_nothing(steps: list[tuple[int, Any]]
             for key, entry in view.entries.items():
                 if not isinstance(key, tuple):
                     assert model[key][0] == entry.value
+
+
+class User(msgspec.Struct, frozen=True):
+    id: int
+    name: str
+    mail: str
+    biography: str
+    active: bool
+
+
+def test_what_it_takes_is_what_it_says() -> None:
+    """Values, keys, index, queues and ghost together take no more than a tenth more than `max_bytes`."""
+    memory = Memory(2 << 20)
+    view = memory.view("users")
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for key in range(15_000):
+            user = User(key, f"name {key}", f"{key}@example.org", "x" * (key % 200), True)
+            size = len(msgspec.msgpack.encode(user))
+            put(view, key, user, bytes=size, fields=(f"k:user:{key}", f"t:org:{key % 100}"))
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert memory.bytes > 0.9 * memory.max_bytes
+    assert taken < 1.1 * memory.max_bytes
 
 
 def zipf(keys: int, exponent: float, seed: int) -> Iterator[int]:
