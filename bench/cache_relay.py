@@ -193,7 +193,7 @@ async def measure(url: str, redis_url: str, folder: Path, rounds: int, total: in
 
 def main() -> None:
     options = arguments(__doc__)
-    total = 500 if options.quick else 2000
+    total = 150 if options.quick else 2000
     with tempfile.TemporaryDirectory(prefix="springtide-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
