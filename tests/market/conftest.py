@@ -115,6 +115,7 @@ def urls(
                 await _admins[url].execute(statement)
 
     _server_loop.run(empty())
+    tiers.flush()
     for replica in _world.replicas if _world else ():
         replica.catch_up()  # what another test left behind is nobody's to see
     return _databases[:shards]
@@ -149,6 +150,8 @@ def api(request: pytest.FixtureRequest, urls: list[str], shared: bool) -> Api:
         return own
     running: Api = request.getfixturevalue(f"_api_of_{len(urls)}")
     running.recorder.statements.clear()
+    if tiers.cached() and running.platform.cache.memory is not None:
+        running.platform.cache.memory.clear()
     return running
 
 

@@ -24,6 +24,7 @@ from market.application import application, layered
 from market.platform import modules
 from market.settings import Settings
 from market.storefront.rim import Store
+from springtide.cache import Cache
 from springtide.db._looking import CAPTURE
 from springtide.db.causality import position_of
 from springtide.db.servers import RoutingSettings
@@ -54,15 +55,17 @@ def topology(
     names = ["main", "second", "third"][: len(urls)]
     servers = servers or ServerSpec(body_bytes=1_048_576)
     nodes, clusters, poolers = tiers.shape(dict(zip(names, urls, strict=True)))
+    redis, cache = tiers.cache(len(urls))
     return Topology(
         name="market",
         app="market.asgi:app",
         servers=servers,
         pool=pool or PoolSpec(acquire_timeout=servers.request_timeout * PATIENCE),
         telemetry=TelemetrySpec(log_format="text"),
-        nodes=nodes,
+        nodes=nodes | redis,
         clusters=clusters,
         poolers=poolers,
+        cache=cache,
         databases={"default": DatabaseSpec(name="default", shards=tuple(names))},
     )
 
@@ -240,7 +243,10 @@ async def replicas_serve(platform: Platform) -> None:
 
 
 async def settled(platform: Platform) -> None:
-    """Return when every replica is known to have all that has been written by now."""
+    """Return when every replica is known to have all that has been written by now, and the platform's memory
+    nothing that this made stale."""
+    if platform.topology.cache is not None:
+        await heard(platform.cache)
     for cluster, servers in platform.servers.items():
         connection = await asyncpg.connect(platform.topology.cluster_url(cluster))
         try:
@@ -250,6 +256,16 @@ async def settled(platform: Platform) -> None:
         async with asyncio.timeout(60):
             while any(replica.position is None or replica.position < now for replica in servers.replicas):
                 await asyncio.sleep(0.02)
+
+
+async def heard(cache: Cache) -> None:
+    """Return when this process has heard all invalidations that were told to Redis by now."""
+    assert cache._bus is not None
+    for slot in [place.slot for cls in cache.classes.values() for place in cls.places.values()]:
+        told = await cache._bus.sequence(slot)
+        async with asyncio.timeout(60):
+            while told is not None and slot.scope and slot.position < told:
+                await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

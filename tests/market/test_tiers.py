@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlsplit
 
 from tests.market import tiers
@@ -26,3 +27,20 @@ async def test_replicas_answer_where_there_are_some(api: Api) -> None:
 
 def reads(api: Api, cluster: str) -> int:
     return sum(replica.reads for replica in api.platform.servers[cluster].replicas)
+
+
+async def test_values_are_kept_where_there_is_a_cache(api: Api) -> None:
+    """An article that is read again and again is not read from the database each time."""
+    author = await api.person()
+    slug = (await api.article(author))["slug"]
+    assert (api.platform.topology.cache is not None) == tiers.cached()
+    if not tiers.cached():
+        before = await api.statements("GET", f"/articles/{slug}")
+        assert before == await api.statements("GET", f"/articles/{slug}") > 0
+        return
+    async with asyncio.timeout(60):
+        while await api.statements("GET", f"/articles/{slug}"):
+            await asyncio.sleep(0.05)  # the relay has to have come round, and the bus to have heard it
+    await api.call("POST", f"/articles/{slug}/favorite", by=author, expect=200)
+    seen = (await api.call("GET", f"/articles/{slug}", by=author, expect=200))["article"]
+    assert (seen["favorited"], seen["favoritesCount"]) == (True, 1)

@@ -1,7 +1,8 @@
-"""What stands between market and the databases of its tests: nothing, replicas that lag, a pooler, or both.
+"""What stands between market and the databases of its tests: nothing, replicas that lag, a pooler, a cache.
 
     SPRINGTIDE_TEST_REPLICAS=1    each shard has three replicas, LAGS behind
     SPRINGTIDE_TEST_POOLER=1      market reaches each shard through PgBouncer in transaction mode
+    SPRINGTIDE_TEST_CACHE=1       market keeps values in its memory and in a Redis
 
 conftest.py starts what is asked for and says in the environment where it listens, so that processes that a
 test starts find it as well. Only the databases that conftest.py made are behind it.
@@ -18,12 +19,13 @@ from urllib.parse import urlsplit
 from tests._cluster import Cluster as ReplicatedCluster
 from tests._cluster import cluster
 from tests._pooler import PoolerServer
+from tests._redis import RedisServer
 from tests.servers import LoopThread
 
 from springtide.topology import Cluster, Node
-from springtide.topology.layers import PoolerSpec
+from springtide.topology.layers import CacheSpec, PoolerSpec
 
-__all__ = ["LAGS", "over", "pooled", "replicated", "replicated_server", "shape"]
+__all__ = ["LAGS", "cache", "cached", "flush", "over", "pooled", "replicated", "replicated_server", "shape"]
 
 LAGS = (0.1, 0.2, 0.4)
 """Seconds that the three replicas are behind."""
@@ -31,7 +33,7 @@ LAGS = (0.1, 0.2, 0.4)
 SERVER_CONNECTIONS = 10
 """Fewer than market's pool has, so that sessions change hands."""
 
-WHERE = "SPRINGTIDE_TEST_TIERS"
+WHERE, REDIS = "SPRINGTIDE_TEST_TIERS", "SPRINGTIDE_TEST_REDIS"
 
 
 def replicated() -> bool:
@@ -40,6 +42,19 @@ def replicated() -> bool:
 
 def pooled() -> bool:
     return os.environ.get("SPRINGTIDE_TEST_POOLER") == "1"
+
+
+def cached() -> bool:
+    return os.environ.get("SPRINGTIDE_TEST_CACHE") == "1"
+
+
+def cache(shards: int) -> tuple[dict[str, Node], CacheSpec | None]:
+    """Redis and the cache in it, if the environment names one. Topologies of one and of two shards call their
+    databases alike, so each has its own part of it."""
+    url = os.environ.get(REDIS)
+    if url is None:
+        return {}, None
+    return {"redis": Node(name="redis", kind="redis", url=f"{url}/{shards}")}, CacheSpec(node="redis")
 
 
 @contextmanager
@@ -54,7 +69,7 @@ def replicated_server(loop: LoopThread) -> Iterator[ReplicatedCluster]:
 def over(loop: LoopThread, urls: Sequence[str], world: ReplicatedCluster | None) -> Iterator[None]:
     """Around the tests on the databases at `urls`: what is asked for stands in front of them."""
     names = {url: urlsplit(url).path.strip("/") for url in urls}
-    with _pooler(loop, {name: url for url, name in names.items()}) as pooler:
+    with _redis(), _pooler(loop, {name: url for url, name in names.items()}) as pooler:
         os.environ[WHERE] = json.dumps(
             {
                 url: {
@@ -66,6 +81,31 @@ def over(loop: LoopThread, urls: Sequence[str], world: ReplicatedCluster | None)
         )
         yield
         del os.environ[WHERE]
+
+
+@contextmanager
+def _redis() -> Iterator[None]:
+    if not cached():
+        yield
+        return
+    server = RedisServer().start()
+    os.environ[REDIS] = server.url.rpartition("/")[0]
+    _running.append(server)
+    try:
+        yield
+    finally:
+        _running.remove(server)
+        del os.environ[REDIS]
+        server.close()
+
+
+_running: list[RedisServer] = []
+
+
+def flush() -> None:
+    """Forget what is kept of databases that were emptied by hand, which no invalidation tells of."""
+    for server in _running:
+        server.flush()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""RealWorld and market pass their acceptance tests through a pooler and over three replicas that lag.
+"""RealWorld and market pass their acceptance tests through a pooler, over replicas that lag, and cached.
 
 Stage 1 is what every run of the tests has. Here the same tests run unchanged: what each client wrote, its
 next request sees, and no session of the server is anybody's.
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.needs("pgbouncer")
+pytestmark = pytest.mark.needs("pgbouncer", "redis-server")
 
 ROOT = Path(__file__).parents[2]
 
-REPLICAS, POOLER = "SPRINGTIDE_TEST_REPLICAS", "SPRINGTIDE_TEST_POOLER"
+REPLICAS, POOLER, CACHE = (f"SPRINGTIDE_TEST_{tier}" for tier in ("REPLICAS", "POOLER", "CACHE"))
 
 REALWORLD = (
     "test_market_articles", "test_market_lists", "test_market_users", "test_market_concurrency",
@@ -44,7 +44,7 @@ async def passes(*files: str, over: tuple[str, ...], timeout: float, only: str =
         sys.executable, "-m", "pytest", "-q", "-x", "-m", "not stress", "-k", only, "-p", "no:cacheprovider",
         *paths,
         cwd=ROOT,
-        env={**os.environ, **dict.fromkeys((REPLICAS, POOLER), "0"), **dict.fromkeys(over, "1")},
+        env={**os.environ, **dict.fromkeys((REPLICAS, POOLER, CACHE), "0"), **dict.fromkeys(over, "1")},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
@@ -59,13 +59,15 @@ async def passes(*files: str, over: tuple[str, ...], timeout: float, only: str =
 
 
 @pytest.mark.timeout(600)
-async def test_what_every_run_can_afford_passes_behind_both() -> None:
-    await passes(*EVERY_RUN, over=(REPLICAS, POOLER), timeout=580, only="not two-shards")
+async def test_what_every_run_can_afford_passes_behind_all() -> None:
+    await passes(*EVERY_RUN, over=(REPLICAS, POOLER, CACHE), timeout=580, only="not two-shards")
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("tier", [REPLICAS, POOLER], ids=["replicas", "pooler"])
+@pytest.mark.parametrize(
+    "tier", [(REPLICAS,), (POOLER,), (REPLICAS, CACHE)], ids=["replicas", "pooler", "cache and replicas"]
+)
 @pytest.mark.parametrize("file", [*REALWORLD, *TRADE])
-async def test_acceptance_tests_pass(file: str, tier: str) -> None:
-    await passes(file, over=(tier,), timeout=950)
+async def test_acceptance_tests_pass(file: str, tier: tuple[str, ...]) -> None:
+    await passes(file, over=tier, timeout=950)

@@ -132,12 +132,8 @@ class CachedContent(ContentStore):
         super().__init__(db)
         define = cache.define
         self._hints = define("slug:{slug:str}", int, load=super().find, negative=None)
-        self._articles = define(
-            "article:{id:int}", _Article, name="article", database=db, load_many=_load_articles
-        )
-        self._summaries = define(
-            "summary:{id:int}", _Summary, name="article summary", database=db, load_many=_load_summaries
-        )
+        self._articles = define("article:{id:int}", _Article, database=db, load_many=_load_articles)
+        self._summaries = define("summary:{id:int}", _Summary, database=db, load_many=_load_summaries)
         self._favored = define(
             "favored:{article:int}:{user:int}",
             bool,

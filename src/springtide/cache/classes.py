@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -46,6 +47,8 @@ MAX_SECONDS = 30 * 86_400.0
 
 MAX_COPIES = 4
 """A session's mark names each of them, and a session carries eight marks."""
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
 Loader = Callable[..., Any]
 
@@ -143,6 +146,8 @@ class Definition:
     kinds: tuple[type, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            self._refuse("name", "must be 1 to 60 letters, digits and _ . -")
         if (fault := fault_of(self.type)) is not None:
             self._refuse("type", fault)
         object.__setattr__(self, "kinds", kinds_of(self.type))
