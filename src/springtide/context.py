@@ -35,6 +35,7 @@ __all__ = [
     "RequestContext",
     "Trace",
     "activate",
+    "block_consistency",
     "current",
     "detached",
     "reading",
@@ -504,6 +505,10 @@ current = _current.get
 _consistency: contextvars.ContextVar[Consistency | None] = contextvars.ContextVar(
     "springtide.consistency", default=None
 )
+
+
+block_consistency = _consistency.get
+"""What the innermost `reading` block says; None outside of one."""
 
 
 @contextmanager

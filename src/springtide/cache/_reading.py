@@ -35,6 +35,7 @@ from springtide.context import (
     Consistency,
     Priority,
     RequestContext,
+    block_consistency,
     current,
     wanted_consistency,
 )
@@ -129,10 +130,11 @@ class CacheClass(Generic[T]):
         entry = self._entries.get(name)
         if entry is not None and not open_writes():
             now = self._monotonic()
-            if now < entry.fresh and now < entry.slot.good_until and wanted_consistency() is None:
+            if now < entry.fresh and now < entry.slot.good_until and block_consistency() is None:
                 context = current()
                 if context is None or not (
                     context.causality.marks
+                    or context.consistency is not None
                     or context.provenance is not None
                     or (context.unproven is not None and context.known is not None)
                 ):
