@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tests._redis import RedisCluster, RedisServer, SentinelGroup
 
-from springtide.cache._bus import COUNT, Bus
+from springtide.cache._bus import COUNT, GATHER, Bus
 from springtide.cache._names import Names, scope_name
 from springtide.cache._scripts import BEAT, VOID
 from springtide.cache._slot import EVERYTHING, Slot, round_text
@@ -133,6 +133,18 @@ async def test_more_than_an_answer_brings_is_heard_completely(redis_server: Redi
         await users.proven_anew()
         await until(lambda: f"k:{3 * COUNT - 1}" in users.heard, "the last of many")
         assert users.slot.generation == generation
+
+
+async def test_however_much_is_voided_it_is_heard_together(redis_server: RedisServer) -> None:
+    """One void a time wakes a listener only so often; the first after a silence is not kept waiting for."""
+    async with listening(redis_server) as (redis, bus):
+        users = Listener(redis, bus)
+        await users.proven()
+        begun, rounds = time.monotonic(), bus.rounds
+        for number in range(300):
+            await users.void(f"k:{number}")
+        await until(lambda: "k:299" in users.heard, "the last void")
+        assert bus.rounds - rounds <= (time.monotonic() - begun) / GATHER + 2
 
 
 async def test_with_a_relay_two_rounds_of_it_are_the_proof(redis_server: RedisServer) -> None:

@@ -44,6 +44,10 @@ _log = logging.getLogger(__name__)
 COUNT = 1000
 """Entries of one stream that one answer brings."""
 
+GATHER = 0.01
+"""Seconds that a round takes at least. What comes after silence is heard at once, what follows it together:
+many writers do not keep every process busy with listening."""
+
 PAUSE, LONGEST_PAUSE = 0.25, 2.0
 """Seconds before a reader that failed is made again: doubled each time, up to the longest."""
 
@@ -192,8 +196,10 @@ class Bus:
         try:
             link = await self._redis.reader(tag, block=self._wait)
             while link.alive and link.run_id == run_id and (mine := self._mine(run_id)):
+                begun = self._clock.monotonic()
                 await self._round(link, mine)
                 self._pauses.pop(run_id, None)
+                await self._clock.sleep(begun + GATHER - self._clock.monotonic())
         finally:
             if link is not None:
                 link.close("the bus is done with it")
