@@ -33,10 +33,14 @@ __all__ = [
     "scope_name",
     "slot_name",
     "tag_field",
+    "tag_name",
 ]
 
 EVERYTHING = "*"
 """The field of a whole slot."""
+
+LONGEST = 200
+"""Characters of a tag that is stored as it is."""
 
 _UNSAFE = re.compile(r"[^\x21-\x7e]")
 
@@ -54,6 +58,17 @@ def scope_name(platform: str, run_id: str, cluster: str = "", epoch: int = 0) ->
     """Ten characters for whose data it is: a platform's, of a cluster's timeline, in one Redis process."""
     text = "\0".join((platform, run_id, cluster, str(epoch)))
     return blake2b(text.encode(), digest_size=5).hexdigest()
+
+
+def tag_name(text: str) -> str:
+    """What a tag is called everywhere: its text, or the hash of one that is long, empty or not printable.
+
+    >>> tag_name("org:7")
+    'org:7'
+    """
+    if 0 < len(text) <= LONGEST and text.isprintable():
+        return text
+    return "~" + blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def key_field(name: str) -> str:

@@ -26,6 +26,7 @@ from springtide.cache._flight import ABANDONED, Flight, Load, wait
 from springtide.cache._keys import Argument
 from springtide.cache._level2 import Entry, Found, Level2
 from springtide.cache._loading import AWAY, Loading
+from springtide.cache._names import tag_field, tag_name
 from springtide.cache._place import Place
 from springtide.cache._stats import Stats
 from springtide.cache.classes import EACH, Definition
@@ -207,7 +208,7 @@ class CacheClass(Generic[T]):
         if not key and not tags and pattern.arguments:
             raise TypeError(f"{self.name}: a key or tags must say what is not good any more")
         named = [f"k:{pattern.key(key)}"] if key or not pattern.arguments else []
-        return [*named, *(f"t:{tag}" for tag in tags)]
+        return [*named, *(tag_field(tag_name(tag)) for tag in tags)]
 
     def arguments_of(self, name: Any) -> tuple[Argument, ...]:
         """The arguments of what `get` and the first level call `name`."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from springtide.cache._keys import Pattern
+from springtide.cache._names import tag_name
 
 __all__ = ["MAX_TAGS", "Tags"]
 
@@ -72,7 +73,7 @@ class Tags:
             made = () if value is None else tuple(dict.fromkeys(self._make(value)))
             if len(made) > MAX_TAGS or not all(isinstance(tag, str) for tag in made):
                 raise TypeError(f"a value has at most {MAX_TAGS} tags, each a text, got {made!r}")
-            return made
+            return tuple(map(tag_name, made))
         found: list[str] = []
         for pattern, places in self._patterns:
             if value is None and None in places:
