@@ -153,6 +153,7 @@ def test_an_operator_sees_and_ends_what_is_cached(template: Path) -> None:
         made.run("up", "-d")
         logs = [(made.home / "logs" / f"app-{number}.log").read_text() for number in (1, 2)]
         assert all("warm-up: 1 values in" in text for text in logs)
+        assert asked(made, "get", "note", "7")[0]["value"] == {"id": 7, "text": "third"}  # nobody read it
         made.run("down")
         assert made.leftovers() == []
 

@@ -43,6 +43,18 @@ def test_a_sketch_is_bounded_and_so_is_its_error(notes: list[tuple[int, int]], k
     assert [count for _, count in sketch.top(5)] == sorted(found.values(), reverse=True)[:5]
 
 
+def test_a_key_that_comes_back_after_each_pruning_is_not_lost_again_and_again() -> None:
+    """What is taken from it is taken from those that stay, too; else the first ones would stay for ever."""
+    sketch = Sketch(4)
+    for key in "abcd":
+        sketch.note(key, 100)
+    for turn in range(50):
+        sketch.note("x", 99)
+        for number in range(8):
+            sketch.note((turn, number))
+    assert dict(sketch.top(9))["x"] >= 50 * 99 - sketch.total / 4
+
+
 @given(WEIGHTED, WEIGHTED, st.integers(1, 12))
 def test_two_sketches_added_are_as_good_as_one(
     first: list[tuple[int, int]], second: list[tuple[int, int]], keep: int

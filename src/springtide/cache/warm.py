@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from springtide.cache._fence import Refusal
 from springtide.cache._popular import MOST, Popular
 from springtide.cache._report import merged, read_reports
 from springtide.errors import RedisError, RedisUnavailable, SpringtideError
@@ -36,6 +37,10 @@ BATCH = 50
 """Keys that are read at once."""
 
 LOOK_EVERY = 0.05
+
+ROUND = 0.25
+"""Seconds between two rounds of the relay."""
+
 OLDEST = 24 * 3600.0
 """Seconds after which a file says nothing about today."""
 
@@ -94,7 +99,7 @@ class WarmUp:
         for name, keys in _in_turn(wanted):
             cls = self._cache.classes[name]
             try:
-                await cls.warm(keys)
+                await self._read(cls, keys)
             except SpringtideError as error:
                 _log.warning("%s: %s is not warmed any further: %s", self.name, name, error)
                 wanted[name].clear()
@@ -104,8 +109,18 @@ class WarmUp:
             else:
                 self.loaded += len(keys)
 
+    async def _read(self, cls: CacheClass[Any], keys: Keys) -> None:
+        """Once more while nothing is kept because the relay has not told a new Redis its horizon yet."""
+        refused = cls.stats.refused
+        while True:
+            before = refused[Refusal.HORIZON.value]
+            await cls.warm(keys)
+            if refused[Refusal.HORIZON.value] == before:
+                return
+            await self._cache.clock.sleep(ROUND)
+
     async def _proven(self, classes: Sequence[CacheClass[Any]]) -> None:
-        """Until then nothing of what is read would be kept."""
+        """Until then nothing of what is read would be kept in memory."""
         clock = self._cache.clock
         for cls in classes:
             await cls.learn()
