@@ -11,7 +11,7 @@ local T = p .. 'T'
 local xid, aside = ARGV[1], ARGV[2]
 local fenced = string.byte(xid) ~= 120  -- "x"
 
-local function merged(old)  -- the tombstone with this xid; nil when it says it already
+local function merged(old, round)  -- the tombstone with this xid; nil when it says it already
   local X = tonumber(xid)
   local most = string.match(old, '^<(%d+)')
   if not most then
@@ -26,7 +26,7 @@ local function merged(old)  -- the tombstone with this xid; nil when it says it 
     return nil
   end
   -- Of more than eight only the greatest is kept, with the round in which it came.
-  return string.format('<%.0f@%s', X, call('HGET', T, '#round') or '0')
+  return string.format('<%.0f@%s', X, round or '0')
 end
 
 local changed, tags, gone = {}, {}, {}
@@ -36,7 +36,7 @@ for at = 5, #ARGV do
   if kind == 42 then  -- "*"; without tombstones there is no horizon, and the next one is above all of this
     if fenced then call('UNLINK', T, p .. 'O') end
   elseif fenced and call('HSETNX', T, field, xid) == 0 then
-    new = merged(call('HGET', T, field))
+    new = merged(unpack(call('HMGET', T, field, '#round')))
     if new then call('HSET', T, field, new) end
   end
   if new then
