@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests._cluster import Cluster
@@ -66,7 +67,8 @@ async def test_redis_killed_and_back_is_slower_and_never_wrong(
     """Reads are loads while it is away, writes go through, and what the process had in memory is not given
     out longer than it is proven. Back again it is another server, that has nothing."""
     server = own_redis()
-    async with node(server, db) as here, node(server, another(db)) as there:
+    options: dict[str, Any] = {"ttl": 10_000.0, "l1": 1000.0}  # nothing but the proof ends them
+    async with node(server, db, **options) as here, node(server, another(db), **options) as there:
         await here.write(7, "old")
         assert [await one.text(7) for one in (here, there)] == ["old", "old"]
         await asyncio.to_thread(server.kill)
