@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,22 @@ import uvloop
 
 from bench._cluster import Cluster, cluster, scratch
 from bench._harness import arguments, finish
-from bench._market_data import fill_market
 from bench._pinned import ROOT, Server, cpu_seconds
 from bench._redis_world import redis_alone
 from market.journeys import journeys
 from market.platform import modules
+from market.seed import seed
 from market.visiting.site import Site, prepare
 from springtide.ops.load.arrivals import Phase
 from springtide.ops.load.generator import Generator, Options
 from springtide.ops.load.journeys import Client, Journey, World
+from springtide.ops.load.progress import Silent
 from springtide.ops.load.zipf import Zipf
 from springtide.platform import Platform
 
 READING = ("front", "look", "compare", "read", "browse", "person", "topic", "feed", "figures", "find")
 S = 0.99
+TODAY = date(2025, 1, 1)
 HIT = re.compile(r'level="l[12]"')
 LIMIT = 0.2
 """Seconds that 95 of 100 answers must stay below."""
@@ -208,8 +211,7 @@ async def sides(world: Cluster, redis: str, *, quick: bool) -> AsyncIterator[lis
         platform = Platform.from_topology(topology(folder, world, None), modules=modules())
         await platform.migrate()
         async with platform:
-            size = 300 if quick else 2_000
-            await fill_market(platform, users=size, listings=size)
+            await seed(platform, users=300 if quick else 2_000, seed=1, progress=Silent(), today=TODAY)
         await world.primary.query("vacuum analyze")
         await world.caught_up()
         for name, address in (("off", None), ("on", redis)):
