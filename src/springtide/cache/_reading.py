@@ -396,6 +396,8 @@ class CacheClass(Generic[T]):
         if terms.mark is not None and not terms.mark.is_met(flight.scope, flight.position):
             return False
         if (terms.mark is not None or terms.why == "off") and context is not None:
+            if context.recall is not None:
+                return False  # what this session has seen is not known here yet: its own load asks for it
             seen = flight.token
             for cluster, position in context.causality.positions.items():
                 if seen is None or (known := seen.position(cluster)) is None or known < position:
