@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import statistics
 import urllib.request
 from collections import Counter
@@ -229,6 +230,7 @@ async def sides(world: Cluster, redis: str, *, quick: bool) -> AsyncIterator[lis
     finally:
         for side in made:
             side.server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def median(windows: list[Window], of: str) -> float:
