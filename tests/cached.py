@@ -80,7 +80,7 @@ class Node:
             database=db,
             load=self._one,
             load_many=self._many,
-            **{"tags": ("rank:{rank}",), **options},
+            **{"tags": ("rank:{rank}",), "hard_timeout": HANGS, **options},
         )
 
     @property

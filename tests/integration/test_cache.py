@@ -489,6 +489,35 @@ async def test_a_session_sees_its_write_through_the_memory_of_another_process(
             assert await there.text(7) == "new"
 
 
+async def test_a_session_that_is_not_known_yet_joins_no_load_of_another(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """What it has seen is looked up when it reads a database itself; a load of somebody who has seen nothing
+    may read a server that is behind that. Who has brought what he has seen joins."""
+
+    async def recall(context: RequestContext) -> None:
+        """It would put the positions of the session into `causality`."""
+
+    async with node(redis_server, db) as here:
+        mine = RequestContext()
+        with activate(mine):
+            await here.write(7, "new")
+        mark = CausalityToken.decode(mine.causality.encode())
+        await until(lambda: here.notes._cache.mark(mine, here.place.slot) is not None)
+        here.hold()
+        first = asyncio.create_task(here.text(7))
+        await until(lambda: here.reads)
+        with activate(RequestContext(causality=mark)):
+            joins = asyncio.create_task(here.text(7))
+        await until(lambda: here.stats.joined == 1)
+        with activate(RequestContext(causality=mark, recall=recall)):
+            alone = asyncio.create_task(here.text(7))
+        await until(lambda: here.stats.misses == 2)
+        assert here.stats.joined == 1
+        here.go.set()
+        assert await asyncio.gather(first, joins, alone) == ["new"] * 3
+
+
 async def test_forbidden_classes_are_in_no_memory(redis_server: RedisServer, db: Database) -> None:
     async with node(redis_server, db, l1=FORBIDDEN) as here:
         await here.write(7, "there")

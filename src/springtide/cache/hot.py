@@ -8,7 +8,8 @@ key with more than that share of all reads is always there.
 A `Tally` is what one class in one process has seen. Reads that ask another level or load are counted each;
 of hits in memory, which are to cost a microsecond, one in `stride`, which then counts for so many. Strides
 are random around their mean, so no rhythm of the callers hides a key, and the mean follows the traffic:
-about `SAMPLES` between two ticks, every single one where there are fewer.
+about `SAMPLES` between two ticks, every single one where there are fewer. It doubles with each `SAMPLES` in
+between, so a storm that nobody expected costs its logarithm.
 
 Old reads count less: half, after `HALF_LIFE` seconds.
 """
@@ -91,7 +92,7 @@ class Tally:
     next_at: the hit in memory, counted from the first one, that is to be sampled.
     """
 
-    __slots__ = ("_hits", "_new", "_stride", "hot", "next_at", "recent")
+    __slots__ = ("_hits", "_new", "_sampled", "_stride", "hot", "next_at", "recent")
 
     def __init__(self) -> None:
         self.recent = Sketch()
@@ -99,6 +100,7 @@ class Tally:
         self.next_at = 1
         self._new = Sketch()
         self._hits = 0
+        self._sampled = 0
         self._stride = 1
 
     def note(self, key: Hashable) -> None:
@@ -112,12 +114,16 @@ class Tally:
         self.next_at = hits + (1 if stride == 1 else random.randrange(1, 2 * stride))  # noqa: S311 - a sample
         if _bounded(key):
             self._new.note(key, stride)
+        self._sampled += 1
+        if self._sampled == SAMPLES:
+            self._sampled = 0
+            self._stride = 2 * stride
 
     def tick(self, hits: int, seconds: float, *, most: int) -> list[tuple[Hashable, float]]:
         """`seconds` have passed since the last tick, with `hits` hits until now: age, find who is hot, set
         the stride. Answers up to `most` keys that were asked for since then, with how often."""
         self._stride = max(1, (hits - self._hits) // SAMPLES)
-        self._hits = hits
+        self._hits, self._sampled = hits, 0
         self.next_at = min(self.next_at, hits + 2 * self._stride)
         news = self._new.top(most)
         self.recent.age(0.5 ** (seconds / HALF_LIFE))
