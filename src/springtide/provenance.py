@@ -14,7 +14,7 @@ Pure: nothing here does I/O or reads a clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -126,13 +126,12 @@ class Provenance:
     etag:     the answer's entity tag, when the handler knows; None: it is made of the body, if that is small.
     known:    what the client has already: the value of If-None-Match.
     unpoliced: a class of which a value was used and that says nothing about HTTP caches.
-    watch:    called when somebody looks for a header that says who asks, with its name.
     sealed:   the answer has begun and is public: it is too late for a reason.
     """
 
     __slots__ = (
         "_blind", "_keys", "_limit", "_reasons", "age", "etag", "ignored", "known", "policy", "sealed",
-        "unpoliced", "watch",
+        "unpoliced",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -143,7 +142,6 @@ class Provenance:
         self.known: bytes | None = None
         self.unpoliced: str | None = None
         self.sealed = False
-        self.watch: Callable[[bytes], None] | None = None
         self._limit: HttpPolicy | None = None
         self._reasons: dict[str, None] = {}
         self._blind = False

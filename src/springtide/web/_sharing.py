@@ -6,7 +6,8 @@
     an error         -> Cache-Control: no-store
 
 `s-maxage` says the same as `CDN-Cache-Control`, because nginx, Varnish and HAProxy do not read the latter.
-What an answer says by headers of its own is left as it is, unless it is personal and says "for everybody".
+What an answer says by headers of its own is left as it is, unless it is personal and does not say so: then it
+is made private, because shared caches may keep whatever does not forbid it.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Decision:
 
 def decide(provenance: Provenance, *, method: str, status: int, headers: Headers, keys: bool) -> Decision:
     """Who may keep an answer that is about to begin. `keys`: whether its receiver may see surrogate keys."""
-    found = {name.lower(): value for name, value in headers}
+    found = _lines(headers)
     if provenance.policy is None and provenance.personal is None and not _SPEAKING & found.keys():
         return Decision(headers)
     if b"set-cookie" in found:
@@ -110,9 +111,9 @@ def decide(provenance: Provenance, *, method: str, status: int, headers: Headers
     elif PERSONAL & set(_directives(found.get(b"vary", b"").lower())):
         provenance.restrict("vary")
     personal = provenance.personal
-    if personal is not None and is_shared(headers):
-        return Decision(privately(headers), reason=personal)
     spoken = b"cache-control" in found or any(map(_for_networks, found))
+    if personal is not None and spoken and _may_be_kept(headers, found):
+        return Decision(privately(headers), reason=personal)
     if spoken or method not in SAFE:
         return Decision(headers)
     policy, reason = provenance.granted()
@@ -127,6 +128,21 @@ def decide(provenance: Provenance, *, method: str, status: int, headers: Headers
     if policy.public and keys:
         added += _surrogates(provenance)
     return Decision([*headers, *added], policy.public, reason)
+
+
+def _lines(headers: Headers) -> dict[bytes, bytes]:
+    """The headers by name in lower case, all lines of one as the list that they are."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        lower = name.lower()
+        found[lower] = found[lower] + b", " + value if lower in found else value
+    return found
+
+
+def _may_be_kept(headers: Headers, found: Mapping[bytes, bytes]) -> bool:
+    """Whether a shared cache may keep an answer by what it says: whatever it does not forbid is allowed."""
+    forbidden = {b"private", b"no-store"} & set(_directives(found.get(b"cache-control", b"").lower()))
+    return not forbidden or is_shared(headers)
 
 
 def _said(policy: HttpPolicy) -> Headers:

@@ -45,7 +45,7 @@ from springtide.web._inbound import PEER
 from springtide.web._routes import RouteLabels
 from springtide.web._sharing import SAFE, decide
 from springtide.web._types import ASGIApp, Message, Receive, Scope, Send
-from springtide.web._watch import Watch, Watching
+from springtide.web._watch import Watching
 
 __all__ = ["CachingLayer", "HttpPolicy", "cacheable", "unchanged"]
 
@@ -98,15 +98,14 @@ class CachingLayer:
         own.provenance = provenance
         if own.causality:
             provenance.restrict("causality")
-        inner = dict(scope)
-        provenance.watch = Watch(provenance, inner)
-        inner["headers"] = self._watching.headers(scope["headers"], provenance)
+        inner, watch = self._watching.scope(scope, provenance)
         answer = _Answer(self, own, provenance, inner, send)
         with nullcontext() if context is not None else activate(own):
             try:
                 await self._app(inner, receive, answer.send)
             finally:
                 provenance.sealed = False
+                watch.over()
 
     def _lowered(self, scope: Scope, reason: str) -> None:
         route = self._routes.label(scope, str(scope.get("root_path", "")))
@@ -119,7 +118,7 @@ class CachingLayer:
 class _Answer:
     """One answer on its way; see the module for its states."""
 
-    __slots__ = ("_context", "_held", "_layer", "_provenance", "_scope", "_send", "_unchanged")
+    __slots__ = ("_context", "_held", "_layer", "_length", "_provenance", "_scope", "_send", "_unchanged")
 
     def __init__(
         self, layer: CachingLayer, context: RequestContext, provenance: Provenance, scope: Scope, send: Send
@@ -130,6 +129,7 @@ class _Answer:
         self._scope = scope
         self._send = send
         self._held: Message | None = None
+        self._length = 0
         self._unchanged = False
 
     async def send(self, message: Message) -> None:
@@ -140,8 +140,8 @@ class _Answer:
                 await self._begin(message)
         elif self._held is not None:
             held, self._held = self._held, None
-            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-            await self._begin(held, message.get("body", b"") if whole else None)
+            body = message.get("body", b"") if message["type"] == "http.response.body" else None
+            await self._begin(held, body if body is not None and self._is_whole(body) else None)
             await self._pass_on(message)
         else:
             await self._pass_on(message)
@@ -159,12 +159,17 @@ class _Answer:
             self._provenance.policy is None
             or self._provenance.etag is not None
             or message["status"] != 200
-            or self._scope["method"] != "GET"
+            or self._scope["method"] not in SAFE
         ):
             return False
         found = {name.lower(): value for name, value in message.get("headers", ())}
         length = found.get(b"content-length", b"")
-        return b"etag" not in found and length.isdigit() and int(length) <= self._layer._etag_bytes
+        self._length = int(length) if length.isdigit() else self._layer._etag_bytes + 1
+        return b"etag" not in found and self._length <= self._layer._etag_bytes
+
+    def _is_whole(self, body: bytes) -> bool:
+        """Whether it is all that was announced; to HEAD an application may send the body of GET, or none."""
+        return len(body) == self._length and (len(body) > 0 or self._scope["method"] == "GET")
 
     async def _begin(self, message: Message, body: bytes | None = None) -> None:
         provenance, context, method = self._provenance, self._context, self._scope["method"]
