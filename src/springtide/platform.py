@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from springtide import _lifespan
+from springtide._caching import Caching
 from springtide.clock import Clock, SystemClock
 from springtide.db import Database, ShardMap, idempotency
 from springtide.db.consistency import Consistency
@@ -110,7 +111,6 @@ class Platform:
         self._migrating = False
         self._passwords: Passwords | None = None
         self._tokens: AccessTokens | None = None
-        self._cache: Cache | None = None
         self._identity: list[Service] = []
         self._group: Group | None = None
         self.insight = Insight(
@@ -136,6 +136,15 @@ class Platform:
         """Of the clusters that have replicas or may get some while this process runs."""
         for cluster, servers in self.servers.items():
             metrics.watch_replicas(cluster, servers)
+        self._primaries = _Primaries(topology, self.servers)
+        self._caching = Caching(
+            topology,
+            folder=self._home / "run" / "cache",
+            dsns=self._primaries,
+            metrics=metrics,
+            clock=self.clock,
+            sink=self.sink,
+        )
         if topology.backups is not None:
             metrics.watch_backups(self._home / "run" / "backups.json")
         self._monitor = LoopMonitor(observe=metrics.observe_loop_lag, clock=self.clock, sink=self.sink)
@@ -241,30 +250,11 @@ class Platform:
     @property
     def cache(self) -> Cache:
         """The cache; made when it is first asked for, started and stopped with the platform."""
-        if self._cache is None:
-            from springtide.cache import Cache
-
-            if self._group is not None:
-                raise ConfigurationError(
-                    "the cache was first asked for after the start: ask while building the application"
-                )
-            spec, size = self.topology.cache, self.topology.pool.size
-            if spec is None:
-                self._cache = Cache(self.name, max_loads=max(size // 2, 1), clock=self.clock, sink=self.sink)
-            else:
-                self._cache = Cache(
-                    self.name,
-                    redis=self.topology.node_url(spec.node),
-                    l1_bytes=spec.l1_bytes,
-                    ttl=spec.ttl,
-                    l1=spec.l1_ttl,
-                    max_loads=max(size // 2, 1),  # the other half is for what is not cached
-                    dsns=_Primaries(self.topology, self.servers),
-                    clock=self.clock,
-                    sink=self.sink,
-                )
-            self._metrics.watch_cache(self._cache)
-        return self._cache
+        if self._caching.made is None and self._group is not None:
+            raise ConfigurationError(
+                "the cache was first asked for after the start: ask while building the application"
+            )
+        return self._caching.cache()
 
     @property
     def passwords(self) -> Passwords:
@@ -306,33 +296,15 @@ class Platform:
             lively = [made for made in implementations if _is_service(made)]
             pools = self.pools.values()
             servers = self.servers.values()  # first: they know who is the primary that a pool must find
-            keeps = self._cache is not None and self._cache.redis is not None
             carrying: list[Service | None] = [self._positions] if self.servers else []
-            if self.servers or keeps:  # what a session wrote is known to its next request
+            if self.servers or self._caching.keeps:  # what a session wrote is known to its next request
                 carrying.append(self._carrier)
             tokens = [service for service in carrying if service is not None]
             parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
-            cache = [self._cache] if self._cache is not None else []
-            parts += [self._bell, *tokens, *self._identity, *cache, *lively, *self._beside_the_cache()]
+            parts += [self._bell, *tokens, *self._identity, *self._caching.services, *lively]
+            parts += self._caching.beside(serving=self._wrapped)
             self._group = Group(self.name, parts, sink=self.sink)
         await self._group.start()
-
-    def _beside_the_cache(self) -> list[Service]:
-        """What looks after it; and, where requests come in, what loads what is popular before the platform is
-        ready: last, for the loaders need the modules."""
-        spec = self.topology.cache
-        if spec is None or self._cache is None:
-            return []
-        from springtide.cache.warm import WarmUp
-        from springtide.cache.watch import Watch
-
-        folder, node = self._home / "run" / "cache", os.environ.get("SPRINGTIDE_NODE")
-        parts: list[Service] = [
-            Watch(self._cache, folder=folder, node=node, wanted_hit_rate=spec.wanted_hit_rate)
-        ]
-        if self._wrapped and spec.warm_up:
-            parts.append(WarmUp(self._cache, seconds=spec.warm_up, folder=folder))
-        return parts
 
     async def stop(self) -> None:
         """Undo the start, in reverse; a platform that never started stays as it is."""
@@ -521,14 +493,12 @@ class Platform:
 
     def _more_checks(self) -> dict[str, Check]:
         """Of what comes and goes, and of the cache."""
-        checks: dict[str, Check] = {
+        replicas: dict[str, Check] = {
             f"{cluster}/{replica.node}": functools.partial(servers.check, replica.node)
             for cluster, servers in self.servers.items()
             for replica in servers.replicas
         }
-        if self._cache is not None:
-            checks["cache"] = self._cache.check
-        return checks
+        return replicas | self._caching.checks
 
     def _database(self, module: Module) -> Database:
         spec = self.topology.database(module.name)
@@ -573,7 +543,7 @@ class Platform:
         return [
             Worker(
                 queues,
-                dsns=_Primaries(self.topology, self.servers),
+                dsns=self._primaries,
                 # each job may hold a connection, and half of them are for everything else
                 slots=max((pool.size - pool.reserved) // 2, 1),
                 drain=drain,
