@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from springtide.cache.classes import Definition
+from springtide.context import RequestContext
 from springtide.provenance import Provenance
 
-__all__ = ["tell"]
+__all__ = ["say_old", "tell"]
 
 
 def tell(
@@ -27,3 +28,9 @@ def tell(
         tags=definition.tagger.of(value, arguments),
         policy=definition.http,
     )
+
+
+def say_old(context: RequestContext | None) -> None:
+    """A value that may be older than the budget went into the answer of `context`."""
+    if context is not None and context.provenance is not None:
+        context.provenance.outdated()

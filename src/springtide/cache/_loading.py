@@ -22,27 +22,24 @@ from typing import TYPE_CHECKING, Any
 
 from springtide.cache._fence import Refusal
 from springtide.cache._flight import ABANDONED, Flight, Load
+from springtide.cache._keeping import AWAY
 from springtide.cache._level2 import BATCH, Entry, Level2
+from springtide.cache._loader import loaded
 from springtide.context import Consistency, RequestContext, activate
 from springtide.db.seeing import Seen
 from springtide.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
     LoadTimeout,
-    RedisError,
-    RedisUnavailable,
     ReplicaConflict,
 )
 
 if TYPE_CHECKING:
+    from springtide.cache._loads import Loads
     from springtide.cache._place import Place
-    from springtide.cache._reading import CacheClass
     from springtide.db import Database
 
-__all__ = ["AWAY", "Loading"]
-
-AWAY = (RedisError, RedisUnavailable)
-"""What Redis may do; nobody is told."""
+__all__ = ["Loading"]
 
 FIRST_PAUSE = 0.005
 MAX_PAUSE = 0.05
@@ -65,7 +62,7 @@ class Loading:
 
     def __init__(
         self,
-        owner: CacheClass[Any],
+        owner: Loads,
         place: Place,
         level: Level2[Any] | None,
         context: RequestContext,
@@ -86,7 +83,8 @@ class Loading:
 
     async def run(self, load: Load) -> None:
         """The body of a `Load`."""
-        seconds = self._owner.definition.hard_timeout
+        definition = self._owner.definition
+        seconds = definition.hard_timeout
         with activate(self._context):
             since = 0
             if self._leased:
@@ -101,7 +99,7 @@ class Loading:
             except BaseException as error:
                 self._release(load.flights)
                 if isinstance(error, DeadlineExceeded) or timeout.expired():
-                    late = LoadTimeout(f"a load of {self._owner.name} took longer than {seconds:g} s")
+                    late = LoadTimeout(f"a load of {definition.name} took longer than {seconds:g} s")
                     late.__cause__ = error
                     error = late
                 if not isinstance(error, Exception):
@@ -171,12 +169,12 @@ class Loading:
                 flight.lease = leased.token
             elif found is False:
                 others.append(flight)
-            elif found is None or not owner.is_fresh(found):
+            elif found is None or owner.keeping.age(found) > 0:
                 useless.append(flight)
             elif not place.trusted(level):
                 others.append(flight)
             else:
-                owner.keep(place, flight, found.value, found.size, leased.sequence, generation, level)
+                owner.keeping.keep(place, flight, found.value, found.size, leased.sequence, generation, level)
                 owner.stats.l2_hits += 1
                 flight.finish(found.value)
         return leased.sequence, useless
@@ -210,7 +208,7 @@ class Loading:
         if level is None or not flawed:
             return
         owner.stats.reloads += 1
-        load.turn = owner.another_turn()
+        load.turn = owner.turn()
         try:
             again, seen = await self._read(load, flawed, Consistency.STRONG, None)
         except Exception:  # counted; what was read before is as fresh as was asked for
@@ -233,7 +231,7 @@ class Loading:
                 flight.started = True
             try:
                 if place.database is None or place.shard is None:
-                    return await owner.loaded(None, wanted), None
+                    return await loaded(owner.definition, None, wanted), None
                 return await self._read_from(place.database, place.shard, wanted, consistency, within)
             except BaseException as error:
                 owner.stats.failed[type(error).__name__] += 1
@@ -256,12 +254,12 @@ class Loading:
         try:
             async with database.seeing(shard, consistency=consistency, within=within) as sight:
                 standby = sight.seen.standby
-                return await self._owner.loaded(sight, wanted), sight.seen
+                return await loaded(self._owner.definition, sight, wanted), sight.seen
         except (DatabaseUnavailable, ReplicaConflict):
             if not standby:
                 raise
         async with database.seeing(shard, consistency=Consistency.STRONG) as sight:
-            return await self._owner.loaded(sight, wanted), sight.seen
+            return await loaded(self._owner.definition, sight, wanted), sight.seen
 
     async def _fill(
         self,
@@ -281,7 +279,7 @@ class Loading:
             if seen is None and not flight.lease:
                 continue  # nothing but a lease could tell
             tags = definition.tagger.of(value, flight.arguments)
-            entries.append(Entry(flight.key, value, owner.life(value), flight.lease, tags))
+            entries.append(Entry(flight.key, value, owner.keeping.life(value), flight.lease, tags))
             offered.append(flight)
         if not entries:
             return []
@@ -295,7 +293,7 @@ class Loading:
             if outcome.refusal is None:
                 flight.lease = ""
                 generation = flight.generation
-                owner.keep(
+                owner.keeping.keep(
                     self._place, flight, entry.value, outcome.size, outcome.sequence, generation, level
                 )
                 owner.stats.fills += 1
@@ -311,7 +309,7 @@ class Loading:
         for flight in load.flights:
             if flight.done:
                 continue
-            old = await owner.old(self._level, flight)
+            old = await owner.keeping.old(self._level, flight)
             if old is ABANDONED:
                 flight.fail(error)
             else:

@@ -149,6 +149,14 @@ class Place:
             else:
                 flights.clear()
 
+    def open(self, name: Any, key: str, arguments: tuple[Any, ...], now: float) -> Flight:
+        """A new way to a value, which whoever comes may join from now on."""
+        flight = Flight(name, key, arguments, now)
+        slot = self.slot
+        flight.scope, flight.position, flight.generation = slot.scope, slot.position, slot.generation
+        self.flights[key] = flight
+        return flight
+
     def closed(self, flight: Flight) -> None:
         """Nobody may join it any more."""
         if self.flights.get(flight.key) is flight:

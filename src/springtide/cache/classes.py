@@ -251,6 +251,11 @@ class Definition:
                 )
 
     @property
+    def single(self) -> bool:
+        """Whether a key is one argument, which then stands for itself."""
+        return len(self.pattern.arguments) == 1
+
+    @property
     def in_memory(self) -> bool:
         """Whether the first level keeps values of it."""
         return self.l1 is not FORBIDDEN and float(self.l1) > 0  # type: ignore[arg-type]

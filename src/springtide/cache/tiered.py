@@ -10,16 +10,13 @@ Without Redis nothing is kept, because nobody would say when a value is not good
 load, once for all who want the same value at once, and invalidations are not written down either. So all
 processes of a platform have a cache, or none has: one that has keeps what another one without it changed.
 
-It is also what writes tell of their invalidations (`db._invalidating.Invalidations`): after COMMIT every slot
-concerned is told, and the session takes what it has to ask of the slot until every process has heard of it
-(`_session`). What could not be told is in the database, and the relay tells it.
+It is also what writes tell of their invalidations (`db._invalidating.Invalidations`); see `_telling`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -29,23 +26,21 @@ from springtide._marks import Mark, mark_of
 from springtide.cache import _session
 from springtide.cache._admission import Admission
 from springtide.cache._bus import Bus
+from springtide.cache._class import CacheClass
 from springtide.cache._flight import Load
+from springtide.cache._keeping import AWAY
 from springtide.cache._keys import Pattern
-from springtide.cache._level2 import Level2
-from springtide.cache._loading import AWAY
 from springtide.cache._memory import Memory
-from springtide.cache._place import Place
-from springtide.cache._reading import CacheClass
-from springtide.cache._relay import Relay
+from springtide.cache._relays import relays_of
 from springtide.cache._slot import Slot
+from springtide.cache._telling import Telling
 from springtide.cache.classes import Definition, Loader
 from springtide.cache.classes import Mark as Word
 from springtide.clock import Clock, SystemClock
-from springtide.context import RequestContext, current
+from springtide.context import RequestContext
 from springtide.errors import (
     CacheDefinitionError,
     ConfigurationError,
-    DatabaseUnavailable,
     RedisUnavailable,
 )
 from springtide.lifecycle import Group, Service, StartStop
@@ -55,7 +50,6 @@ from springtide.signals import NullSink, Sink
 if TYPE_CHECKING:
     from springtide.db import Database, WriteTransaction
     from springtide.db._invalidating import Recorded
-    from springtide.db.pool import Pool
     from springtide.redis import Redis
 
 __all__ = ["Cache"]
@@ -106,6 +100,7 @@ class Cache:
         self._bus: Bus | None = None
         if redis is not None:
             self._bus = Bus(redis, name=f"{self.name} bus", clock=self.clock, sink=self.sink)
+        self._telling = Telling(redis, self.clock)
         self._ttl = ttl
         self._l1 = l1
         self._dsns = dsns
@@ -149,47 +144,12 @@ class Cache:
     async def _open(self) -> None:
         parts: list[Service] = [*self._own]
         if self._bus is not None:
-            parts += [self._bus, *self._relays()]
+            relays = relays_of(
+                self.platform, self._classes.values(), dsns=self._dsns, clock=self.clock, sink=self.sink
+            )
+            parts += [self._bus, *relays]
         self._parts = Group(f"{self.name} parts", parts)
         await self._parts.start()
-
-    def _relays(self) -> list[Service]:
-        """One for each cluster that classes have values of; of all processes one leads."""
-        found: dict[str, tuple[Pool, dict[str, None]]] = {}
-        for cls in self._classes.values():
-            if cls.database is not None:
-                for shard, pool in cls.database.pools.items():
-                    found.setdefault(shard, (pool, {}))[1][cls.database.schema] = None
-        return [
-            Relay(
-                self.platform,
-                cluster=shard,
-                pool=pool,
-                dsn=functools.partial(self._dsn, shard, pool),
-                schemas=list(schemas),
-                slots=functools.partial(self._slots, shard),
-                clock=self.clock,
-                sink=self.sink,
-            )
-            for shard, (pool, schemas) in found.items()
-        ]
-
-    def _dsn(self, shard: str, pool: Pool) -> str:
-        if self._dsns is not None:
-            return self._dsns[shard]
-        if pool.dsn is None:
-            raise DatabaseUnavailable(f"nobody knows where {shard} is")
-        return pool.dsn
-
-    def _slots(self, shard: str, epoch: int) -> dict[str, list[Level2[Any]] | None]:
-        """What the relay of a cluster tells and beats: the level of each class there."""
-        found: dict[str, list[Level2[Any]] | None] = {}
-        for cls in self._classes.values():
-            if shard in cls.places:
-                levels = cls.places[shard].levels_now(epoch).values()
-                reached = [level for level in levels if level is not None]
-                found[cls.name] = reached if len(reached) == len(levels) else None
-        return found
 
     async def _close(self) -> None:
         loads = list(self._loads)
@@ -358,11 +318,10 @@ class Cache:
         mark = mark_of(context.causality.marks, slot.name)
         return mark if mark is not None and mark.until > self.clock.now() else None
 
-    async def prove(self, context: RequestContext, cls: CacheClass[Any], slot: Slot) -> None:
+    async def prove(self, context: RequestContext, budget: float, slot: Slot) -> None:
         """Give a client that brought no token what it has to ask of the slot."""
         if self._bus is not None:
-            now, budget = self.clock.now(), cls.definition.budget
-            await _session.prove(context, slot, self._bus.sequence, now=now, budget=budget)
+            await _session.prove(context, slot, self._bus.sequence, now=self.clock.now(), budget=budget)
 
     # -- invalidations ---------------------------------------------------------------------------------
 
@@ -377,84 +336,18 @@ class Cache:
                 f"{cls.name} is a class of database {getattr(cls.database, 'name', None)!r},"
                 f" and the write is one of {tx.database.name!r}"
             )
-        cls.check_shard(key, tx.shard)
-        named = cls.fields(key, tags)
-        if self.redis is not None:
-            return cls.name, named
-        tx.on_commit(functools.partial(cls.places[tx.shard].hear, named, 0))
-        return cls.name, ()
+        return self._telling.fields_of(tx, cls, key, tags)
 
     async def void(
         self, tx: WriteTransaction, recorded: Recorded, fields: Mapping[str, Sequence[str]]
     ) -> None:
         """See `Invalidations`."""
-        committed = self.clock.monotonic()
-        epoch = recorded.seen.epoch
-        voids = []
-        for name, named in fields.items():
-            cls = self._classes[name]
-            place = cls.places[tx.shard]
-            place.hear(named, 0)
-            voids.append(self._void(cls, place, named, recorded.xid, epoch, committed))
-        await asyncio.gather(*voids)
+        by_class = {self._classes[name]: named for name, named in fields.items()}
+        await self._telling.committed(tx, recorded, by_class)
 
     async def invalidate(self, cls: CacheClass[Any], named: Sequence[str]) -> None:
         """See `CacheClass.invalidate`."""
-        place = cls.places[None]
-        place.hear(named, 0)
-        failure = await self._void(cls, place, named, None, 0, self.clock.monotonic())
-        if failure is not None:
-            raise failure
-
-    async def _void(
-        self,
-        cls: CacheClass[Any],
-        place: Place,
-        named: Sequence[str],
-        xid: int | None,
-        epoch: int,
-        committed: float,
-    ) -> Exception | None:
-        """Tell the second level, and the session what it has to ask of it from now on."""
-        if self.redis is None:
-            return None
-        levels = place.levels_now(epoch)
-        if len(levels) == 1:
-            told = [await self._void_one(place, level, named, xid) for level in levels.values()]
-        else:
-            told = await asyncio.gather(
-                *(self._void_one(place, level, named, xid) for level in levels.values())
-            )
-        context, now, budget = current(), self.clock.now(), cls.definition.budget
-        failure: Exception | None = None
-        for (slot, level), answer in zip(levels.items(), told, strict=True):
-            if isinstance(answer, Exception):
-                failure = answer
-                if context is not None:
-                    share = place.slot.share
-                    _session.missed(context, slot, now=now, budget=budget, committed=committed, share=share)
-            elif context is not None and level is not None:
-                _session.voided(context, slot, level.names.scope, answer, now=now, budget=budget)
-        if failure is None:
-            cls.stats.voided += 1
-        else:
-            cls.stats.unvoided += 1
-        return failure
-
-    async def _void_one(
-        self, place: Place, level: Level2[Any] | None, named: Sequence[str], xid: int | None
-    ) -> int | Exception:
-        """Tell one copy: the sequence, or why it could not be told."""
-        assert self.redis is not None
-        if level is None:
-            return RedisUnavailable(self.redis.name, "nobody is connected")
-        try:
-            sequence = await level.void(named, xid=xid)
-        except AWAY as error:
-            return error
-        if level.names.slot == place.slot.name:
-            place.hear(named, sequence)  # what was begun or filled while it was told
-        return sequence
+        await self._telling.invalidate(cls, named)
 
 
 async def _quietly(work: Coroutine[Any, Any, None]) -> None:

@@ -26,7 +26,7 @@ from springtide.errors import RedisError, RedisUnavailable, SpringtideError
 from springtide.lifecycle import StartStop
 
 if TYPE_CHECKING:
-    from springtide.cache._reading import CacheClass
+    from springtide.cache._class import CacheClass
     from springtide.cache.tiered import Cache
 
 __all__ = ["WarmUp"]

@@ -24,7 +24,7 @@ from springtide.lifecycle import Periodic, StartStop
 from springtide.signals import CacheHitRateChanged
 
 if TYPE_CHECKING:
-    from springtide.cache._reading import CacheClass
+    from springtide.cache._class import CacheClass
     from springtide.cache.tiered import Cache
 
 __all__ = ["Watch"]

@@ -1,0 +1,120 @@
+"""Telling all processes what a write has made stale.
+
+After COMMIT every slot concerned is told, each of its copies, and the session takes what it has to ask of the
+slot until every process has heard of it (`_session`). What could not be told is in the database, and the
+relay tells it. Without Redis there is nobody to tell: then this process alone lets go of loads that began
+before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from springtide.cache import _session
+from springtide.cache._keeping import AWAY
+from springtide.context import current
+from springtide.errors import RedisUnavailable
+
+if TYPE_CHECKING:
+    from springtide.cache._class import CacheClass
+    from springtide.cache._level2 import Level2
+    from springtide.cache._place import Place
+    from springtide.clock import Clock
+    from springtide.db import WriteTransaction
+    from springtide.db._invalidating import Recorded
+    from springtide.redis import Redis
+
+__all__ = ["Telling"]
+
+
+class Telling:
+    """Of one cache."""
+
+    def __init__(self, redis: Redis | None, clock: Clock) -> None:
+        self._redis = redis
+        self._clock = clock
+
+    def fields_of(
+        self, tx: WriteTransaction, cls: CacheClass[Any], key: tuple[Any, ...], tags: Sequence[str]
+    ) -> tuple[str, Iterable[str]]:
+        """The class's name and the fields that the write has to write down; none without Redis."""
+        cls.check_shard(key, tx.shard)
+        named = cls.fields(key, tags)
+        if self._redis is not None:
+            return cls.name, named
+        tx.on_commit(functools.partial(cls.places[tx.shard].hear, named, 0))
+        return cls.name, ()
+
+    async def committed(
+        self, tx: WriteTransaction, recorded: Recorded, fields: Mapping[CacheClass[Any], Sequence[str]]
+    ) -> None:
+        """`tx` has committed, or may have."""
+        committed = self._clock.monotonic()
+        epoch = recorded.seen.epoch
+        voids = []
+        for cls, named in fields.items():
+            place = cls.places[tx.shard]
+            place.hear(named, 0)
+            voids.append(self._void(cls, place, named, recorded.xid, epoch, committed))
+        await asyncio.gather(*voids)
+
+    async def invalidate(self, cls: CacheClass[Any], named: Sequence[str]) -> None:
+        """Of a class without a database. Raises RedisUnavailable and RedisError."""
+        place = cls.places[None]
+        place.hear(named, 0)
+        failure = await self._void(cls, place, named, None, 0, self._clock.monotonic())
+        if failure is not None:
+            raise failure
+
+    async def _void(
+        self,
+        cls: CacheClass[Any],
+        place: Place,
+        named: Sequence[str],
+        xid: int | None,
+        epoch: int,
+        committed: float,
+    ) -> Exception | None:
+        """Tell the second level, and the session what it has to ask of it from now on."""
+        if self._redis is None:
+            return None
+        levels = place.levels_now(epoch)
+        if len(levels) == 1:
+            told = [await self._void_one(place, level, named, xid) for level in levels.values()]
+        else:
+            told = await asyncio.gather(
+                *(self._void_one(place, level, named, xid) for level in levels.values())
+            )
+        context, now, budget = current(), self._clock.now(), cls.definition.budget
+        failure: Exception | None = None
+        for (slot, level), answer in zip(levels.items(), told, strict=True):
+            if isinstance(answer, Exception):
+                failure = answer
+                if context is not None:
+                    share = place.slot.share
+                    _session.missed(context, slot, now=now, budget=budget, committed=committed, share=share)
+            elif context is not None and level is not None:
+                _session.voided(context, slot, level.names.scope, answer, now=now, budget=budget)
+        if failure is None:
+            cls.stats.voided += 1
+        else:
+            cls.stats.unvoided += 1
+        return failure
+
+    async def _void_one(
+        self, place: Place, level: Level2[Any] | None, named: Sequence[str], xid: int | None
+    ) -> int | Exception:
+        """Tell one copy: the sequence, or why it could not be told."""
+        assert self._redis is not None
+        if level is None:
+            return RedisUnavailable(self._redis.name, "nobody is connected")
+        try:
+            sequence = await level.void(named, xid=xid)
+        except AWAY as error:
+            return error
+        if level.names.slot == place.slot.name:
+            place.hear(named, sequence)  # what was begun or filled while it was told
+        return sequence
