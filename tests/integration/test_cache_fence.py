@@ -123,6 +123,19 @@ async def many_writers_before_the_mark(link: Link) -> Refusal | None:
     return await keep(level, primary(100, 105, 100))
 
 
+async def the_last_of_many_writers(link: Link) -> Refusal | None:
+    """100 is open while many others are collapsed and in the newest mark too, which a load covers that has
+    not seen it either. What that load keeps goes when 100 is voided at last, and is not kept again."""
+    level = level2(link)
+    rounds = await stand(level, 101, 100)
+    await voids(level, "k:1", *range(101, 110))
+    rounds.delay = 1e9  # the horizon stays
+    await beats(level, 110, 100, rounds=rounds, times=2)
+    assert await keep(level, primary(100, 110, 100)) is None
+    await voids(level, "k:1", 100)
+    return None if (await level.read(["1"])).found != [None] else await keep(level, primary(100, 110, 100))
+
+
 async def no_horizon(link: Link) -> Refusal | None:
     """Tombstones were evicted, all of them, and the relay has not been there since."""
     level = level2(link)
@@ -271,6 +284,7 @@ RULES = (
     Rule(many_writers, Refusal.UNSEEN, "void", "elseif X <= tonumber(most) then", "elseif false then"),
     Rule(many_writers_since_the_mark, Refusal.UNSEEN, "fill", "tonumber(round) < tonumber(now) and"),
     Rule(many_writers_before_the_mark, Refusal.UNSEEN, "fill", " and covers(tonumber(high), open)"),
+    Rule(the_last_of_many_writers, Refusal.UNSEEN, "void", "tonumber(round or 0) <= came + 1", "true"),
     Rule(no_horizon, Refusal.HORIZON, "fill", "rule = 'horizon'", "rule = nil"),
     Rule(forgotten_tombstone, Refusal.EARLY, "fill", "rule = 'early'", "rule = nil"),
     Rule(

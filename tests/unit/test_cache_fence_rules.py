@@ -55,14 +55,16 @@ def test_finished_is_what_the_snapshot_proves(history: list[tuple[bool, int]]) -
 
 @given(st.lists(st.integers(100, 130), min_size=1, max_size=30))
 def test_a_tombstone_forgets_nobody(xids: list[int]) -> None:
-    """Every xid that was merged is listed, or covered by the greatest of a collapsed one; who was merged
-    changes nothing when it comes again."""
+    """Every xid that was merged is listed, or covered by the greatest of a collapsed one, which came no
+    earlier; who was merged changes nothing when it comes again at once."""
     tombstone = Tombstone()
     for at, xid in enumerate(xids):
         tombstone = tombstone.merged(xid, at)
         for earlier in xids[: at + 1]:
             assert earlier in tombstone.xids or (tombstone.most is not None and earlier <= tombstone.most)
-            assert tombstone.merged(earlier, at + 1) is tombstone
+            assert tombstone.merged(earlier, tombstone.round + 1 if tombstone.most else at) is tombstone
+        late = tombstone.merged(xids[0], at + 2)
+        assert late is tombstone if tombstone.most is None else late.round == at + 2
     assert len(tombstone.xids) <= 8
 
 

@@ -19,9 +19,10 @@ Comparing xmax alone is not enough: a transaction that was open in the loader's 
 been voided and forgotten, while no later one began. A transaction that is open in both is no obstacle, so a
 write that is open for hours costs fills from standbys, never those from the primary.
 
-A field that many transactions void keeps the greatest xid and the round in which it came instead of a list
-("collapsed"). Then every xid up to it counts: it has to be below xmin, or (on the primary) the snapshot has
-to cover the newest mark, if that is of a later round.
+A field that many transactions void keeps the greatest xid and the round in which the last one came instead
+of a list ("collapsed"). Then every xid up to it counts: it has to be below xmin, or (on the primary) the
+snapshot has to cover the newest mark, if that is of a later round. A transaction with a lesser xid that was
+open all the while, also in that mark, comes last and makes the round anew.
 
 Absence refuses: the horizon lies in the key that the younger tombstones lie in, and names the older
 generation that belongs to it, so whatever is lost takes the horizon with it. The next beat begins another
@@ -90,9 +91,16 @@ class Tombstone:
     round: int = 0
 
     def merged(self, xid: int, round: int) -> Tombstone:
-        """With one more. The same object when it changes nothing: whatever was kept since has seen `xid`."""
+        """With one more. The same object when it changes nothing: whatever was kept since has seen `xid`.
+
+        A collapsed one does not say who is in it. Round r + 2 tells the first mark that is newer than a
+        tombstone of round r, so until then nothing was kept that lacks anybody up to `most`; from then on
+        `xid` may be one that was open in the mark, and comes in this round.
+        """
         if self.most is not None:
-            return self if xid <= self.most else Tombstone(most=xid, round=round)
+            if xid <= self.most and round <= self.round + 1:
+                return self
+            return Tombstone(most=max(xid, self.most), round=round)
         if xid in self.xids:
             return self
         if len(self.xids) >= MOST_XIDS:

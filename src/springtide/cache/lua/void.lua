@@ -13,7 +13,7 @@ local fenced = string.byte(xid) ~= 120  -- "x"
 
 local function merged(old, round)  -- the tombstone with this xid; nil when it says it already
   local X = tonumber(xid)
-  local most = string.match(old, '^<(%d+)')
+  local most, came = string.match(old, '^<(%d+)@(%d+)$')
   if not most then
     local listed, count = ',' .. old .. ',', 1
     if string.find(listed, ',' .. xid .. ',', 1, true) then return nil end
@@ -23,9 +23,11 @@ local function merged(old, round)  -- the tombstone with this xid; nil when it s
     end
     if count <= 8 then return old .. ',' .. xid end
   elseif X <= tonumber(most) then
-    return nil
+    -- It may have been open in a mark that is newer than the tombstone; none is before the second next round.
+    if tonumber(round or 0) <= came + 1 then return nil end
+    X = tonumber(most)
   end
-  -- Of more than eight only the greatest is kept, with the round in which it came.
+  -- Of more than eight only the greatest is kept, with the round in which the last one came.
   return string.format('<%.0f@%s', X, round or '0')
 end
 
