@@ -203,7 +203,10 @@ async def test_an_epoch_is_known_from_the_first_connection_on(database_url: str,
         async with db.seeing("main") as sight:
             assert sight.seen.epoch == db.epoch("main")
         system = await pool.fetch_value("select system_identifier from pg_control_system()")
-        assert db.epoch("main") == system << 32 | 1
+        number = await pool.fetch_value(
+            "select oid::bigint from pg_database where datname = current_database()"
+        )
+        assert db.epoch("main") == number << 96 | system << 32 | 1
 
 
 async def test_a_promoted_replica_begins_another_epoch(

@@ -37,6 +37,7 @@ def look(
     return Look(
         run=run,
         system=system,
+        database=5,
         recovering=recovering,
         timeline=epoch or 0,
         position=None if epoch is None else Position(epoch, lsn),
@@ -321,7 +322,7 @@ def test_eventual_takes_whoever_answers() -> None:
 
 def row(**changes: object) -> dict[str, object]:
     standby = {
-        "recovering": True, "waits": True, "system": 7, "started": 1, "reset": 2,
+        "recovering": True, "waits": True, "system": 7, "database": 5, "started": 1, "reset": 2,
         "segment": 16 * 2**20, "page": 8192, "timeline": 3, "lsn": "0/5000", "received": "0/6000",
         "kept_timeline": None, "kept": None,
     }  # fmt: skip

@@ -3,8 +3,8 @@
 A *slot* is one class on one database cluster (a class without a database: the class alone; a copy of a hot
 class: a slot of its own). Its name is the hash tag of all its keys, so that one node has them all and a
 script may change them together. The *scope* is a short hash of whose data it is and of the Redis process
-that keeps it: another timeline of the database or another Redis process has other keys, so nothing of
-before can be read.
+that keeps it: another database, another timeline of it or another Redis process has other keys, so nothing
+of before, or of others, can be read.
 
     {slot}:scope:S          the sequence: counts the slot's invalidations
     {slot}:scope:v:<name>   a value          {slot}:scope:l:<name>   the lease of who loads it
@@ -54,9 +54,10 @@ def slot_name(cls: str, cluster: str = "", *, copy: int = 0) -> str:
     return cls + (f"@{cluster}" if cluster else "") + (f"#{copy}" if copy else "")
 
 
-def scope_name(platform: str, run_id: str, cluster: str = "", epoch: int = 0) -> str:
-    """Ten characters for whose data it is: a platform's, of a cluster's timeline, in one Redis process."""
-    text = "\0".join((platform, run_id, cluster, str(epoch)))
+def scope_name(platform: str, run_id: str, cluster: str = "", epoch: int = 0, schema: str = "") -> str:
+    """Ten characters for whose data it is: a platform's, of a schema of a database on a cluster's timeline
+    (`db.seeing.history`), in one Redis process."""
+    text = "\0".join((platform, run_id, cluster, str(epoch), schema))
     return blake2b(text.encode(), digest_size=5).hexdigest()
 
 

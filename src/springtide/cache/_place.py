@@ -78,7 +78,11 @@ class Place:
     def scope(self, run_id: str) -> str | None:
         """What the keys in this run of Redis are called; None while that is not known."""
         epoch = self.epoch
-        return None if epoch is None else scope_name(self._platform, run_id, self.shard or "", epoch)
+        return None if epoch is None else self._scope(run_id, epoch)
+
+    def _scope(self, run_id: str, epoch: int) -> str:
+        schema = "" if self.database is None else self.database.schema
+        return scope_name(self._platform, run_id, self.shard or "", epoch, schema)
 
     def level(self) -> Level2[Any] | None:
         """The second level as it can be reached now; None: it cannot."""
@@ -106,7 +110,7 @@ class Place:
         definition = self.definition
         made: Level2[Any] = Level2(
             link,
-            Names(slot, scope_name(self._platform, link.run_id, self.shard or "", epoch)),
+            Names(slot, self._scope(link.run_id, epoch)),
             self._codec,
             cluster=self.shard,
             epoch=None if self.shard is None else epoch,

@@ -30,6 +30,7 @@ from springtide.db._link import ASYNCPG_ERRORS, RawConnection
 from springtide.db._tls import tls
 from springtide.db.causality import PLACE, normalise, parse_lsn
 from springtide.db.durability import WAITING
+from springtide.db.seeing import DATABASE
 
 __all__ = ["BLIND", "CAPTURE", "Eye", "Look", "Run", "run_of", "witness_of"]
 
@@ -43,7 +44,7 @@ _RUN = """
 RUN = f"SELECT {_RUN}"
 
 LOOK = f"""
-SELECT role.recovering, control.system_identifier AS system, {_RUN},
+SELECT role.recovering, control.system_identifier AS system, {DATABASE}, {_RUN},
     pg_size_bytes(current_setting('wal_segment_size')) AS segment,
     pg_size_bytes(current_setting('wal_block_size')) AS page,
     CASE WHEN role.recovering THEN receiver.received_tli
@@ -76,6 +77,7 @@ class Run(NamedTuple):
 class Look:
     """What one server said of itself. `position` is None when its timeline is not known.
 
+    database: the number of the one that it was asked in.
     timeline: that of a primary, of a standby the one it receives or has kept; 0 when it is not known.
     replayed: of a standby, as a plain number, whatever its timeline.
     waits: COMMIT waits for a standby's disk there, for this account; of a standby, once it is promoted.
@@ -83,6 +85,7 @@ class Look:
 
     run: Run
     system: int
+    database: int
     recovering: bool
     timeline: int
     position: Position | None
@@ -118,6 +121,7 @@ def read_look(row: Any) -> Look:
     return Look(
         run=Run(row["started"], row["reset"]),
         system=row["system"],
+        database=row["database"],
         recovering=recovering,
         timeline=timeline or 0,
         position=position,

@@ -126,6 +126,7 @@ class Watch:
         self._leaving: set[asyncio.Task[None]] = set()
         self._membership: Periodic | None = None
         self._alone_since: float | None = None
+        self._database: int | None = None
         self.replicated = False
         """Whether some process of the platform may read from a replica."""
         self.readable: tuple[Health, ...] = ()
@@ -175,11 +176,11 @@ class Watch:
 
     @property
     def history(self) -> int | None:
-        """System and timeline of the primary, as it was last seen; None before that, or while it is alone."""
-        system, timeline = self._standing.system, self._log.epoch
-        if not self.watching or system is None or not timeline:
+        """The primary's (`seeing.history`), as it was last seen; None before that, or while it is alone."""
+        system, timeline, database = self._standing.system, self._log.epoch, self._database
+        if not self.watching or system is None or not timeline or database is None:
             return None
-        return history(system, timeline)
+        return history(system, timeline, database)
 
     async def open(self) -> None:
         try:
@@ -375,6 +376,7 @@ class Watch:
         if verdict.primary is not None:
             server = self._servers[verdict.primary]
             self._primary.move(self._url(server.member))
+            self._database = server.look.database if server.look is not None else self._database
             if verdict.primary != before.primary or verdict.standing.epoch != before.epoch:
                 self._sink.emit(PrimaryChanged(self._cluster, verdict.primary, verdict.standing.epoch))
         elif before.primary is not None or any(

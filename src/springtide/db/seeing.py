@@ -14,9 +14,10 @@ A role that changes in between does no harm. The snapshot is taken first and the
 no standby by then has replayed all that there will ever be of the numbers below its xmax, and the sight's
 statements come later still.
 
-Transaction numbers mean something within one *history* alone: one system on one timeline. `epoch` names it;
-epochs are equal or not, and never ordered. A standby names the history that it receives, of which what it has
-replayed is the beginning.
+Transaction numbers mean something within one *history* alone: one system on one timeline. `epoch` names it,
+and the database in it (by its number, which one that is dropped and made again does not keep): rows of two
+databases have nothing to do with each other. Epochs are equal or not, and never ordered. A standby names the
+history that it receives, of which what it has replayed is the beginning.
 
 Two forms: on a connection of our own, statements of their own; through a transaction pooler, which may lead
 two statements to two servers, one READ COMMITTED READ ONLY transaction. Each statement has a snapshot of its
@@ -40,16 +41,20 @@ from springtide.db.connection import Connection, Queries
 if TYPE_CHECKING:
     from springtide.db.pool import Pool
 
-__all__ = ["EPOCH", "Seen", "Sight", "epoch_of", "history", "learn", "note", "opening", "seen_of"]
+__all__ = ["DATABASE", "EPOCH", "Seen", "Sight", "epoch_of", "history", "learn", "note", "opening", "seen_of"]
 
 _log = logging.getLogger(__name__)
 
-EPOCH = """(SELECT system_identifier FROM pg_control_system()) AS system,
-    ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int AS timeline"""
+DATABASE = "(SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database"
+"""What a statement selects to learn the number of its database."""
+
+EPOCH = f"""(SELECT system_identifier FROM pg_control_system()) AS system, {DATABASE},
+    ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int AS timeline"""  # noqa: S608 - a constant
 """What a statement on a primary selects to learn its history; fails on a standby. See `epoch_of`."""
 
-SEEN = """
+SEEN = f"""
 SELECT pg_current_snapshot()::text AS snapshot, role.recovering, control.system_identifier AS system,
+    {DATABASE},
     CASE WHEN role.recovering THEN
         coalesce(
             (SELECT received_tli FROM pg_stat_get_wal_receiver()),
@@ -59,14 +64,14 @@ SELECT pg_current_snapshot()::text AS snapshot, role.recovering, control.system_
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END AS timeline
 FROM (SELECT pg_is_in_recovery() AS recovering OFFSET 0) AS role
 CROSS JOIN pg_control_system() AS control
-"""
+"""  # noqa: S608 - a constant
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What one server of `cluster` had, before anything was read from it.
 
-    epoch: which history its transaction numbers belong to. standby: whether it was one.
+    epoch: which history its transaction numbers belong to, in which database. standby: whether it was one.
     xmin, xmax, running: as `pg_current_snapshot()` says; 64 bits, so they do not wrap.
     """
 
@@ -78,14 +83,14 @@ class Seen:
     running: tuple[int, ...]
 
 
-def history(system: int, timeline: int) -> int:
-    """The epoch of a system (its identifier) on a timeline."""
-    return (system & 0xFFFF_FFFF_FFFF_FFFF) << 32 | timeline
+def history(system: int, timeline: int, database: int) -> int:
+    """The epoch of a system (its identifier) on a timeline, for one of its databases."""
+    return database << 96 | (system & 0xFFFF_FFFF_FFFF_FFFF) << 32 | timeline
 
 
 def epoch_of(row: Any) -> int:
     """The history named by the columns of `EPOCH`."""
-    return history(row["system"], row["timeline"])
+    return history(row["system"], row["timeline"], row["database"])
 
 
 def seen_of(cluster: str, row: Any) -> Seen:
