@@ -206,7 +206,8 @@ class RedisServer:
 
     @property
     def run_id(self) -> str:
-        return self.info("server")["run_id"]
+        """As links have it, outside of a cluster."""
+        return f"{self.info('server')['run_id']}:{self.info('replication')['master_replid']}"
 
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")

@@ -227,10 +227,10 @@ async def test_a_server_that_can_never_serve_is_said_at_the_start(
     gone = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"ROLE\r\n")
+        await reader.readuntil(b"replication\r\n")
         info = f"{f'redis_version:{version}' if version else '#'}\r\nredis_mode:{mode}\r\nrun_id:abc\r\n"
         writer.write(
-            f"+OK\r\n${len(info)}\r\n{info}\r\n$11\r\nloading:0\r\n\r\n*1\r\n$6\r\nmaster\r\n".encode()
+            f"+OK\r\n${len(info)}\r\n{info}\r\n$11\r\nloading:0\r\n\r\n$11\r\nrole:master\r\n".encode()
         )
         await reader.read()
         writer.close()

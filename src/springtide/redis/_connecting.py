@@ -1,6 +1,11 @@
 """One attempt to connect, with everything that must be known before the link is handed out.
 
-One round trip after the connection: login, name, database, INFO for the run id and the version, ROLE.
+One round trip after the connection: login, name, database, and INFO for what the server is.
+
+A link's `run_id` names the run of the server and its replication history, which Redis begins anew whenever a
+replica is promoted. One that was a replica for a while, and never restarted, has had the data of another
+server meanwhile: what was built from its run id before must not be found again. Its first replica, too, and
+an hour without any, begin a history; then the link is exchanged for nothing, which does no harm.
 Refused for ever (ConfigurationError): a login that is wrong, a command that the user may not use, a database
 that is not there, a server older than MIN_VERSION or of another kind, TLS files that cannot be read. For now
 (RedisUnavailable): all else, among it a replica where a primary is needed and a server that loads its data.
@@ -86,7 +91,7 @@ class Connector:
             ask(f"database {self.db}", "SELECT", self.db)
         info = ask("INFO", "INFO", "server")
         loading = ask("INFO", "INFO", "persistence") if self.mode != SENTINEL else None
-        role = ask("ROLE", "ROLE") if self.mode != SENTINEL else None
+        role = ask("INFO", "INFO", "replication") if self.mode != SENTINEL else None
         slots = ask("CLUSTER INFO", "CLUSTER", "INFO") if self.mode == CLUSTER else None
         for what, future in asked:
             try:
@@ -99,8 +104,11 @@ class Connector:
         self._judge(link, facts(await info))
         if loading is not None and facts(await loading).get("loading") == "1":
             raise RedisUnavailable(link.address, "the server is loading its data")
-        if role is not None and (found := (await role)[0]) != b"master":
-            raise RedisUnavailable(link.address, f"it is a {_role(found)}, and a primary is needed")
+        if role is not None:
+            stands = facts(await role)
+            if (found := stands.get("role", "server of an unknown role")) != "master":
+                raise RedisUnavailable(link.address, f"it is a {_role(found)}, and a primary is needed")
+            link.run_id += _history(stands)
         if slots is not None:
             link.run_id += _epoch(await slots)
 
@@ -109,12 +117,15 @@ class Connector:
 
         Raises RedisUnavailable when it does not answer in time.
         """
-        role, slots = link.send("ROLE"), None
+        role, slots = link.send("INFO", "replication"), None
         if self.mode == CLUSTER:
             slots = link.send("CLUSTER", "INFO")
         try:
-            if (await role)[0] != b"master":
+            stands = facts(await role)
+            if stands.get("role") != "master":
                 return "it is no primary any more"
+            if link.run_id.split(":")[1] != _history(stands)[1:]:
+                return "its replication history is another one"
             if slots is not None and not link.run_id.endswith(_epoch(await slots)):
                 return "the node took over slots"
         except RedisError as error:
@@ -145,8 +156,12 @@ def _epoch(info: bytes) -> str:
     return f":{facts(info)['cluster_my_epoch']}"
 
 
-def _role(found: bytes) -> str:
-    return "replica" if found == b"slave" else found.decode(errors="replace")
+def _history(stands: dict[str, str]) -> str:
+    return f":{stands.get('master_replid', '')}"
+
+
+def _role(found: str) -> str:
+    return "replica" if found == "slave" else found
 
 
 def _context(tls: Tls) -> ssl.SSLContext:

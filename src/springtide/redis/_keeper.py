@@ -5,7 +5,7 @@
          +----------+-----------+         the link is lost
 
 `link` is what may be used now, None at once when there is doubt: nobody waits for a time-out that can be
-foreseen. Once a second the server is asked what it is (ROLE), which finds dead peers on idle links and
+foreseen. Once a second the server is asked what it is, which finds dead peers on idle links and
 primaries that were demoted; a finder that knows better (Sentinels) is asked too.
 
 Pauses grow from FIRST_PAUSE to MAX_PAUSE, each times a uniform factor in [0.5, 1.5), and start small again

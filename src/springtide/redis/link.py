@@ -93,7 +93,8 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 class Link(asyncio.Protocol):
-    """See the module. `run_id` names the run of the server, and in a cluster its ownership of slots too.
+    """See the module. `run_id` names the run of the server and its replication history (`_connecting`), in a
+    cluster its ownership of slots too.
 
     Made by `connect`; `address`, `run_id`, `version` and `node` are known once it is handed out.
     """
