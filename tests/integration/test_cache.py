@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests._redis import RedisServer
-from tests.cached import Node, Note, another, client, node, until
+from tests.cached import HANGS, Node, Note, another, client, node, until
 from tests.sharded import notes
 
 from springtide.cache import EACH, FORBIDDEN, Cache
@@ -365,6 +365,43 @@ async def test_write_through_keeps_what_was_written(redis_server: RedisServer, d
         assert here.loads == [8]
 
 
+@pytest.mark.parametrize("again", ["put", "key", "tag"])
+async def test_what_a_write_has_put_and_then_changed_again_is_not_kept(
+    redis_server: RedisServer, db: Database, again: str
+) -> None:
+    """By another put of the same key, by the key or by a tag of what was put: the first value was never the
+    row of anybody but this transaction."""
+    async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
+        async with db.write(Bucket(0)) as tx:
+            await tx.execute("insert into notes.note (bucket, id, text, rank) values (0, 7, 'first', 5)")
+            here.notes.put(tx, Note(7, "first", 5), 7)
+            here.notes.put(tx, Note(8, "beside", 6), 8)
+            await tx.execute("update notes.note set text = 'second' where id = 7")
+            if again == "put":
+                here.notes.put(tx, Note(7, "second", 5), 7)
+            elif again == "key":
+                async with tx.savepoint() as inner:
+                    inner.invalidate(here.notes, 7)
+            else:
+                tx.invalidate(here.notes, tags=["rank:5"])
+        assert here.stats.fills == (2 if again == "put" else 1)
+        assert [await one.text(7) for one in (here, there)] == ["second", "second"]
+        assert await there.text(8) == "beside"
+        assert there.loads == []
+
+
+async def test_a_write_through_without_redis_says_nothing(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody keeps anything, and the write is a write."""
+    async with node(None, db) as here:
+        async with db.write(Bucket(0)) as tx:
+            await tx.execute("insert into notes.note (bucket, id, text) values (0, 7, 'written')")
+            here.notes.put(tx, Note(7, "written"), 7)
+        assert await here.text(7) == "written"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_write_through_gives_way_to_a_later_write(redis_server: RedisServer, db: Database) -> None:
     """Whose invalidation came first: what it has not seen is not put over it."""
     async with node(redis_server, db) as here, node(redis_server, another(db)) as there:
@@ -569,3 +606,45 @@ async def test_invalidating_what_is_not_there_is_refused(redis_server: RedisServ
                 tx.invalidate(here.notes)
         with pytest.raises(TypeError, match="note has a database: invalidate in the write"):
             await here.notes.invalidate(7)
+
+
+async def test_what_fails_on_one_of_several_shards_is_raised_as_it_is(
+    database_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    """And not in a group of errors, which nobody who reads one value has ever to catch."""
+    async with notes(database_urls, tmp_path) as db:
+        cache = Cache("app")
+
+        async def load(source: Queries, id: int) -> int:
+            if id % 2:
+                raise LookupError(f"no {id}")
+            return id
+
+        ids = cache.define("id:{id}", int, database=db, load=load, key=lambda id: Bucket(id))
+        async with cache:
+            with pytest.raises(LookupError, match="no 1023"):
+                await ids.get_many([0, 1023])
+            assert await ids.get_many([0, 1022]) == {0: 0, 1022: 1022}
+
+
+async def test_tags_that_cannot_be_made_leave_nobody_waiting(redis_server: RedisServer, db: Database) -> None:
+    """The function that makes them fails for a value that came from Redis: who asked is told, and the next
+    one who asks for the others of his call gets them."""
+    broken = False
+
+    def tags(note: Note) -> list[str]:
+        if broken:
+            raise LookupError(f"no tag of {note.id}")
+        return ["all"]
+
+    async with node(redis_server, db, tags=tags) as here, node(redis_server, another(db), tags=tags) as there:
+        for id in (7, 8):
+            await here.write(id, "there")
+            assert await here.text(id) == "there"
+        broken = True
+        with pytest.raises(LookupError, match="no tag of 7"):
+            await there.notes.get_many([7, 8])
+        broken = False
+        async with asyncio.timeout(HANGS):
+            assert [await there.text(id) for id in (7, 8)] == ["there", "there"]
+        assert not there.place.flights

@@ -112,7 +112,7 @@ class CacheClass(Generic[T]):
         where the class has it. Raises as `get`.
         """
         self._refuse_each()
-        wanted = {key: (key,) if self._single else tuple(key) for key in keys}
+        wanted = {key: (key,) if self._single else self._several(key) for key in self._listed(keys)}
         found = await self._reading.find(self._groups(wanted))
         return {key: value for key in wanted if (value := found[key]) is not None}
 
@@ -126,21 +126,24 @@ class CacheClass(Generic[T]):
 
     def put(self, tx: WriteTransaction, value: T | None, *key: Argument) -> None:
         """Write through: `tx` makes this the value of `key`. It is invalidated with the write and kept after
-        its COMMIT; never when the block is undone.
+        its COMMIT; never when the block is undone, or when `tx` invalidates it again after that.
 
         The value has to consist of rows that `tx` itself wrote or locked (or `tx` is "repeatable read"): what
         others commit meanwhile in rows that it only read is not in it. Raises as `tx.invalidate`.
         """
+        if value is not None and not self.definition.fits(value):
+            raise TypeError(f"{self.name} has values of another type, got {value!r:.100}")
         tx.invalidate(self, *key)
         if value is None and self.definition.negative is None:
             return
-        if value is not None and not isinstance(value, self.definition.kinds):
-            raise TypeError(f"{self.name} has values of another type, got {value!r:.100}")
+        place = self.places[tx.shard]
+        fields = place.fields_of(self.key(*key), self.definition.tagger.of(value, key))
+        put = self._cache.telling.put(tx, place.slot.name, fields)
 
         async def fill() -> None:
             """After COMMIT, when its invalidations have been told."""
-            place, recorded = self.places[tx.shard], tx.recorded
-            assert recorded is not None
+            if not put.good or (recorded := tx.recorded) is None:
+                return  # it was changed again; nobody keeps anything
             name: Any = (tx.shard, *key) if self._each else key[0] if self._single else key
             flight = Flight(name, self.key(*key), key, self._monotonic())
             flight.generation = place.slot.generation
@@ -228,6 +231,18 @@ class CacheClass(Generic[T]):
         for name, arguments in wanted.items():
             groups.setdefault(self._place(name, arguments), {})[name] = arguments
         return groups
+
+    def _listed(self, keys: Iterable[Any]) -> Iterable[Any]:
+        if isinstance(keys, str):
+            raise TypeError(f"{self.name} has many keys in a list, got the text {keys!r:.100}")
+        return keys
+
+    def _several(self, key: Any) -> tuple[Argument, ...]:
+        if not isinstance(key, tuple):
+            pattern = self.definition.pattern
+            takes = ", ".join(pattern.arguments) or "no argument"
+            raise TypeError(f"{pattern.text} takes tuples of {takes}, got {key!r:.100}")
+        return key
 
     def _refuse_each(self) -> None:
         if self._each:

@@ -23,7 +23,7 @@ import contextvars
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
-from springtide.cache._admission import Turn
+from springtide.cache._admission import Turn, inside
 from springtide.context import CausalityToken
 from springtide.errors import Unavailable
 
@@ -38,12 +38,13 @@ class Flight:
 
     generation: of the slot, when it began. lease: under which it is loaded, "" for none. old: a value that
     may be served in an emergency, with `error`, why it had to be. token: what its load's session has seen.
-    started: its loader has been called. wanted: somebody who has left wants it all the same.
+    started: its loader has been called. wanted: somebody who has left wants it all the same. hurried: another
+    load waits for it, so its own one waits for no place.
     """
 
     __slots__ = (
-        "arguments", "began", "error", "future", "generation", "key", "lease", "load", "name", "old",
-        "position", "scope", "started", "token", "waiting", "wanted",
+        "arguments", "began", "error", "future", "generation", "hurried", "key", "lease", "load", "name",
+        "old", "position", "scope", "started", "token", "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: Any, key: str, arguments: tuple[Any, ...], began: float) -> None:
@@ -60,6 +61,7 @@ class Flight:
         self.load: Load | None = None
         self.token: CausalityToken | None = None
         self.started = False
+        self.hurried = inside()
         self.waiting = 0
         self.wanted = False
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -67,6 +69,12 @@ class Flight:
     @property
     def done(self) -> bool:
         return self.future.done()
+
+    def hurry(self) -> None:
+        """A load waits for it, which has a place of its own: so it must not wait for one."""
+        self.hurried = True
+        if self.load is not None:
+            self.load.turn.hurry()
 
     def finish(self, value: Any) -> None:
         if not self.future.done():

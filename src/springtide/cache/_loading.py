@@ -208,7 +208,7 @@ class Loading:
         if level is None or not flawed:
             return
         owner.stats.reloads += 1
-        load.turn = owner.turn()
+        load.turn = owner.turn(flawed)
         try:
             again, seen = await self._read(load, flawed, Consistency.STRONG, None)
         except Exception:  # counted; what was read before is as fresh as was asked for

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from springtide.cache._admission import Turn, inside
+from springtide.cache._admission import Turn
 from springtide.cache._flight import Flight, Load
 from springtide.cache._loading import Loading
 from springtide.cache._terms import Terms, of_refresh
@@ -83,12 +83,12 @@ class Loads:
                 if flight.load is load:
                     place.closed(flight)
 
-        load = Load(flights, loading.run, ended, self.turn(hurried=inside()))
+        load = Load(flights, loading.run, ended, self.turn(flights))
         self._cache.begin(load, self.definition.name)
 
-    def turn(self, *, hurried: bool = False) -> Turn:
-        """A place among all loads of the process."""
-        return self._cache.admission.turn(hurried=hurried)
+    def turn(self, flights: Sequence[Flight]) -> Turn:
+        """A place among all loads of the process, for a load of these."""
+        return self._cache.admission.turn(hurried=any(flight.hurried for flight in flights))
 
     def refresh(self, place: Place, name: Any, arguments: tuple[Any, ...]) -> None:
         """Load a value anew that has just been given out old, unless somebody does."""

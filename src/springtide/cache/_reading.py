@@ -61,8 +61,11 @@ class Reading:
         if len(groups) == 1:
             ((place, names),) = groups.items()
             return await self._find(place, names)
-        async with asyncio.TaskGroup() as group:
-            parts = [group.create_task(self._find(place, names)) for place, names in groups.items()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(self._find(place, names)) for place, names in groups.items()]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # as if there were one shard: the others were given up
         found: dict[Any, Any] = {}
         for part in parts:
             found |= part.result()
@@ -105,9 +108,37 @@ class Reading:
         names: Mapping[Any, tuple[Argument, ...]],
     ) -> list[Flight]:
         """Put into `found` what is there; the flights that bring the rest."""
+        begun: list[Flight] = []
+        try:
+            joined = self._look(place, terms, context, found, names, begun)
+            missing = await self._read(place, begun, found) if begun and terms.second else begun
+            if missing:
+                if terms.why:
+                    self._stats.bypassed[terms.why] += len(missing)
+                else:
+                    self._stats.misses += len(missing)
+                self._loads.begin(place, missing, terms, caller=context)
+        except BaseException:  # whoever has joined one of them begins another one
+            for flight in begun:
+                if flight.load is None:
+                    place.closed(flight)
+                    flight.finish(ABANDONED)
+            raise
+        return joined + missing
+
+    def _look(
+        self,
+        place: Place,
+        terms: Terms,
+        context: RequestContext | None,
+        found: dict[Any, Any],
+        names: Mapping[Any, tuple[Argument, ...]],
+        begun: list[Flight],
+    ) -> list[Flight]:
+        """What is here: values of the first level, and flights to join. For the others `begun` takes flights
+        that whoever comes may join, so each of them has to end."""
         now, parts = self._monotonic(), self._definition.parts
         joined: list[Flight] = []
-        begun: list[Flight] = []
         for name, arguments in names.items():
             if name in found:
                 continue
@@ -123,21 +154,13 @@ class Reading:
             self._tally.note(name)
             flight = place.flights.get(key)
             if flight is not None and may_join(flight, parts, place.slot, terms, context, now):
-                if flight.load is not None and inside():
-                    flight.load.turn.hurry()
+                if inside():
+                    flight.hurry()
                 self._stats.joined += 1
                 joined.append(flight)
                 continue
             begun.append(place.open(name, key, arguments, now))
-        if begun and terms.second:
-            begun = await self._read(place, begun, found)
-        if begun:
-            if terms.why:
-                self._stats.bypassed[terms.why] += len(begun)
-            else:
-                self._stats.misses += len(begun)
-            self._loads.begin(place, begun, terms, caller=context)
-        return joined + begun
+        return joined
 
     async def _read(self, place: Place, flights: list[Flight], found: dict[Any, Any]) -> list[Flight]:
         """Put into `found` what the second level has; the flights of what it has not."""
@@ -151,11 +174,6 @@ class Reading:
         except AWAY:
             self._stats.away += 1
             return flights
-        except BaseException:
-            for flight in flights:
-                place.closed(flight)
-                flight.finish(ABANDONED)
-            raise
         if not place.trusted(level):
             return flights
         missing: list[Flight] = []

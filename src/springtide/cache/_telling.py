@@ -4,6 +4,9 @@ After COMMIT every slot concerned is told, each of its copies, and the session t
 slot until every process has heard of it (`_session`). What could not be told is in the database, and the
 relay tells it. Without Redis there is nobody to tell: then this process alone lets go of loads that began
 before.
+
+A write may change again what it has put. So what it puts is no good any more when it invalidates the same
+key afterwards, or a tag of the value: then nothing is kept, and whoever asks next loads.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import asyncio
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from springtide.cache import _session
 from springtide.cache._keeping import AWAY
@@ -27,7 +31,16 @@ if TYPE_CHECKING:
     from springtide.db._invalidating import Recorded
     from springtide.redis import Redis
 
-__all__ = ["Telling"]
+__all__ = ["Put", "Telling"]
+
+
+class Put:
+    """A value that a write puts, until its COMMIT. good: the same write has not changed it again since."""
+
+    __slots__ = ("good",)
+
+    def __init__(self) -> None:
+        self.good = True
 
 
 class Telling:
@@ -36,16 +49,31 @@ class Telling:
     def __init__(self, redis: Redis | None, clock: Clock) -> None:
         self._redis = redis
         self._clock = clock
+        self._puts: WeakKeyDictionary[WriteTransaction, dict[tuple[str, str], list[Put]]] = (
+            WeakKeyDictionary()
+        )
+        """By the block that commits: what has been put in it, by slot and field."""
+
+    def put(self, tx: WriteTransaction, slot: str, fields: Iterable[str]) -> Put:
+        """`tx` puts a value which these invalidate."""
+        made, puts = Put(), self._puts.setdefault(tx.outermost, {})
+        for field in fields:
+            puts.setdefault((slot, field), []).append(made)
+        return made
 
     def fields_of(
         self, tx: WriteTransaction, cls: CacheClass[Any], key: tuple[Any, ...], tags: Sequence[str]
     ) -> tuple[str, Iterable[str]]:
         """The class's name and the fields that the write has to write down; none without Redis."""
         cls.check_shard(key, tx.shard)
-        named = cls.fields(key, tags)
+        named, place = cls.fields(key, tags), cls.places[tx.shard]
+        if puts := self._puts.get(tx.outermost):
+            for field in named:
+                for put in puts.pop((place.slot.name, field), ()):
+                    put.good = False
         if self._redis is not None:
             return cls.name, named
-        tx.on_commit(functools.partial(cls.places[tx.shard].hear, named, 0))
+        tx.on_commit(functools.partial(place.hear, named, 0))
         return cls.name, ()
 
     async def committed(

@@ -7,6 +7,9 @@ Pure.
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +42,12 @@ _PYTHON: dict[type[inspect.Type], type] = {
     inspect.TupleType: tuple,
     inspect.VarTupleType: tuple,
     inspect.FrozenSetType: frozenset,
+    inspect.DateTimeType: datetime.datetime,
+    inspect.DateType: datetime.date,
+    inspect.TimeType: datetime.time,
+    inspect.TimeDeltaType: datetime.timedelta,
+    inspect.UUIDType: uuid.UUID,
+    inspect.DecimalType: decimal.Decimal,
 }
 
 

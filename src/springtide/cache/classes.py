@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from springtide.cache._keys import Argument, Pattern
 from springtide.cache._tags import Tags
 from springtide.cache._values import fault_of, kinds_of
@@ -254,6 +256,17 @@ class Definition:
     def single(self) -> bool:
         """Whether a key is one argument, which then stands for itself."""
         return len(self.pattern.arguments) == 1
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is of the class's type, as far as can be seen from outside.
+
+        A struct that is one of a derived class is none: others would read from Redis what the declared class
+        has of it. Nor is True a number.
+        """
+        kind = type(value)
+        if kind in self.kinds or self.kinds == (object,):
+            return True
+        return isinstance(value, self.kinds) and kind is not bool and not issubclass(kind, msgspec.Struct)
 
     @property
     def in_memory(self) -> bool:

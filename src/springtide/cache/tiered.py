@@ -100,7 +100,7 @@ class Cache:
         self._bus: Bus | None = None
         if redis is not None:
             self._bus = Bus(redis, name=f"{self.name} bus", clock=self.clock, sink=self.sink)
-        self._telling = Telling(redis, self.clock)
+        self.telling = Telling(redis, self.clock)
         self._ttl = ttl
         self._l1 = l1
         self._dsns = dsns
@@ -336,18 +336,18 @@ class Cache:
                 f"{cls.name} is a class of database {getattr(cls.database, 'name', None)!r},"
                 f" and the write is one of {tx.database.name!r}"
             )
-        return self._telling.fields_of(tx, cls, key, tags)
+        return self.telling.fields_of(tx, cls, key, tags)
 
     async def void(
         self, tx: WriteTransaction, recorded: Recorded, fields: Mapping[str, Sequence[str]]
     ) -> None:
         """See `Invalidations`."""
         by_class = {self._classes[name]: named for name, named in fields.items()}
-        await self._telling.committed(tx, recorded, by_class)
+        await self.telling.committed(tx, recorded, by_class)
 
     async def invalidate(self, cls: CacheClass[Any], named: Sequence[str]) -> None:
         """See `CacheClass.invalidate`."""
-        await self._telling.invalidate(cls, named)
+        await self.telling.invalidate(cls, named)
 
 
 async def _quietly(work: Coroutine[Any, Any, None]) -> None:

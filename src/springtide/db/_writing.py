@@ -55,6 +55,7 @@ class WriteTransaction:
     """One open write on one shard; usable from the tasks that share it until its block ends."""
 
     __slots__ = (
+        "__weakref__",
         "_callbacks",
         "_depth",
         "_lock",
@@ -174,6 +175,11 @@ class WriteTransaction:
         for cls, named in fields.items():
             stale.setdefault(cls, {}).update(named)
         self._stale = stale
+
+    @property
+    def outermost(self) -> WriteTransaction:
+        """The block that commits; this one, unless it is a savepoint of another."""
+        return self._root
 
     @property
     def recorded(self) -> Recorded | None:
