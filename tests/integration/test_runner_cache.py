@@ -10,8 +10,11 @@ import pytest
 from tests.integration._platforms import Project, project, until
 
 from springtide.cache import Cache, CacheClass
+from springtide.cache._report import ClassReport, Report, read_reports, write_report
 from springtide.errors import CacheDefinitionError
-from springtide.ops.cache_commands import _key
+from springtide.ops._cache_looking import _writers
+from springtide.ops.cache_commands import _key, _named
+from springtide.ops.cli import main
 
 APP = """
 import json
@@ -146,7 +149,7 @@ def test_an_operator_sees_and_ends_what_is_cached(template: Path) -> None:
         until(lambda: reads(made) >= 60)
         assert "2 processes: app-1, app-2" in made.call("cache", "stats")
         assert asked(made, "hot", "note")["note"][0]["key"] == [7]
-        assert "value      not in Redis" in made.run("cache", "get", "note", "99", code=1)
+        assert "value      not in Redis" in made.run("cache", "get", "note", "99", code=3)
 
         made.run("down")
         assert made.call("cache", "stats", code=3) == "no process with a cache runs here\n"
@@ -179,7 +182,11 @@ def test_words_of_a_command_line_become_arguments(words: list[str], key: tuple[A
 
 
 def test_words_that_are_no_key_are_refused() -> None:
-    for words, rule in ((["7"], "takes id, lang, got 1"), ([str(2**63), "de"], "does not take")):
+    for words, rule in (
+        (["7"], "the key of greeting:{id}:{lang:str} is ID LANG, got 7"),
+        ([], "is ID LANG, got nothing"),
+        ([str(2**63), "de"], "has no such key, got 9223372036854775808 de"),
+    ):
         with pytest.raises(CacheDefinitionError, match=rule):
             _key(greetings(), words)
 
@@ -191,9 +198,59 @@ def greetings() -> CacheClass[str]:
     return Cache("app").define("greeting:{id}:{lang:str}", str, load=load)
 
 
+def test_a_class_without_tags_has_none_to_invalidate() -> None:
+    """A sentence before anything is asked or written."""
+    with pytest.raises(CacheDefinitionError, match="greeting is defined without tags, got --tag all"):
+        _named(greetings(), [], ["all"])
+    assert _named(greetings(), ["7", "de"], []) == (7, "de")
+
+
+def test_counts_are_whole_numbers(tmp_path: Path) -> None:
+    """Whoever adds up what processes wrote down shows 3 reads, and not 3.0."""
+    counts = {"l1_hits": 3, "load_seconds": 0.5}
+    one = ClassReport(counts=counts, hot=[((7,), 1.5)])
+    write_report(tmp_path / "cache", Report(node="app-1", pid=1, since=0, written=0, classes={"note": one}))
+    (found,) = read_reports(tmp_path / "cache")
+    assert repr(found.classes["note"].counts) == repr(counts)
+
+
+@pytest.mark.parametrize(
+    ("tombstones", "said"),
+    [
+        (["764"], "transaction 764"),
+        (["764,770", "770"], "transactions 764, 770"),
+        (["764", "<760@31"], "transactions 764, those up to 760"),
+    ],
+)
+def test_who_has_invalidated_a_key_is_named(tombstones: list[str], said: str) -> None:
+    """As tombstones have it: each by its number, or all up to one."""
+    assert _writers(tombstones) == said
+
+
 def test_without_a_cache_the_commands_say_so() -> None:
-    """No [cache] in the topology: a sentence, not an empty table."""
+    """No [cache] in the topology, or no topology: a sentence, not an empty table."""
     with project() as made:
         made.write()
-        assert made.call("cache", "stats", code=3) == "no process with a cache runs here\n"
-        assert "has no [cache]" in made.call("cache", "hot", code=2)
+        commands = (["stats"], ["hot"], ["get", "note", "7"], ["invalidate", "note", "7"])
+        for words in commands:
+            assert "has no [cache]" in made.call("cache", *words, code=2)
+        (made.folder / "springtide.toml").unlink()
+        for words in commands:
+            assert "there is no file" in made.call("cache", *words, code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hot", "-n", "x"], "argument -n: must be a whole number >= 1, got 'x'"),
+        (["hot", "-n", "0"], "argument -n: must be a whole number >= 1, got '0'"),
+        (["invalidate", "note", "--tag", ""], "argument --tag: must be the name of a tag, got ''"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command line, with what was given."""
+    with pytest.raises(SystemExit) as ended:
+        main(["cache", *words])
+    assert ended.value.code == 2 and said in capsys.readouterr().err

@@ -25,7 +25,7 @@ MAX_FILES = 64
 class ClassReport(msgspec.Struct, frozen=True, kw_only=True):
     """One class. `counts` as `Stats` has them; `hot`: arguments and how often they were asked for of late."""
 
-    counts: dict[str, float]
+    counts: dict[str, int | float]
     reasons: dict[str, dict[str, int]] = {}
     entries: int = 0
     bytes: int = 0

@@ -122,7 +122,7 @@ class Watch:
 
 
 def _reported(cls: CacheClass[Any]) -> ClassReport:
-    counts: dict[str, float] = {}
+    counts: dict[str, int | float] = {}
     reasons: dict[str, dict[str, int]] = {}
     for name in cls.stats.__slots__:
         value = getattr(cls.stats, name)

@@ -108,7 +108,7 @@ async def _look(
         "sequence": int(sequence or 0),
         "tombstones": [text.decode() for text in (young, old) if text is not None],
         "fills": place.database is None or horizon is not None,
-        "memory": cls.definition.lives(None if found is None else found.value)[1],
+        "memory": cls.definition.lives(0 if found is None else found.value)[1],
     }
 
 
@@ -142,10 +142,18 @@ def sentences(place: dict[str, Any]) -> list[str]:
         lines.append("  old value  kept for when its loader fails")
     fence = f"invalidation {place['sequence']} of {place['slot']} was the last"
     if place["tombstones"]:
-        fence += f"; of this key by transactions {' and '.join(place['tombstones'])}"
+        fence += f"; of this key by {_writers(place['tombstones'])}"
     if not place["fills"]:
         fence += "; nothing is kept until the relay has asked the primary"
     return [*lines, f"  fence      {fence}"]
+
+
+def _writers(tombstones: Sequence[str]) -> str:
+    """Transactions, each listed or all up to one."""
+    listed = [xid for text in tombstones if text[0] != "<" for xid in text.split(",")]
+    most = [f"those up to {text[1:].partition('@')[0]}" for text in tombstones if text[0] == "<"]
+    names = [*dict.fromkeys(listed), *most]
+    return f"transaction{'s' if len(names) > 1 or most else ''} {', '.join(names)}"
 
 
 async def invalidate(

@@ -30,8 +30,8 @@ __all__ = ["add_commands"]
 NOT_RUNNING = 3
 """Exit code of `stats` when no process of this machine reports, as of `status`."""
 
-ABSENT = 1
-"""Exit code of `get` when the shared level does not have the value."""
+ABSENT = 3
+"""Exit code of `get` when the shared level does not have the value; 1 is for what went wrong."""
 
 HEADER = ("CLASS", "READS", "HITS", "MEMORY", "REDIS", "LOADS", "MS", "STALE", "REFUSED", "BYPASSED", "KEPT")
 
@@ -53,7 +53,9 @@ def add_commands(subparsers: Any) -> None:
     hot.add_argument("-n", type=_count, default=10, help="keys of each class (default: 10)")
     hot.set_defaults(run=_hot)
 
-    get = commands.add_parser("get", help="a value in the shared level, and what decides over it")
+    get = commands.add_parser(
+        "get", help="a value in the shared level, and what decides over it; exit code 3 = not there"
+    )
     get.add_argument("cls", metavar="CLASS")
     get.add_argument("key", nargs="*", metavar="KEY", help="an argument; a number as text: '\"7\"'")
     get.set_defaults(run=_get)
@@ -61,7 +63,9 @@ def add_commands(subparsers: Any) -> None:
     invalidate = commands.add_parser("invalidate", help="no process gives out these values any more")
     invalidate.add_argument("cls", metavar="CLASS")
     invalidate.add_argument("key", nargs="*", metavar="KEY", help="an argument; a number as text: '\"7\"'")
-    invalidate.add_argument("--tag", action="append", default=[], help="values with this tag; again for more")
+    invalidate.add_argument(
+        "--tag", action="append", default=[], type=_tag, help="values with this tag; again for more"
+    )
     invalidate.set_defaults(run=_invalidate)
 
     for command in (stats, hot, get, invalidate):
@@ -72,15 +76,22 @@ def add_commands(subparsers: Any) -> None:
 
 
 def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {text}")
-    return count
+    if not _NUMBER.fullmatch(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _tag(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a tag, got ''")
+    return text
 
 
 # -- over the processes of this machine ----------------------------------------------------------------
 
 
 def _stats(args: argparse.Namespace) -> int:
+    _check_cached(args.file)
     running = [report for report in _reports(args.file) if _lives(report)]
     rows = _added(running)
     if args.json:
@@ -201,7 +212,7 @@ def _invalidate(args: argparse.Namespace) -> int:
 
     platform = _platform(args.file)
     cls = _class(platform, args.cls)
-    key = _key(cls, args.key) if args.key or not args.tag else ()
+    key = _named(cls, args.key, args.tag)
     where = asyncio.run(invalidate(platform, cls, key, args.tag))
     if args.json:
         print(json.dumps({"class": cls.name, "key": list(key), "tags": args.tag, "told": where}))
@@ -213,13 +224,19 @@ def _invalidate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _platform(file: Path | None) -> Platform:
-    from springtide.platform import Platform
+def _check_cached(file: Path | None) -> None:
+    """Raises ConfigurationError where the topology has no cache."""
     from springtide.topology import load
 
     chosen = file or Path(os.environ.get("SPRINGTIDE_TOPOLOGY", "springtide.toml"))
     if load(chosen).cache is None:
         raise ConfigurationError(f"{chosen} has no [cache]: nothing is kept")
+
+
+def _platform(file: Path | None) -> Platform:
+    from springtide.platform import Platform
+
+    _check_cached(file)
     Home.beside(file).use_environment()
     return Platform.from_topology(file)
 
@@ -232,12 +249,20 @@ def _class(platform: Platform, name: str) -> CacheClass[Any]:
     return classes[name]
 
 
+def _named(cls: CacheClass[Any], texts: Sequence[str], tags: Sequence[str]) -> tuple[int | str, ...]:
+    """The key that is to be invalidated, () where tags alone are."""
+    if tags and not cls.definition.tagger.any:
+        raise CacheDefinitionError(f"{cls.name} is defined without tags, got --tag {tags[0]}")
+    return _key(cls, texts) if texts or not tags else ()
+
+
 def _key(cls: CacheClass[Any], texts: Sequence[str]) -> tuple[int | str, ...]:
     """The arguments that the words of a command line mean."""
     pattern = cls.definition.pattern
     if len(texts) != len(pattern.arguments):
-        takes = ", ".join(pattern.arguments) or "no argument"
-        raise CacheDefinitionError(f"{pattern.text} takes {takes}, got {len(texts)}")
+        takes = " ".join(name.upper() for name in pattern.arguments) or "no KEY"
+        got = " ".join(texts) or "nothing"
+        raise CacheDefinitionError(f"the key of {pattern.text} is {takes}, got {got}")
     key: list[int | str] = []
     for text, kinds in zip(texts, pattern.kinds, strict=True):
         if int in kinds and _NUMBER.fullmatch(text):
@@ -247,5 +272,5 @@ def _key(cls: CacheClass[Any], texts: Sequence[str]) -> tuple[int | str, ...]:
         else:
             key.append(text)
     if not cls.takes(key):
-        raise CacheDefinitionError(f"{pattern.text} does not take {', '.join(texts)}")
+        raise CacheDefinitionError(f"{pattern.text} has no such key, got {' '.join(texts)}")
     return tuple(key)
