@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,15 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from bench._cache_judge import Verdict, judge
-from bench._cache_sessions import Plan, Saw, Wrote
-from bench._cluster import Cluster, scratch
+from bench._cache_judge import Judge, Verdict
+from bench._cache_sessions import Plan
+from bench._cluster import Cluster, scratch, until
 from bench._pinned import ROOT, Server
 from bench._redis_world import RedisWorld, SteppedClock
 from bench._sessions import Connection
-from bench.cached.app import modules
+from bench.cached.app import CROWD, modules
+from bench.cached.crowd import CrowdPlan
+from bench.cached.journal import Record, Wrote, stamp
 from bench.cached.stores import BUDGET
 from bench.cached.values import SIZE
 from springtide.clock import SystemClock
@@ -37,7 +39,11 @@ __all__ = ["Fleet", "Seen", "fleet"]
 PROCESSES = 3
 CLIENTS = 2
 SESSIONS = 12
-"""Of each client process."""
+"""Of each client process, which ask by HTTP."""
+
+CROWD_SESSIONS = 8
+CROWD_WRITES = 0.02
+"""Of each app process, which ask within it; half of them write, with this share of their requests."""
 
 KEYS = 240
 READS = 16
@@ -79,16 +85,18 @@ class Seen:
     failed: list[tuple[float, float, str]]
     """When a request that failed was sent and ended, and how it failed."""
     told: int
+    asked: int
+    """Reads by HTTP."""
     counts: Counter[str] = field(default_factory=Counter)
 
     def sentence(self) -> str:
         said = self.verdict
         return (
             f"{self.cache:10} {said.reads:8d} reads, {said.writes:6d} writes in {self.seconds:5.1f} s:"
-            f" {said.count('beyond budget')} beyond the budget of {BUDGET:g} s,"
-            f" {said.count('own write lost')} without the session's own write,"
-            f" {said.count('backward')} backward ({said.count('backward in one process')} in one process),"
-            f" {said.count('phantom')} phantoms; {len(self.failed)} requests failed"
+            f" {said.counts['beyond budget']} beyond the budget of {BUDGET:g} s,"
+            f" {said.counts['own write lost']} without the session's own write,"
+            f" {said.counts['backward']} backward ({said.counts['backward in one process']} in one process),"
+            f" {said.counts['phantom']} phantoms; {len(self.failed)} requests failed"
         )
 
 
@@ -111,11 +119,18 @@ class Fleet:
         self.tokens: list[str] = []
         self.cache = ""
         self.keys: list[int] = []
-        self.saw = 0
-        """Reads so far, about."""
+        self.heard = 0
+        """Reads by HTTP so far, about."""
+        self.crowds = 0
+        """Reads within the app processes when they were asked last."""
         self.unheard: list[tuple[int, int, float]] = []
         self.wrote: list[Wrote] = []
         self._runs = 0
+
+    @property
+    def saw(self) -> int:
+        """Reads so far, about."""
+        return self.heard + self.crowds
 
     # -- for those who make trouble --------------------------------------------------------------------
 
@@ -143,6 +158,7 @@ class Fleet:
         total: Counter[str] = Counter()
         for app in range(len(self.servers)):
             total.update(await self.ask(app, "GET", "/counts") or {})
+        self.crowds = max(self.crowds, total.pop(CROWD, 0))
         return total
 
     async def fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
@@ -165,7 +181,7 @@ class Fleet:
         self.cache = cache
         first = self._runs * KEYS  # keys of its own for every run: what was there before is nobody's
         self.keys = [number << 10 | (number // SIZE * 7) % 1024 for number in range(first, first + KEYS)]
-        self.saw, self.unheard, self.wrote = 0, [], []
+        self.heard, self.crowds, self.unheard, self.wrote = 0, 0, [], []
         before = await self.counts()
         plans = [
             Plan(
@@ -183,12 +199,14 @@ class Fleet:
             asyncio.create_task(self._follow(process, counts, n)) for n, process in enumerate(processes)
         ]
         try:
+            records = [Path(plan.out) for plan in plans] + await self._gather(seed)
             yield seen
+            await self._everywhere("/disperse")
             for process in processes:
                 assert process.stdin is not None
                 process.stdin.close()
-            for process in processes:
-                if await asyncio.wait_for(process.wait(), 60):
+            async with asyncio.timeout(60):
+                if any([await process.wait() for process in processes]):
                     raise RuntimeError("a client process failed")
         finally:
             for process in processes:
@@ -196,32 +214,73 @@ class Fleet:
                     process.kill()
                     await process.wait()
             await asyncio.gather(*following, return_exceptions=True)
+
+        async def recorded() -> bool:
+            return all(record.exists() for record in records)
+
+        await until(recorded, "the end of the crowds' last requests")
         took = time.monotonic() - begun
-        seen.append(await self._judge(cache, [Path(plan.out) for plan in plans], took))
+        seen.append(await self._judge(cache, records, took))
         seen[0].counts = await self.counts() - before
 
     async def _follow(self, process: asyncio.subprocess.Process, counts: list[int], place: int) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
             counts[place] = int(line)
-            self.saw = sum(counts)
+            self.heard = sum(counts)
+
+    async def _gather(self, seed: int) -> list[Path]:
+        """Let a crowd read within each app process; where their records will be."""
+        records = []
+        for app in range(len(self.servers)):
+            out = self.folder / f"{self._runs}-crowd-{app}"
+            name = f"r{self._runs}w{app}"
+            plan = CrowdPlan(
+                name,
+                app,
+                self.cache,
+                CROWD_SESSIONS,
+                self.keys,
+                READS,
+                CROWD_WRITES,
+                str(out),
+                seed + 100 + app,
+            )
+            out.with_suffix(".plan").write_bytes(msgspec.json.encode(plan))
+            records.append(out)
+        await self._everywhere(lambda app: f"/gather?plan={records[app].with_suffix('.plan')}")
+        return records
+
+    async def _everywhere(self, path: str | Callable[[int], str]) -> None:
+        for app in range(len(self.servers)):
+            connection = Connection(self.servers[app].url)
+            try:
+                asked = path if isinstance(path, str) else path(app)
+                status, _, body = await connection.ask("POST", asked, [])
+                if status != 200:
+                    raise RuntimeError(f"{asked} of app {app} was answered {status}: {body!r}")
+            finally:
+                connection.close()
 
     async def _judge(self, cache: str, files: Sequence[Path], seconds: float) -> Seen:
-        saw: list[Saw] = []
-        failed: list[tuple[float, float, str]] = []
-        wrote, told = list(self.wrote), 0
-        for file in files:
-            found = msgspec.msgpack.decode(file.read_bytes())
-            saw += msgspec.convert(found["saw"], list[Saw])
-            wrote += msgspec.convert(found["wrote"], list[Wrote])
-            failed += [(asked, ended, kind) for asked, ended, kind in found["failed"]]
-            told += found["told"]
-            file.unlink()
-        past: dict[int, dict[int, str]] = {}
+        past: dict[int, dict[int, int]] = {}
         for row in await self.fetch("select id, version, value from cached.past"):
-            past.setdefault(row["id"], {})[row["version"]] = row["value"]
-        verdict = await asyncio.to_thread(judge, saw, wrote, past, budget=BUDGET, unheard=self.unheard)
-        return Seen(cache, seconds, verdict, failed, told)
+            past.setdefault(row["id"], {})[row["version"]] = stamp(row["value"])
+        return await asyncio.to_thread(self._judged, cache, files, seconds, past)
+
+    def _judged(
+        self, cache: str, files: Sequence[Path], seconds: float, past: dict[int, dict[int, int]]
+    ) -> Seen:
+        records = [Record.of(file) for file in files]
+        wrote = [*self.wrote, *(write for record in records for write in record.wrote)]
+        judge = Judge(wrote, past, budget=BUDGET, unheard=self.unheard)
+        for record in records:
+            judge.judge(record.reads())
+        asked = sum(record.seen for record in records[:CLIENTS])
+        failed = [failure for record in records for failure in record.failed]
+        for file in files:
+            file.unlink()
+        return Seen(cache, seconds, judge.verdict, failed, sum(record.told for record in records), asked)
 
 
 class _TwoHoursAgo(SystemClock):

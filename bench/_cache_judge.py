@@ -7,19 +7,23 @@
                     does not promise that across app processes; what one process shows to one session does)
     phantom         of a version that another value has, or that nobody wrote
 
-An unacknowledged write demands nothing and may be seen. Pure.
+An unacknowledged write demands nothing and may be seen. All moments are of the one monotonic clock of the
+machine. Pure.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench._cache_sessions import Saw, Wrote
+from bench.cached.journal import Saw, Wrote
 
-__all__ = ["Verdict", "Wrong", "judge"]
+__all__ = ["Judge", "Verdict", "Wrong"]
+
+KEPT = 100
+"""Wrong reads of one rule that are kept to be shown; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +50,25 @@ class Verdict:
     reads: int = 0
     writes: int = 0
     wrong: list[Wrong] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Rule -> how many reads broke it."""
+    moments: Counter[int] = field(default_factory=Counter)
+    """Tenth of a second of the clock -> how many reads began in it."""
 
-    def count(self, rule: str) -> int:
-        return sum(one.rule == rule for one in self.wrong)
+    def during(self, began: float, ended: float) -> int:
+        """How many reads began between these moments, about."""
+        return sum(self.moments[tenth] for tenth in range(int(10 * began), int(10 * ended)))
+
+    def add(self, wrong: Wrong) -> None:
+        self.counts[wrong.rule] += 1
+        if self.counts[wrong.rule] <= KEPT:
+            self.wrong.append(wrong)
 
 
 class _Floor:
     """The highest version known by a moment, and since when; moments may come in any order."""
+
+    __slots__ = ("_moments", "_versions")
 
     def __init__(self, known: Iterable[tuple[float, int]] = ()) -> None:
         self._moments: list[float] = []
@@ -70,46 +86,57 @@ class _Floor:
         return (self._versions[place - 1], self._moments[place - 1]) if place else (0, 0.0)
 
 
-def judge(
-    saw: Iterable[Saw],
-    wrote: Sequence[Wrote],
-    past: Mapping[int, Mapping[int, str]],
-    *,
-    budget: float,
-    unheard: Sequence[tuple[int, int, float]] = (),
-) -> Verdict:
-    """past: key -> version -> value, as the database has it in the end.
+_NOTHING = _Floor()
 
+
+class Judge:
+    """Told all writes first, then the reads of one process after the other, each in the order of their ends.
+
+    past:    key -> version -> stamp of the value, as the database has it in the end.
     unheard: key, version and moment of commits that are known to have happened although nobody was told.
     """
-    verdict = Verdict(writes=len(wrote))
-    committed: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
-    own: defaultdict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
-    for write in wrote:
-        if write.version:
-            committed[write.key].append((write.acknowledged, write.version))
-            own[write.session, write.key].append((write.ended, write.version))
-    for key, version, moment in unheard:
-        committed[key].append((moment, version))
-    floors = {key: _Floor(known) for key, known in committed.items()}
-    owns = {place: _Floor(known) for place, known in own.items()}
-    none = _Floor()
-    shown: defaultdict[tuple[str, int], _Floor] = defaultdict(_Floor)
-    shown_here: defaultdict[tuple[str, int, int], _Floor] = defaultdict(_Floor)
-    for read in sorted(saw, key=lambda one: one.ended):
-        verdict.reads += 1
-        if read.version and past.get(read.key, {}).get(read.version) != read.value:
-            verdict.wrong.append(Wrong("phantom", read, read.version, read.began))
-        anywhere, here = shown[read.session, read.key], shown_here[read.session, read.key, read.app]
-        for rule, floor, moment in (
-            ("beyond budget", floors.get(read.key, none), read.began - budget),
-            ("own write lost", owns.get((read.session, read.key), none), read.asked),
-            ("backward", anywhere, read.asked),
-            ("backward in one process", here, read.asked),
-        ):
-            need, since = floor.at(moment)
-            if read.version < need:
-                verdict.wrong.append(Wrong(rule, read, need, since))
-        anywhere.add(read.ended, read.version)
-        here.add(read.ended, read.version)
-    return verdict
+
+    def __init__(
+        self,
+        wrote: Sequence[Wrote],
+        past: Mapping[int, Mapping[int, int]],
+        *,
+        budget: float,
+        unheard: Sequence[tuple[int, int, float]] = (),
+    ) -> None:
+        self.verdict = Verdict(writes=len(wrote))
+        self._past = past
+        self._budget = budget
+        committed: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
+        own: defaultdict[tuple[str, int], list[tuple[float, int]]] = defaultdict(list)
+        for write in wrote:
+            if write.version:
+                committed[write.key].append((write.acknowledged, write.version))
+                own[write.session, write.key].append((write.ended, write.version))
+        for key, version, moment in unheard:
+            committed[key].append((moment, version))
+        self._floors = {key: _Floor(known) for key, known in committed.items()}
+        self._owns = {place: _Floor(known) for place, known in own.items()}
+
+    def judge(self, reads: Iterable[Saw]) -> None:
+        """What one process saw; its sessions are its own."""
+        verdict = self.verdict
+        shown: defaultdict[tuple[str, int], _Floor] = defaultdict(_Floor)
+        shown_here: defaultdict[tuple[str, int, int], _Floor] = defaultdict(_Floor)
+        for read in reads:
+            verdict.reads += 1
+            verdict.moments[int(10 * read.began)] += 1
+            if read.version and self._past.get(read.key, {}).get(read.version) != read.stamp:
+                verdict.add(Wrong("phantom", read, read.version, read.began))
+            anywhere, here = shown[read.session, read.key], shown_here[read.session, read.key, read.app]
+            for rule, floor, moment in (
+                ("beyond budget", self._floors.get(read.key, _NOTHING), read.began - self._budget),
+                ("own write lost", self._owns.get((read.session, read.key), _NOTHING), read.asked),
+                ("backward", anywhere, read.asked),
+                ("backward in one process", here, read.asked),
+            ):
+                need, since = floor.at(moment)
+                if read.version < need:
+                    verdict.add(Wrong(rule, read, need, since))
+            anywhere.add(read.ended, read.version)
+            here.add(read.ended, read.version)

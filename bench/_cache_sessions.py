@@ -24,38 +24,14 @@ import msgspec
 import uvloop
 
 from bench._sessions import KINDS, Connection, Lost, Session
+from bench.cached.crowd import WAYS
+from bench.cached.journal import Journal, Wrote
 
-__all__ = ["Plan", "Saw", "Wrote"]
+__all__ = ["Plan"]
 
-WAYS = ("one", "many", "group")
 THINK = (0.05, 0.5)
 """Mean seconds that a hasty and a slow session waits between two turns; exponential. Without any, whatever
 makes reads dearer for a moment would keep all processes busy with nothing else."""
-
-
-class Saw(msgspec.Struct, array_like=True, frozen=True):
-    """One read of one key. `asked`: when its request was sent; `began`, `ended`: in the app process."""
-
-    session: str
-    app: int
-    key: int
-    version: int
-    value: str | None
-    asked: float
-    began: float
-    ended: float
-
-
-class Wrote(msgspec.Struct, array_like=True, frozen=True):
-    """One write. version 0: nobody knows how it ended. `acknowledged`: when its COMMIT was answered."""
-
-    session: str
-    key: int
-    version: int
-    value: str
-    asked: float
-    acknowledged: float
-    ended: float
 
 
 class Plan(msgspec.Struct):
@@ -78,10 +54,7 @@ class Clients:
         self._plan = plan
         self._chance = random.Random(plan.seed)
         self._numbers = iter(range(10**9))
-        self.saw: list[Saw] = []
-        self.wrote: list[Wrote] = []
-        self.failed: list[tuple[float, float, str]] = []
-        self.told = 0
+        self.journal = Journal()
 
     async def run(self, ended: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -107,7 +80,8 @@ class Clients:
                 chosen[0] = own
                 await self._read(session, connections, chosen)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), chance.expovariate(1 / think))
+                    async with asyncio.timeout(chance.expovariate(1 / think)):
+                        await ended.wait()
         finally:
             for connection in connections:
                 connection.close()
@@ -119,7 +93,7 @@ class Clients:
         ended = time.monotonic()
         version, acknowledged = (0, ended) if answer is None else answer
         session.wrote = ended
-        self.wrote.append(Wrote(session.name, key, version, value, asked, acknowledged, ended))
+        self.journal.wrote.append(Wrote(session.name, key, version, value, asked, acknowledged, ended))
 
     async def _read(self, session: Session, connections: list[Connection], keys: list[int]) -> None:
         app = self._chance.randrange(len(connections))
@@ -128,12 +102,8 @@ class Clients:
         asked = time.monotonic()
         answer = await self._ask(session, connections[app], "GET", query)
         ended = time.monotonic()
-        for key, found in zip(keys, answer or (), strict=answer is not None):
-            if found is None:
-                self.told += 1
-            else:
-                version, value, began = found
-                self.saw.append(Saw(session.name, app, key, version, value, asked, began, ended))
+        if answer is not None:
+            self.journal.saw(session.name, app, asked, ended, zip(keys, answer, strict=True))
 
     async def _ask(self, session: Session, connection: Connection, method: str, path: str) -> Any:
         """What was answered; None when the request failed, which is noted."""
@@ -142,12 +112,13 @@ class Clients:
             lines = [f"X-Cache: {self._plan.cache}", *session.headers("token")]
             status, head, body = await connection.ask(method, path, lines)
         except Lost as error:
-            self.failed.append((asked, time.monotonic(), f"{method} {error}"))
+            self.journal.failed.append((asked, time.monotonic(), f"{method} {error}"))
             return None
         session.heard(head)
         if status != 200:
-            kind = json.loads(body).get("title", "") if body[:1] == b"{" else ""
-            self.failed.append((asked, time.monotonic(), f"{method} {status} {kind}"))
+            said = json.loads(body) if body[:1] == b"{" else {}
+            kind = said.get("detail") or said.get("title", "")
+            self.journal.failed.append((asked, time.monotonic(), f"{method} {status} {kind}"))
             return None
         return json.loads(body)
 
@@ -160,11 +131,10 @@ async def main(plan: Plan) -> None:
     running = asyncio.create_task(clients.run(ended))
     while not running.done():
         await asyncio.wait([running], timeout=0.5)
-        print(len(clients.saw), flush=True)
+        print(clients.journal.reads, flush=True)
     loop.remove_reader(sys.stdin)
     running.result()
-    found = {name: getattr(clients, name) for name in ("saw", "wrote", "failed", "told")}
-    Path(plan.out).write_bytes(msgspec.msgpack.encode(found))
+    clients.journal.keep(Path(plan.out))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from bench._cache_doomed import Doomed
@@ -21,7 +21,7 @@ from bench._cache_fleet import Fleet
 from bench._drift import Drift
 from bench._redis_world import RedisServer
 
-__all__ = ["FAILOVER", "Done", "Trouble"]
+__all__ = ["FAILOVER", "FAULTS", "FEW", "LONG", "Done", "Trouble"]
 
 HOUR = 3600
 APART = 7
@@ -29,6 +29,10 @@ APART = 7
 
 FAILOVER = "primary killed"
 FEW = ("loader slow", "writer killed", "redis killed, back with an old dump")
+"""Those that nobody stands who knows nothing."""
+
+LONG = "redis frozen past a failover"
+"""The one that takes longest; `redis failed over` has much of it."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +58,11 @@ class Trouble:
         self._span = span
         self._numbers = iter(range(10**6))
         self._doomed: Doomed | None = None
-        self.faults: dict[str, Callable[[], Awaitable[str]]] = {
-            "redis killed": self._killed,
-            "redis killed, back with an old dump": self._killed_with_dump,
-            "redis frozen": self._frozen,
-            "redis frozen past a failover": self._frozen_past_failover,
-            "redis flushed": self._flushed,
-            "redis full, evicting": self._evicting,
-            "redis full, refusing": self._refusing,
-            "redis failed over": self._failed_over,
-            "redis slow": self._slow,
-            "bus cut": self._bus_cut,
-            "bus silent": self._bus_silent,
-            "bus late": self._bus_late,
-            "writer killed": self._writer_killed,
-            "loader slow": lambda: self._loader("slow"),
-            "loader raising": lambda: self._loader("raising"),
-            "loader cancelled": lambda: self._loader("cancelled"),
-            "clock steps": self._clock_steps,
-            "app process stopped": self._app_stopped,
-            "long transactions": self._long_transactions,
-            FAILOVER: self._primary_killed,
-        }
 
     async def make(self, fault: str) -> Done:
         before = await self._fleet.counts()
         began = time.monotonic()
-        evidence = await self.faults[fault]()
+        evidence = await _MADE[fault](self)
         ended = time.monotonic()
         done = Done(fault, began, ended, evidence, await self._fleet.counts() - before)
         self.done.append(done)
@@ -90,11 +72,14 @@ class Trouble:
         """The database's primary dies, another takes its place: all that is cached is of a past epoch."""
         print(f"  {FAILOVER:36} {(await self.make(FAILOVER)).evidence}", flush=True)
 
-    async def cycle(self, *, calm: float, few: bool = False) -> None:
-        """Every fault once, in an order of its own; `few`: those that nobody stands who knows nothing."""
-        faults = list(FEW) if few else [fault for fault in self.faults if fault != FAILOVER]
+    async def cycle(
+        self, faults: Sequence[str], *, calm: float, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Every one of them once, in an order of its own, unless it is `enough` before."""
         async with Doomed(self._fleet) as self._doomed:  # so that it has started when its turn comes
-            for fault in self._chance.sample(faults, len(faults)):
+            for fault in self._chance.sample(list(faults), len(faults)):
+                if enough():
+                    return
                 done = await self.make(fault)
                 felt = ", ".join(f"{what} {number}" for what, number in sorted(done.felt.items()))
                 print(f"  {fault:36} {done.ended - done.began:5.1f} s  {done.evidence}; {felt}", flush=True)
@@ -327,3 +312,29 @@ class Trouble:
             with contextlib.suppress(ProcessLookupError):
                 server.process.send_signal(signal.SIGCONT)
         return f"{server.name} for {seconds:.1f} s"
+
+
+_MADE: dict[str, Callable[[Trouble], Awaitable[str]]] = {
+    "redis killed": Trouble._killed,
+    "redis killed, back with an old dump": Trouble._killed_with_dump,
+    "redis frozen": Trouble._frozen,
+    LONG: Trouble._frozen_past_failover,
+    "redis flushed": Trouble._flushed,
+    "redis full, evicting": Trouble._evicting,
+    "redis full, refusing": Trouble._refusing,
+    "redis failed over": Trouble._failed_over,
+    "redis slow": Trouble._slow,
+    "bus cut": Trouble._bus_cut,
+    "bus silent": Trouble._bus_silent,
+    "bus late": Trouble._bus_late,
+    "writer killed": Trouble._writer_killed,
+    "loader slow": lambda trouble: trouble._loader("slow"),
+    "loader raising": lambda trouble: trouble._loader("raising"),
+    "loader cancelled": lambda trouble: trouble._loader("cancelled"),
+    "clock steps": Trouble._clock_steps,
+    "app process stopped": Trouble._app_stopped,
+    "long transactions": Trouble._long_transactions,
+    FAILOVER: Trouble._primary_killed,
+}
+
+FAULTS = tuple(_MADE)

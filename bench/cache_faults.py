@@ -1,17 +1,20 @@
 """Is a cached read ever older than its budget, whatever breaks? Three app processes over lagging replicas.
 
-Sessions (cookie, header and bearer clients that hop between the processes) read and write registers through
-the cache, while replicas lag, stand still and are killed, and while every fault of bench/_cache_trouble.py is
-made in turn: Redis killed, frozen, flushed, full, failed over and slow, the bus cut, silent and late, writers
-killed between COMMIT and invalidation, loaders that are slow, raise and are cancelled, steps of wall clocks,
-stopped processes, transactions that stay open over a replica's pause, once a primary killed. One process of
-three is of the application's next version all the time: half of the values have another shape there.
+Sessions read and write registers through the cache: cookie, header and bearer clients that hop between the
+processes, and a crowd within each process, which does most of the reads. Meanwhile replicas lag, stand still
+and are killed, and every fault of bench/_cache_trouble.py is made in turn: Redis killed, frozen, flushed,
+full, failed over and slow, the bus cut, silent and late, writers killed between COMMIT and invalidation,
+loaders that are slow, raise and are cancelled, steps of wall clocks, stopped processes, transactions that
+stay open over a replica's pause, once a primary killed. One process of three is of the application's next
+version all the time: half of the values have another shape there.
 
 - `stale_beyond_budget`: reads that were older than the newest version whose COMMIT had been answered more
   than the budget (2 s) before the read began. Must be 0 of `reads`.
 - `own_writes_lost`: reads that did not see a write of their own session. `phantoms`: reads of what nobody
   wrote. Both must be 0. `backward_in_one_process`: reads older than what the same process had shown the
   session before; `backward_reads` the same over all processes, which a budget allows and nobody promises.
+- `reads_by_http`: those of the clients; the others are the crowds'. `reads_during`: those that began while a
+  fault was in force, by fault.
 - `failed_reads`: requests to read that failed, by fault in `failed_reads_by`; must be 0. Those while the
   primary of the database is dead are apart (`failed_reads_without_primary`): no cache can help them.
 - `stale_with_aside`, `stale_with_lease`: `stale_beyond_budget` of plain cache-aside and of leases through
@@ -28,12 +31,14 @@ import asyncio
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import uvloop
 
 from bench._cache_fleet import Fleet, Seen, fleet
-from bench._cache_trouble import FAILOVER, Done, Trouble
+from bench._cache_trouble import FAILOVER, FAULTS, FEW, LONG, Done, Trouble
 from bench._cluster import cluster, until
 from bench._drift import Drift
 from bench._harness import finish
@@ -41,33 +46,47 @@ from bench._redis_world import redis_world
 
 READS = 1_000_000
 CACHES = ("aside", "lease", "springtide")
-LONGEST = 400.0
-"""Seconds after which no cycle of faults is begun any more, however few reads there were."""
+LONGEST = 330.0
+"""Seconds after which a course ends, however few reads there were; but never before its first cycle."""
 
 AFTERMATH = 1.0
 """Seconds after a fault in which what fails is laid at its door."""
 
 
-async def observe(fleet: Fleet, cache: str, *, reads: int, seed: int, quick: bool) -> tuple[Seen, list[Done]]:
-    """Cycles of all faults until so many reads were seen; at least one."""
+@dataclass(frozen=True)
+class Course:
+    """Cycles of `faults`, each for about `span` seconds to twice that long and `calm` apart, until so many
+    `reads` were seen; at least one. failover: the primary is killed once, after the first."""
+
+    faults: Sequence[str]
+    span: float
+    calm: float
+    reads: int = 0
+    failover: bool = False
+
+
+def course(cache: str, *, quick: bool) -> Course:
+    every = [fault for fault in FAULTS if fault != FAILOVER]
+    short = [fault for fault in every if fault != LONG]
+    if cache == "springtide":
+        return Course(short, 0.2, 0.1) if quick else Course(every, 1.0, 1.0, READS, failover=True)
+    return Course(FEW if quick else short, 0.35, 0.2)
+
+
+async def observe(fleet: Fleet, cache: str, course: Course, *, seed: int) -> tuple[Seen, list[Done]]:
     print(f"-- {cache}", flush=True)
     drift = Drift(fleet.world, seed=seed, deadly=True)
-    trouble = Trouble(fleet, drift, seed=seed, span=0.35 if quick else 1.0)
-    calm = 0.2 if quick else 1.0
+    trouble = Trouble(fleet, drift, seed=seed, span=course.span)
     drifting = asyncio.create_task(drift.run())
     try:
         async with fleet.observed(cache, seed=seed) as seen:
             await until(lambda: _true(fleet.saw >= 100), "the first reads")
-            begun = time.monotonic()
-            while not trouble.done or (fleet.saw < reads and time.monotonic() - begun < LONGEST):
-                cycling = asyncio.create_task(trouble.cycle(calm=calm, few=quick and cache != "springtide"))
-                await asyncio.wait([cycling, drifting], return_when=asyncio.FIRST_COMPLETED)
-                if drifting.done():
-                    cycling.cancel()
-                    drifting.result()
-                cycling.result()
-                if reads and len(trouble.done) == len(trouble.faults) - 1:
-                    await trouble.fail_over()  # once, after the first cycle
+            troubling = asyncio.create_task(_trouble(fleet, trouble, course))
+            await asyncio.wait([troubling, drifting], return_when=asyncio.FIRST_COMPLETED)
+            if drifting.done():
+                troubling.cancel()
+                drifting.result()
+            troubling.result()
     finally:
         drifting.cancel()
         await asyncio.gather(drifting, return_exceptions=True)
@@ -79,6 +98,19 @@ async def observe(fleet: Fleet, cache: str, *, reads: int, seed: int, quick: boo
         if shown[wrong.rule] <= 5:
             print(f"  {wrong.sentence}; {during(trouble.done, wrong.read.began)}")
     return seen[0], trouble.done
+
+
+async def _trouble(fleet: Fleet, trouble: Trouble, course: Course) -> None:
+    begun = time.monotonic()
+
+    def enough() -> bool:
+        return fleet.saw >= course.reads or time.monotonic() - begun > LONGEST
+
+    await trouble.cycle(course.faults, calm=course.calm)
+    if course.failover:
+        await trouble.fail_over()
+    while not enough():
+        await trouble.cycle(course.faults, calm=course.calm, enough=enough)
 
 
 async def _true(found: bool) -> bool:
@@ -99,7 +131,7 @@ def failures(seen: Seen, done: list[Done]) -> Counter[str]:
     """Failed requests to read, by the fault that was in force, and how they failed."""
     found: Counter[str] = Counter()
     for asked, ended, kind in seen.failed:
-        if kind.startswith("GET"):
+        if kind.startswith(("GET", "read")):
             at = [one.fault for one in done if one.began <= ended and asked <= one.ended + AFTERMATH]
             found[f"{at[0] if at else 'calm'}: {kind}"] += 1
     return found
@@ -114,8 +146,7 @@ async def main(caches: list[str], *, quick: bool) -> dict[str, Any]:
         fleet(world, redis) as registers,
     ):
         for cache in caches:
-            reads = 0 if quick or cache != "springtide" else READS
-            seen, done = await observe(registers, cache, reads=reads, seed=11, quick=quick)
+            seen, done = await observe(registers, cache, course(cache, quick=quick), seed=11)
             figures |= told(cache, seen, done)
     figures["seconds"] = round(time.monotonic() - begun)
     return figures
@@ -125,19 +156,24 @@ def told(cache: str, seen: Seen, done: list[Done]) -> dict[str, Any]:
     verdict = seen.verdict
     if cache != "springtide":
         return {
-            f"stale_with_{cache}": verdict.count("beyond budget"),
-            f"own_writes_lost_with_{cache}": verdict.count("own write lost"),
+            f"stale_with_{cache}": verdict.counts["beyond budget"],
+            f"own_writes_lost_with_{cache}": verdict.counts["own write lost"],
             f"reads_with_{cache}": verdict.reads,
         }
     failed = failures(seen, done)
+    reads: Counter[str] = Counter()
+    for one in done:
+        reads[one.fault] += verdict.during(one.began, one.ended)
     unavoidable = sum(number for kind, number in failed.items() if kind.startswith(FAILOVER))
     return {
-        "stale_beyond_budget": verdict.count("beyond budget"),
-        "own_writes_lost": verdict.count("own write lost"),
-        "phantoms": verdict.count("phantom"),
-        "backward_reads": verdict.count("backward"),
-        "backward_in_one_process": verdict.count("backward in one process"),
+        "stale_beyond_budget": verdict.counts["beyond budget"],
+        "own_writes_lost": verdict.counts["own write lost"],
+        "phantoms": verdict.counts["phantom"],
+        "backward_reads": verdict.counts["backward"],
+        "backward_in_one_process": verdict.counts["backward in one process"],
         "reads": verdict.reads,
+        "reads_by_http": seen.asked,
+        "reads_during": dict(reads),
         "writes": verdict.writes,
         "told_to_fail": seen.told,
         "failed_reads": failed.total() - unavoidable,

@@ -6,6 +6,8 @@
                                        a read that was cancelled or whose loader raised, as it was told
     POST /trouble?kind=                from now on some loads are "slow" (after they have read) or "raising",
                                        or some reads are "cancelled"; nothing ends it
+    POST /gather?plan=                 let a crowd read within this process (bench/cached/crowd.py), as the
+                                       file says; `/disperse` ends it
     GET  /counts                       what was counted
     GET  /clock                        this process's wall clock
 
@@ -27,6 +29,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
+import msgspec
+
+from bench.cached.crowd import Answer, Crowd, CrowdPlan
 from bench.cached.naive import Aside, Leases
 from bench.cached.stores import Naive, Ours, Store
 from bench.cached.values import LoaderTold, Loading, group_of
@@ -36,9 +41,12 @@ from springtide.identity.tokens import AccessTokens
 from springtide.platform import Platform
 from springtide.services import Module, ModuleContext
 
-__all__ = ["Registers", "make", "modules"]
+__all__ = ["CROWD", "Registers", "make", "modules"]
 
 T = TypeVar("T")
+
+CROWD = "read by crowds"
+"""The count of what the crowd of this process has read."""
 
 WRITE = """
 with done as (
@@ -49,9 +57,6 @@ with done as (
 insert into cached.past (bucket, id, version, value) select $1, $2, version, $3 from done returning version
 """
 
-Answer = tuple[int, str | None, float] | None
-"""Version, value, when the read began."""
-
 
 class Registers(Protocol):
     async def read(self, keys: Sequence[int], how: str, cache: str) -> list[Answer]: ...
@@ -59,6 +64,10 @@ class Registers(Protocol):
     async def write(self, key: int, value: str, cache: str, hold: float) -> tuple[int, float]: ...
 
     async def be_in(self, trouble: str) -> None: ...
+
+    async def gather(self, plan: str) -> None: ...
+
+    async def disperse(self) -> None: ...
 
     async def counts(self) -> dict[str, int]: ...
 
@@ -69,6 +78,7 @@ class Cached:
         self._counts: Counter[str] = Counter()
         self._loading = Loading(self._counts)
         self._cancelling = False
+        self._crowd: Crowd | None = None
         self._chance = random.Random(os.getpid())
         url = os.environ["CACHED_REDIS"]
         self._naive = {"aside": Aside(url, "aside:"), "lease": Leases(url, "lease:")}
@@ -95,15 +105,16 @@ class Cached:
 
     async def _endured(self, reading: Coroutine[Any, Any, T]) -> tuple[T] | None:
         """None when it was cancelled, or its loader raised, as it was told."""
-        task = asyncio.create_task(reading)
+        task: asyncio.Task[T] | None = None
         if self._cancelling and self._chance.random() < 0.2:
+            task = asyncio.create_task(reading)
             await asyncio.wait([task], timeout=self._chance.uniform(0.0, 0.003))
             if task.cancel():
                 self._counts["cancelled reads"] += 1
                 await asyncio.wait([task])
                 return None
         try:
-            return (await task,)
+            return (await (task or reading),)
         except LoaderTold:
             self._counts["reads told to fail"] += 1
             return None
@@ -123,9 +134,17 @@ class Cached:
         self._cancelling = trouble == "cancelled"
         self._loading.trouble = trouble
 
+    async def gather(self, plan: str) -> None:
+        self._crowd = Crowd(msgspec.json.decode(Path(plan).read_bytes(), type=CrowdPlan), self)
+
+    async def disperse(self) -> None:
+        if self._crowd is not None:
+            self._crowd.disperse()
+
     async def counts(self) -> dict[str, int]:
+        seen = {CROWD: self._crowd.journal.reads} if self._crowd is not None else {}
         naive = {f"{name} {what}": n for name, cache in self._naive.items() for what, n in cache.felt.items()}
-        return {**self._counts, **naive, **self._ours.counts()}
+        return {**self._counts, **naive, **seen, **self._ours.counts()}
 
 
 def _answer(value: Any, began: float) -> Answer:
@@ -160,6 +179,10 @@ class Web:
                 answer = await self._registers.read(keys, query["how"], cache)
             case "/trouble":
                 await self._registers.be_in(query.get("kind", ""))
+            case "/gather":
+                await self._registers.gather(query["plan"])
+            case "/disperse":
+                await self._registers.disperse()
             case "/counts":
                 answer = await self._registers.counts()
             case "/clock":

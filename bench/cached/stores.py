@@ -82,7 +82,7 @@ class Ours:
                 value = getattr(kind.stats, name)
                 if isinstance(value, Counter):
                     found.update({f"{name} {what}": number for what, number in value.items()})
-                elif isinstance(value, int):
+                elif isinstance(value, int | float):
                     found[name] += value
         return found
 
