@@ -85,8 +85,8 @@ def may_join(
     """Whether what the flight reads is new enough for this caller."""
     if terms.why in ("strong", "bounded"):
         return False
-    if now >= slot.good_until and now - flight.began > parts.trusted:
-        return False
+    if now - flight.began > parts.trusted and (slot.relayed or now >= slot.good_until):
+        return False  # it may read a replica, and whether that was behind is seldom known before it ends
     session = context is not None and (context.causality or context.known is not None)
     if terms.why == "off" and flight.started and session:
         return False  # without Redis nobody hears what it wrote elsewhere: it is read after it has asked
