@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from springtide.cache import EACH, FORBIDDEN, Cache, HttpPolicy
 from springtide.cache._keys import MAX_TEXT, Pattern
 from springtide.cache._tags import Tags
+from springtide.cache.classes import Budget
 from springtide.errors import CacheDefinitionError
 
 
@@ -135,6 +136,23 @@ def test_a_budget_that_its_parts_exceed_is_refused_with_the_sum() -> None:
         "  =  60.50 s\n"
         "got budget = 2.0"
     )
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [
+        (Budget(2.0, relay=0.5, bus=0.5, edge=0.0), 2.0),
+        (Budget(1.5, relay=0.5, bus=0.5, edge=0.0), 1.5),
+        (Budget(1.0, relay=0.5, bus=0.5, edge=0.0), 1.0),
+        (Budget(62.0, relay=0.5, bus=0.5, edge=60.4), 1.6),
+        (Budget(30.0, relay=0.5, bus=0.5, edge=0.0), 2.0),  # a bearer's write may have to wait for as long
+        (Budget(2.0, relay=0.0, bus=0.5, edge=0.0), 0.5),
+    ],
+)
+def test_kept_values_may_use_the_whole_budget(budget: Budget, kept: float) -> None:
+    """What is kept needs no part for a replica; never more than leaves the process by the sum."""
+    assert budget.kept == pytest.approx(kept)
+    assert budget.kept <= budget.inside
 
 
 def test_what_a_budget_leaves_is_for_replicas() -> None:

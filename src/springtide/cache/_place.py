@@ -55,7 +55,7 @@ class Place:
         """key -> the load that whoever comes may join."""
         self.slot = Slot(
             slot_name(definition.name, shard or "", copy=copy),
-            share=definition.parts.trusted,
+            share=definition.parts.kept,
             relayed=shard is not None,
             heard=self.hear,
         )

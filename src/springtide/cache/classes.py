@@ -8,6 +8,9 @@ Two things limit how old a value can be, and they are kept apart:
               bus      how long a process may go on without proof that it has heard everything
               replica  how far behind a replica may be that a value is loaded from; what the budget leaves
               edge     how long shared caches keep the answer
+              Where a value was loaded from matters to those who wait for the load. What is kept has all that
+              was committed before the last proof, whichever server it came from: so where the bus is late,
+              what the replica may be behind is the bus's as well (`Budget.kept`)
     ttl       seconds that a value is kept when no invalidation covers what changed; jittered
 
 A class has at most one database, whose snapshots judge its fills. A definition is a value; nothing here does
@@ -40,7 +43,11 @@ RELAY = 0.5
 """Seconds: two rounds of the relay."""
 
 BUS = 0.5
-"""Seconds that a process trusts what it has, after the last proof that it has heard everything."""
+"""Seconds that a process trusts what it has, at least, after the last proof that it has heard everything."""
+
+KEPT = 2.0
+"""Seconds that a larger budget does not exceed there: a write that no cache could be told of may have to wait
+until nobody gives out what it changed (`_session.missed`)."""
 
 LEAST_REPLICA = 0.05
 """Seconds of lag below which nobody can prove that a replica is fresh enough: then the primary is read."""
@@ -92,8 +99,15 @@ class Budget:
 
     @property
     def trusted(self) -> float:
-        """How old proof may be for a kept value to be given out."""
+        """How long after a load has begun one may still join it: what it reads may be older by `replica`."""
         return self.relay + self.bus
+
+    @property
+    def kept(self) -> float:
+        """How old proof may be for a kept value to be given out. Where the machine is busy all proofs are
+        late, and what is loaded for the lack of one makes it busier: so this is as long as the budget allows.
+        """
+        return max(self.trusted, min(self.inside, KEPT)) if self.relay else self.trusted
 
     @property
     def inside(self) -> float:
