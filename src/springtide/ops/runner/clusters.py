@@ -255,7 +255,7 @@ class Keeper:
 
     def upstream(self) -> Upstream:
         server = self.server()
-        return Upstream(self.primary, server.port if server.located else 1)
+        return Upstream(self.primary, server.port if server.known else 1)
 
     async def follow(self) -> None:
         """Every replica follows who is primary now, at once or when it starts again."""

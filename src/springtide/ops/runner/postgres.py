@@ -1,8 +1,8 @@
 """The embedded PostgreSQL server of one node: a real server, on this machine, for this platform only.
 
-new -> starting -> running -> stopping -> stopped, by the lifecycle contract. A start makes the data folder
-when there is none, adopts the server that a killed supervisor left running, or starts one and waits until
-it accepts connections. A start that fails or is cancelled leaves no process and no half-made folder.
+Its life is that of `served`. A start makes the data folder when there is none, adopts the server that a
+killed supervisor left running, or starts one and waits until it accepts connections. One that fails or is
+cancelled leaves no half-made folder either.
 
 A server is a primary, or it `follows` one as a streaming replica: its folder is then a base backup, repaired
 first (rewound or copied again) when it was a primary itself. Only `promote` makes a primary of a replica; a
@@ -21,7 +21,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from springtide.errors import RunnerError
-from springtide.lifecycle import StartStop
 from springtide.ops.runner import access, making, pgdata, ports, processes, psql, standby
 from springtide.ops.runner.access import Access
 from springtide.ops.runner.accounts import server_account
@@ -31,6 +30,7 @@ from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.installs import SHARED, find_install, reachable_install
 from springtide.ops.runner.making import Place, uncut
 from springtide.ops.runner.processes import Process, Stage
+from springtide.ops.runner.served import HOST, Served
 from springtide.ops.runner.standby import Upstream
 from springtide.signals import Sink
 
@@ -51,7 +51,7 @@ SHUTDOWN = (Stage(signal.SIGINT, 20.0), Stage(signal.SIGQUIT, 8.0), Stage(signal
 """Fast shutdown (clients disconnected), then immediate, then by force (the next start recovers)."""
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Served):
     """`home` holds data/, secrets/, logs/ and run/; `port` None means a free one, kept over restarts.
 
     `follows`: the server of the same home that this one replicates; None = it is a primary.
@@ -61,6 +61,8 @@ class EmbeddedPostgres:
     `durable=False` switches fsync off: for tests, where a crash of the machine may lose the data.
     `archiving`: where the log is archived; None = nowhere.
     """
+
+    KIND, SERVICE, SHUTDOWN = "PostgreSQL", "postgres", SHUTDOWN
 
     def __init__(
         self,
@@ -81,63 +83,30 @@ class EmbeddedPostgres:
         cgroup: Cgroup | None = None,
         sink: Sink | None = None,
     ) -> None:
-        if not name or "/" in name or name.startswith("."):
-            raise ValueError(f"name must be a plain file name, got {name!r}")
+        super().__init__(
+            name,
+            home=home,
+            platform=platform,
+            port=port,
+            start_timeout=start_timeout,
+            shared=shared,
+            cgroup=cgroup,
+            sink=sink,
+        )
         if as_found and follows is not None:
             raise ValueError(f"as_found must be False for a server that follows, got {follows}")
-        if start_timeout <= 0:
-            raise ValueError(f"start_timeout must be > 0 seconds, got {start_timeout}")
-        self.name = name
-        self.home = home.absolute()
-        self.log = self.home / "logs" / f"{name}.log"
         self.adopted = False
         self.follows = follows
         self.confirming = tuple(confirming)
         self.replicated = follows is not None
         self._urgent = False
-        self._platform = platform
-        self._wanted_port = port
         self._max_connections = max_connections
         self._as_found = as_found
         self._access = access
         self._durable = durable
         self._archiving = archiving
-        self._start_timeout = start_timeout
-        self._shared = shared
-        self._cgroup = cgroup
-        self._port: int | None = None
         self._place: Place | None = None
         self._sockets: Path | None = None
-        self._process: Process | None = None
-        self._life = StartStop(f"postgres {name}", self._open, self._close, sink=sink)
-
-    @property
-    def state(self) -> str:
-        return self._life.state
-
-    @property
-    def pid(self) -> int:
-        """The postmaster's process id."""
-        return self._running().pid
-
-    @property
-    def identity(self) -> processes.Identity:
-        return self._running().identity
-
-    @property
-    def port(self) -> int:
-        assert self._port is not None, "the server was not started"
-        return self._port
-
-    @property
-    def located(self) -> bool:
-        """Whether it was started once, so that `url` is known."""
-        return self._place is not None and self._port is not None
-
-    @property
-    def address(self) -> str:
-        """host:port, for people."""
-        return f"127.0.0.1:{self.port}"
 
     @property
     def data(self) -> Path:
@@ -152,21 +121,11 @@ class EmbeddedPostgres:
     def url(self, dbname: str = "postgres") -> str:
         user = f"{pgdata.SUPERUSER}:{quote(self._known().password, safe='')}"
         proof = f"?{verified(self.home / 'secrets')}" if self._tls else ""
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{quote(dbname, safe='')}{proof}"
+        return f"postgresql://{user}@{HOST}:{self.port}/{quote(dbname, safe='')}{proof}"
 
     @property
     def _tls(self) -> bool:
         return self._access is not None and self._access.tls
-
-    async def start(self) -> None:
-        await self._life.start()
-
-    async def stop(self) -> None:
-        await self._life.stop()
-
-    async def wait(self) -> int | None:
-        """Return when the server has ended, by itself or by `stop`."""
-        return await self._running().wait()
 
     async def ensure_database(self, dbname: str) -> None:
         """Create `dbname` when it does not exist."""
@@ -288,23 +247,15 @@ class EmbeddedPostgres:
         assert self._place is not None, "the server was not started"
         return self._place
 
-    def _running(self) -> Process:
-        if self._process is None:
-            raise RunnerError(f"PostgreSQL {self.name} is not running: start it first")
-        return self._process
-
-    async def _open(self) -> None:
-        try:
-            made = await asyncio.to_thread(self._prepare)
-            place = self._known()
-            if not await self._adopt(place.data):
-                await self._make_ready(place, made=made)
-                try:
-                    await self._launch(place)
-                except _LogGone as error:
-                    await self._copy_instead(place, str(error))
-        except OSError as error:
-            raise pgdata.explain(error, f"start PostgreSQL {self.name}:") from error
+    async def _begin(self) -> None:
+        made = await asyncio.to_thread(self._prepare)
+        place = self._known()
+        if not await self._adopt(place.data):
+            await self._make_ready(place, made=made)
+            try:
+                await self._launch(place)
+            except _LogGone as error:
+                await self._copy_instead(place, str(error))
 
     def _prepare(self) -> bool:
         """Find everything that a start needs; whether the data folder is made already."""
@@ -482,11 +433,6 @@ class EmbeddedPostgres:
             raise
         self._process, self.adopted = process, False
 
-    async def _limit(self, *pids: int) -> None:
-        if self._cgroup is not None:
-            for pid in pids:
-                await asyncio.to_thread(self._cgroup.add, pid)
-
     async def _ready(self, process: Process, place: Place, begin: int) -> None:
         ending = asyncio.ensure_future(process.wait())
         try:
@@ -506,15 +452,10 @@ class EmbeddedPostgres:
             ending.cancel()
             await asyncio.wait([ending])
 
-    async def _close(self) -> None:
-        process, self._process = self._process, None
-        try:
-            if process is not None and not await processes.stop(process, SHUTDOWN):
-                raise RunnerError(f"PostgreSQL {self.name} (pid {process.pid}) does not end")
-        finally:
-            if (place := self._place) is not None:
-                await asyncio.to_thread(pgdata.clear_stale, place.data)
-                await asyncio.to_thread(pgdata.remove_socket_folder, place.data, place.account)
+    async def _clear(self) -> None:
+        if (place := self._place) is not None:
+            await asyncio.to_thread(pgdata.clear_stale, place.data)
+            await asyncio.to_thread(pgdata.remove_socket_folder, place.data, place.account)
 
 
 class _LogGone(Exception):
@@ -527,6 +468,6 @@ class _PortTaken(Exception):
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port

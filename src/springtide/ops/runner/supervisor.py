@@ -379,7 +379,7 @@ class Supervisor:
             node: member.server.url()
             for keeper in self._keepers.values()
             for node, member in keeper.members.items()
-            if member.server.located
+            if member.server.known
         }
         urls |= self._poolers.urls() | self._caches.urls()
         return Addresses(nodes=urls, clusters=roles(self.topology, self._kept()))
