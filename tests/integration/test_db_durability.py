@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from tests._cluster import Cluster, eventually
 from tests.integration.test_db_idempotency import COUNT, note, once
 from tests.integration.test_pool import Heard, within
 from tests.integration.test_pool_faults import PATIENCE, through
-from tests.replicated import Session, registers, until
+from tests.replicated import Session, members, registers, until
 from tests.sharded import notes
 
 from springtide.db import Database, ShardMap, idempotency
 from springtide.db.durability import check_quorum
 from springtide.db.idempotency import Idempotency, Outcome
+from springtide.db.members import Member
 from springtide.db.pool import Pool
 from springtide.errors import (
     CommitUnknown,
@@ -235,6 +236,36 @@ async def test_a_promoted_server_that_waits_for_nobody_takes_no_quorum_writes(
         assert await ann.read("cart") == 2
     told = [(signal.node, signal.waits) for signal in heard.of(QuorumChanged)]
     assert told == [("replica-1", False), ("replica-1", True), ("replica-1", False)]
+
+
+class Listed:
+    """Whoever the test says belongs to the cluster."""
+
+    def __init__(self, now: Sequence[Member]) -> None:
+        self.now = now
+
+    async def members(self) -> Sequence[Member]:
+        return self.now
+
+
+async def test_the_last_server_of_a_cluster_takes_no_quorum_writes(world: Cluster, tmp_path: Path) -> None:
+    """The primary is dead, and whoever keeps the list has struck it off: that only one is left is no reason
+    not to look whether it waits for another. Told to wait for one that has come, it takes them."""
+    listed, promoted = Listed(members(world)), world.replicas[0]
+    async with registers(world, tmp_path, source=listed, quorum=True) as (db, servers):
+        ann = Session(db, "ann")
+        await ann.write("cart")
+        await asyncio.to_thread(world.primary.kill)
+        await asyncio.to_thread(promoted.promote)
+        listed.now = listed.now[1:]
+        await until(lambda: not servers.replicas and servers.primary.dsn == world.url(promoted))
+        with pytest.raises(DatabaseUnavailable, match=r"replica-1 of main waits for no standby"):
+            await ann.write("cart")
+        assert await ann.read("cart") == 1
+        await asyncio.to_thread(world.add_replica, of=promoted)
+        await asyncio.to_thread(promoted.configure, synchronous_standby_names="ANY 1 (*)")
+        await until(lambda: not servers.unconfirmed)
+        assert await ann.write("cart") == 2
 
 
 async def test_only_a_database_without_quorum_commits_locally(world: Cluster, tmp_path: Path) -> None:

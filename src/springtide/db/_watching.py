@@ -6,7 +6,7 @@ whole: between two awaits of a reader nothing in it is half changed.
 
 A replica has a pool as long as it answers, made for one run of the server: it refuses connections to another.
 A replica that does not answer is given up with its connections, so whoever waits on it is answered elsewhere.
-While one server is known alone, nobody is looked at.
+While one server is known alone, nobody is looked at, unless its writes ask for quorum.
 
 Processes learn at different times that the last replica is gone, and until then they go on reading from it.
 So commits are captured, and reads noted, for `settle` longer; and while it is not known who there is at all.
@@ -15,7 +15,8 @@ A server that is barred (a rival, an old primary that came back, one of another 
 pool. While there is a rival no replica is read from by its position: both primaries write the same timeline,
 so a position may be one of either. `eventual`, which asks for none, goes on.
 
-On a cluster with a quorum database each look at the primary also says whether it waits for a standby.
+On a cluster with a quorum database each look at the primary also says whether it waits for a standby; most
+of all when it is alone, because the others are gone.
 
 Decisions are `_roles` (the primary) and `_replicas` (the rest); this file is their hands and eyes.
 """
@@ -147,8 +148,9 @@ class Watch:
 
     @property
     def watching(self) -> bool:
-        """Whether there is more than one server: then they are looked at."""
-        return len(self._servers) > 1
+        """Whether there is more than one server, or one that has to wait for another: then they are looked
+        at."""
+        return len(self._servers) > (0 if self._quorum else 1)
 
     @property
     def replicas(self) -> list[Health]:
@@ -405,8 +407,6 @@ class Watch:
 
     def _see_whether_it_waits(self, leader: _Server | None) -> None:
         """What was seen last holds while the primary does not answer."""
-        if not self.watching:
-            self.unconfirmed = None
         if not self._quorum or leader is None or leader.look is None or leader.look.recovering:
             return
         node, waits = leader.member.node, leader.look.waits

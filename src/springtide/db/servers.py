@@ -2,8 +2,8 @@
 
 Every server that may belong to the cluster is looked at about ten times a second over a connection of its
 own. From what they say follows who is the primary (`_roles`; its pool moves there by itself) and which
-replicas may be read from (`_replicas`). While only one server is known nobody is looked at, and a statement
-costs what its pool costs.
+replicas may be read from (`_replicas`). While only one server is known nobody is looked at (but where quorum
+is asked for), and a statement costs what its pool costs.
 
     strong      the primary
     session     the replica that the session read from last, while that has what the session has written; a
