@@ -52,7 +52,9 @@ class Loader:
 async def a_class(
     loader: Loader, *, many: bool = False, cache: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[CacheClass[str]]:
-    made = Cache("app", **(cache or {}))
+    """Its time stands still: who asks too long after a load began joins it no more, and a busy machine can
+    make that of any two tasks."""
+    made = Cache("app", **{"clock": ManualClock(), **(cache or {})})
     options |= {"load_many": loader.many} if many else {}
     defined = made.define("value:{id}", str, load=loader.one, **options)
     async with asyncio.timeout(PATIENCE), made:
@@ -160,11 +162,11 @@ async def test_a_load_has_a_time_of_its_own() -> None:
 
 async def test_who_runs_out_of_time_leaves_alone() -> None:
     """A caller's deadline ends his wait, not the load that others wait for."""
-    loader = Loader()
-    async with a_class(loader) as values:
+    loader, clock = Loader(), ManualClock()
+    async with a_class(loader, cache={"clock": clock}) as values:
         patient = asyncio.create_task(values.get(7))
         await until(lambda: loader.calls)
-        spent = RequestContext(deadline=asyncio.get_running_loop().time())  # it is the same monotonic clock
+        spent = RequestContext(deadline=clock.monotonic())
         with activate(spent), pytest.raises(DeadlineExceeded, match="waiting for a load of value"):
             await values.get(7)
         loader.gate.set()
