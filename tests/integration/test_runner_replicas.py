@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,24 +138,46 @@ def test_an_interrupted_add_is_undone(made: Project, sig: signal.Signals) -> Non
     assert rows(made)["replica-1"]["state"] == "streaming"
 
 
+@contextmanager
+def copying_held(made: Project) -> Iterator[None]:
+    """A base backup waits for a checkpoint, which does not come meanwhile."""
+    (checkpointer,) = ask(made, "select pid from pg_stat_activity where backend_type = 'checkpointer'")
+    kill(checkpointer, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        kill(checkpointer, signal.SIGCONT)
+
+
+@contextmanager
+def starting_held(made: Project) -> Iterator[None]:
+    """A copy waits, before anything else, for what its archive has, which does not say meanwhile."""
+    held = made.home / "held"
+    held.touch()
+    ask(made, f"alter system set restore_command = 'while test -e \"{held}\"; do sleep 0.05; done; false'")
+    try:
+        yield
+    finally:
+        held.unlink()
+        ask(made, "alter system reset restore_command")
+
+
+@pytest.mark.timeout(600)
 def test_a_kill_of_the_supervisor_while_it_adds(made: Project) -> None:
     """kill -9 of the supervisor while it copies, or while the copy runs already: the file is as before, and
     the next `up` clears the rest, slot and all. A slot that somebody else made stays."""
     made.run("up", "-d")
     before, data = file(made), made.home / "data" / "replica-1"
     ask(made, "select pg_create_physical_replication_slot('theirs', true)")
-    for reached in (lambda: slots(made), lambda: servers(data)):
-        for _ in range(10):
-            supervisor = made.status()["supervisor"]
+    for hold, reached in (
+        (copying_held, lambda: slots(made)),
+        (starting_held, lambda: servers(data)),
+    ):
+        with hold(made):
             adding = made.popen("replicas", "add")
             until(reached)
-            kill(supervisor)
-            out, _ = adding.communicate(timeout=30)
-            if adding.returncode:
-                break
-            made.run("up", "-d")  # it was quicker than the kill
-            made.run("replicas", "remove", "replica-1")
-            before = file(made)
+            kill(made.status()["supervisor"])
+            out, _ = adding.communicate(timeout=100)
         assert adding.returncode == 1 and "supervisor" in out and file(made) == before
         made.run("up", "-d")
         assert folders(made) == ["db"] and slots(made) == [] and servers(data) == []
