@@ -78,9 +78,13 @@ class Node:
             "note:{id:int}",
             Note,
             database=db,
-            load=self._one,
-            load_many=self._many,
-            **{"tags": ("rank:{rank}",), "hard_timeout": HANGS, **options},
+            **{
+                "load": self._one,
+                "load_many": self._many,
+                "tags": ("rank:{rank}",),
+                "hard_timeout": HANGS,
+                **options,
+            },
         )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -648,3 +648,77 @@ async def test_tags_that_cannot_be_made_leave_nobody_waiting(redis_server: Redis
         async with asyncio.timeout(HANGS):
             assert [await there.text(id) for id in (7, 8)] == ["there", "there"]
         assert not there.place.flights
+
+
+async def test_a_value_that_cannot_be_read_back_is_given_and_not_kept(
+    redis_server: RedisServer, db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text that is no UTF-8, a number that is none: whoever asks gets what the loader gave, as without a
+    cache; one line in the log names the class, and the others of the batch are kept."""
+    texts: dict[int, Any] = {7: "\ud800", 8: 8, 9: "good"}
+
+    async def many(source: Queries, ids: Sequence[int]) -> dict[int, Note]:
+        return {id: Note(id, texts[id]) for id in ids}
+
+    async with node(redis_server, db, load_many=many, load=None) as here:
+        for _ in range(2):
+            found = await here.notes.get_many([7, 8, 9])
+            assert {id: note.text for id, note in found.items()} == texts
+        assert here.stats.refused["unreadable"] == 4
+        assert set(here.entries) == {9}
+        with pytest.raises(KeyError):
+            async with db.write(Bucket(0)) as tx:
+                here.notes.put(tx, Note(8, "put"), 8)
+                raise KeyError
+        async with db.write(Bucket(0)) as tx:
+            here.notes.put(tx, Note(7, texts[7]), 7)
+        assert here.stats.refused["unreadable"] == 5
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 1
+    assert told[0].startswith("values of note are loaded by each who asks: one cannot be kept: ")
+
+
+async def test_nobody_has_in_hand_what_memory_gives_to_others(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """A loader gives lists where tuples are declared, and whoever loaded appends to one: the next reader has
+    the tuple that was read, from memory as from Redis."""
+
+    class Page(msgspec.Struct, frozen=True):
+        names: tuple[str, ...]
+
+    async def load(source: Queries, id: int) -> Page:
+        return Page(["first"])  # type: ignore[arg-type]
+
+    def define(cache: Cache, db: Database) -> Any:
+        return cache.define("page:{id}", Page, database=db, load=load)
+
+    async with client(redis_server) as redis, client(redis_server) as other:
+        here, there = Cache("tests", redis=redis), Cache("tests", redis=other)
+        pages, theirs = define(here, db), define(there, another(db))
+        async with here, there:
+            for one in (pages, theirs):
+                await until(lambda one=one: one.places["main"].trusted(one.places["main"].level()))
+
+            async def kept() -> bool:
+                await pages.get(1)
+                return pages.stats.fills > 0
+
+            await until(kept)
+            loaded = await pages.get(2)
+            loaded.names.append("mine")
+            assert await pages.get(2) == await theirs.get(2) == Page(("first",))
+            assert (pages.stats.l1_hits > 0, theirs.stats.l2_hits) == (True, 1)
+
+
+async def test_memory_is_charged_with_what_values_take_there(redis_server: RedisServer, db: Database) -> None:
+    """A text of 200 kB is some hundred bytes in Redis, and 200 kB here."""
+    async with node(redis_server, db, cache={"l1_bytes": 1 << 20}) as here:
+        await here.write(7, "a" * 200_000)
+        await here.write(8, "a" * 50_000)
+        for id in (7, 8):
+            await here.text(id)
+            assert len(await here.text(id) or "") >= 50_000
+        assert set(here.entries) == {8}
+        assert here.entries[8].weight > 50_000
+        assert here.stats.l2_hits == 1

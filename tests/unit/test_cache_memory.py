@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gc
 import random
 import tracemalloc
-from collections.abc import Iterator
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from springtide.cache._memory import HELD_USES, MOST_USES, OVERHEAD, TAG_OVERHEAD, Memory, View
+from springtide.cache._weight import weigher_of
 
 FOREVER = 1e9
 
@@ -263,22 +267,88 @@ class User(msgspec.Struct, frozen=True):
     active: bool
 
 
-def test_what_it_takes_is_what_it_says() -> None:
-    """Values, keys, index, queues and ghost together take no more than a tenth more than `max_bytes`."""
-    memory = Memory(2 << 20)
-    view = memory.view("users")
+class Order(msgspec.Struct, frozen=True):
+    id: uuid.UUID
+    at: datetime.datetime
+    total: decimal.Decimal
+    note: str | None
+    lines: tuple[tuple[int, str], ...]
+    parent: Order | None = None
+
+
+class Point(NamedTuple):
+    x: int
+    name: str
+
+
+def user(number: int) -> User:
+    return User(number, f"name {number}", f"{number}@example.org", "x" * (number % 200), True)
+
+
+def order(number: int) -> Order:
+    at = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(seconds=number)
+    lines = tuple((number * 1000 + n, f"line {n} of {number}") for n in range(number % 20))
+    cents = decimal.Decimal(number).scaleb(-2)
+    parent = None if number % 3 else Order(uuid.UUID(int=number), at, cents, None, ())
+    return Order(
+        uuid.UUID(int=number + 1), at, cents, f"note {number}" if number % 2 else None, lines, parent
+    )
+
+
+VALUES: list[tuple[Any, Callable[[int], Any]]] = [
+    (User, user),
+    (Order, order),
+    (int, lambda n: n + 1_000_000),
+    (str, lambda n: "ä" * (n % 1000)),
+    (str, lambda n: "a" * 20_000),  # a hundred bytes in Redis
+    (bytes, lambda n: bytes(n % 1000)),
+    (tuple[int, ...], lambda n: tuple(range(n, n + n % 300))),
+    (tuple[str, ...], lambda n: tuple(f"{n}-{m}" for m in range(n % 100))),
+    (tuple[User, ...], lambda n: tuple(user(n + m) for m in range(n % 20))),
+    (frozenset[int], lambda n: frozenset(range(n, n + n % 100))),
+    (Point, lambda n: Point(n + 1000, f"name {n}")),
+    (int | tuple[str, ...], lambda n: tuple(f"{n}-{m}" for m in range(10))),
+]
+
+
+@pytest.mark.parametrize(("wanted", "make"), VALUES, ids=[f"{n}" for n in range(len(VALUES))])
+def test_what_it_takes_is_what_it_says(wanted: Any, make: Callable[[int], Any]) -> None:
+    """Values, keys, index, queues and ghost together take no more than a tenth more than `max_bytes`,
+    whatever the values are made of and however small they are in Redis."""
+    memory = Memory(1 << 20)
+    view, weigh = memory.view("values"), weigher_of(wanted)
+    coded = [msgspec.msgpack.encode(make(number)) for number in range(1_000)]
+    decode = msgspec.msgpack.Decoder(wanted).decode
     gc.collect()
     tracemalloc.start()
     try:
-        for key in range(15_000):
-            user = User(key, f"name {key}", f"{key}@example.org", "x" * (key % 200), True)
-            size = len(msgspec.msgpack.encode(user))
-            put(view, key, user, bytes=size, fields=(f"k:user:{key}", f"t:org:{key % 100}"))
+        for key in range(3_000):
+            value = decode(coded[key % 1_000])
+            put(view, key, value, bytes=weigh(value), fields=(f"k:user:{key}", f"t:org:{key % 100}"))
         gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert memory.bytes > 0.9 * memory.max_bytes
+    assert memory.bytes > 0.8 * memory.max_bytes
+    assert 0.4 * memory.max_bytes < taken < 1.1 * memory.max_bytes
+
+
+def test_keys_that_users_type_are_charged_with_their_length() -> None:
+    """Negative answers to long texts take no more than values."""
+    memory = Memory(1 << 20)
+    view = memory.view("slugs")
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1_500):
+            slug = f"{number:06}" + "x" * 5_000
+            put(view, slug, None, bytes=0, fields=(f"k:article:%~{number:064}",))
+            put(view, (7, slug), None, bytes=0, fields=(f"k:of:7:%~{number:064}",))
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert memory.bytes > 0.8 * memory.max_bytes
     assert taken < 1.1 * memory.max_bytes
 
 

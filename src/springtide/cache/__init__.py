@@ -18,7 +18,7 @@ _loading  one load: the right to it, the loader (_loader), the way into both lev
 _keeping  what is kept, and for how long
 _telling  what writes have made stale, told to all processes
 _edge     what an answer is told about the values in it
-_memory   the first level: this process's memory, bounded in bytes
+_memory   the first level: this process's memory, bounded in the bytes that values take there (_weight)
 _fence    when a loaded value may be kept in the second, and why that is right
 _level2   the second level: the values of one class in Redis; lua/ has its scripts
 _names    what keys are called there, and what the bus says

@@ -74,6 +74,11 @@ class Codec(Generic[V]):
                 return bytes((FORMAT | COMPRESSED,)) + self.hash + small
         return self._plain + body
 
+    def copied(self, value: V) -> V:
+        """What whoever reads its bytes gets. Raises what msgspec does for what cannot be written, or not be
+        read as this type."""
+        return cast(V, self._decode(self._encode(value)))
+
     def decode(self, data: bytes) -> V | Missing | None:
         """The value, None for "nothing there", MISSING for anything that cannot be used."""
         try:

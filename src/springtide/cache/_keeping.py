@@ -7,11 +7,15 @@ fails, is late  <- what was there before
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from springtide.cache._flight import ABANDONED, Flight
 from springtide.cache._level2 import Entry, Found, Level2
+from springtide.cache._weight import weigher_of
 from springtide.errors import RedisError, RedisUnavailable
 
 if TYPE_CHECKING:
@@ -24,6 +28,11 @@ if TYPE_CHECKING:
     from springtide.db._invalidating import Recorded
 
 __all__ = ["AWAY", "Keeping"]
+
+_log = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable"
+"""Why a value was not kept that does not come back from its bytes."""
 
 AWAY = (RedisError, RedisUnavailable)
 """What Redis may do; nobody is told."""
@@ -40,6 +49,22 @@ class Keeping:
         self._stats = stats
         self._tally = tally
         self._monotonic = clock.monotonic
+        self._weigh = weigher_of(definition.type)
+        self._told = False
+
+    def copied(self, place: Place, value: Any) -> tuple[Any, bool]:
+        """The value as it is kept, and whether it can be."""
+        if value is None:
+            return None, True
+        try:
+            return place.codec.copied(value), True
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            self._stats.refused[UNREADABLE] += 1
+            if not self._told:
+                self._told = True
+                name = self._definition.name
+                _log.error("values of %s are loaded by each who asks: one cannot be kept: %s", name, error)
+            return None, False
 
     def life(self, value: Any) -> float:
         """Seconds that the second level keeps a value, those included for which it is given out old."""
@@ -56,7 +81,6 @@ class Keeping:
         place: Place,
         flight: Flight,
         value: Any,
-        size: int,
         sequence: int,
         generation: int,
         level: Level2[Any],
@@ -77,7 +101,7 @@ class Keeping:
             fields=fields,
             fresh=fresh,
             stale=fresh + self._definition.stale_while_revalidate,
-            bytes=size,
+            bytes=0 if value is None else self._weigh(value),
             hold=flight.name in self._tally.hot,
         )
 
@@ -85,6 +109,9 @@ class Keeping:
         """What a transaction has written: after COMMIT, when its invalidations have been told."""
         level = place.level_now(recorded.seen.epoch)
         if level is None:
+            return
+        value, whole = self.copied(place, value)
+        if not whole:
             return
         tags = self._definition.tagger.of(value, flight.arguments)
         entry = Entry(flight.key, value, self.life(value), "", tags)
@@ -97,7 +124,7 @@ class Keeping:
             self._stats.refused[outcome.refusal.value] += 1
             return
         self._stats.fills += 1
-        self.keep(place, flight, value, outcome.size, outcome.sequence, flight.generation, level)
+        self.keep(place, flight, value, outcome.sequence, flight.generation, level)
 
     async def old(self, level: Level2[Any] | None, flight: Flight) -> Any:
         """What may be given out instead of a value that does not come; ABANDONED: nothing."""

@@ -174,7 +174,7 @@ class Loading:
             elif not place.trusted(level):
                 others.append(flight)
             else:
-                owner.keeping.keep(place, flight, found.value, found.size, leased.sequence, generation, level)
+                owner.keeping.keep(place, flight, found.value, leased.sequence, generation, level)
                 owner.stats.l2_hits += 1
                 flight.finish(found.value)
         return leased.sequence, useless
@@ -278,6 +278,9 @@ class Loading:
                 continue
             if seen is None and not flight.lease:
                 continue  # nothing but a lease could tell
+            value, whole = owner.keeping.copied(self._place, value)
+            if not whole:
+                continue
             tags = definition.tagger.of(value, flight.arguments)
             entries.append(Entry(flight.key, value, owner.keeping.life(value), flight.lease, tags))
             offered.append(flight)
@@ -293,9 +296,7 @@ class Loading:
             if outcome.refusal is None:
                 flight.lease = ""
                 generation = flight.generation
-                owner.keeping.keep(
-                    self._place, flight, entry.value, outcome.size, outcome.sequence, generation, level
-                )
+                owner.keeping.keep(self._place, flight, entry.value, outcome.sequence, generation, level)
                 owner.stats.fills += 1
                 continue
             owner.stats.refused[outcome.refusal.value] += 1

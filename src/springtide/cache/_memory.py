@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Sequence
+from sys import getsizeof
 from typing import Any
 
 from springtide.clock import Clock, SystemClock
@@ -32,6 +33,9 @@ __all__ = ["Entry", "Memory", "View"]
 
 OVERHEAD = 450
 """Bytes that an entry costs beside its value: itself, its key and field, its places in tables and queues."""
+
+USUAL = 64
+"""Characters of the texts of a key, and of a field, that are in it; what they have beyond is charged."""
 
 TAG_OVERHEAD = 300
 """Bytes that each further field of an entry costs."""
@@ -127,7 +131,11 @@ class View:
 
         bytes: what the value takes. hold: its key is hot, so it stays for longer without being asked for.
         """
-        entry = Entry(self, key, value, slot, fields, bytes + OVERHEAD + TAG_OVERHEAD * (len(fields) - 1))
+        weight = bytes + OVERHEAD + TAG_OVERHEAD * (len(fields) - 1) + _spelled(key)
+        for field in fields:
+            if len(field) > USUAL:
+                weight += len(field) - USUAL
+        entry = Entry(self, key, value, slot, fields, weight)
         entry.fresh, entry.stale = fresh, max(fresh, stale)
         if hold:
             entry.uses = HELD_USES
@@ -342,3 +350,10 @@ class _Queue:
         self.bytes -= entry.weight
         if len(self._entries) > 2 * self.count + SWEEP:
             self._entries = deque(one for one in self._entries if one.place != GONE)
+
+
+def _spelled(key: Hashable) -> int:
+    """Bytes of the texts of a key beyond what is usual: a user may type any number of them."""
+    parts = key if isinstance(key, tuple) else (key,)
+    texts = sum(getsizeof(part) for part in parts if isinstance(part, str) and len(part) > USUAL)
+    return max(texts - USUAL, 0)

@@ -64,7 +64,7 @@ class Place:
         """The slots of all copies."""
         self._platform = platform
         self._redis = redis
-        self._codec = codec
+        self.codec = codec
         self._monotonic = clock.monotonic
         self._levels: dict[str, tuple[Link, int, Level2[Any]]] = {}
 
@@ -111,7 +111,7 @@ class Place:
         made: Level2[Any] = Level2(
             link,
             Names(slot, self._scope(link.run_id, epoch)),
-            self._codec,
+            self.codec,
             cluster=self.shard,
             epoch=None if self.shard is None else epoch,
             tagged=definition.tagger.any,

@@ -194,7 +194,7 @@ class Reading:
                 self._stats.stale_served["revalidate"] += 1
                 self._loads.refresh(place, flight.name, flight.arguments)
             else:
-                self._keeping.keep(place, flight, there.value, there.size, read.sequence, generation, level)
+                self._keeping.keep(place, flight, there.value, read.sequence, generation, level)
         return missing
 
     async def _arrive(
