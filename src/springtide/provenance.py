@@ -191,8 +191,10 @@ class Provenance:
     ) -> None:
         """A cached value went into the answer: class, key, the tags it carries, and the class's policy.
 
-        `age` is how long it may have been out of date, as far as the cache can prove.
+        `age` is how long it may have been out of date, as far as the cache can prove. Raises
+        ConfigurationError while a public answer is on its way that says more than this one's policy allows.
         """
+        before = self.granted()[0] if self.sealed else None
         self.age = max(self.age, age)
         if policy is None:
             self.unpoliced = self.unpoliced or name
@@ -204,6 +206,16 @@ class Provenance:
             keys.update(dict.fromkeys(tags))
             if len(keys) > MAX_KEYS:
                 self._keys[name] = None
+        if before is not None and self.granted()[0] != before:
+            raise ConfigurationError(
+                f"a public answer has begun and now uses a value of {name}, which may be kept for less than"
+                " the answer says: use it before the answer begins, or declare less"
+            )
+
+    def late(self, seconds: float) -> None:
+        """The answer goes out so long after its request came: what is in it is that much older at most."""
+        if self._keys:
+            self.age += seconds
 
     @property
     def keys(self) -> list[str]:
@@ -236,6 +248,6 @@ class Provenance:
             reason = "a value's policy is private" if policy.public and not narrowed.public else None
             policy = narrowed
         personal = self.personal
-        if policy.public and personal is not None:
+        if personal is not None and (policy.public or (policy.max_age and "stale" in self._reasons)):
             policy, reason = HttpPolicy(vary=policy.vary), personal
         return policy, reason

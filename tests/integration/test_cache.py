@@ -17,6 +17,7 @@ from springtide.cache import EACH, FORBIDDEN, Cache
 from springtide.cache._scripts import GET
 from springtide.context import CausalityToken, Consistency, RequestContext, activate, reading
 from springtide.db import Bucket, Database, Queries
+from springtide.provenance import Provenance
 from springtide.redis import Script
 
 pytestmark = pytest.mark.needs("redis-server")
@@ -325,6 +326,39 @@ async def test_inside_a_write_its_own_rows_are_read_and_nothing_is_kept(
                 raise KeyError
         assert await here.text(7) == "old"
         assert here.stats.bypassed["write"] == 2
+
+
+async def test_an_answer_learns_of_values_that_were_read_inside_a_write(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """They are part of it as any others are: its caches may keep it for what their class allows."""
+    async with node(redis_server, db) as here:
+        await here.write(7, "old", rank=3)
+        context = RequestContext(provenance=Provenance())
+        with activate(context):
+            async with db.write(Bucket(0)):
+                await here.notes.get(7)
+        assert context.provenance is not None
+        assert context.provenance.keys == ["note:7", "rank:3"] and context.provenance.unpoliced == "note"
+
+
+@pytest.mark.parametrize("first", [15, 0])
+async def test_an_answer_is_as_old_as_the_proof_of_what_is_kept(
+    redis_server: RedisServer, db: Database, first: float
+) -> None:
+    """Out of memory, out of Redis: the value may be out of date since the last proof that was there."""
+    async with node(redis_server, db, l1=first) as here:
+        await here.write(7, "old")
+        await here.text(7)
+        context = RequestContext(provenance=Provenance())
+        now = here.cache.clock.monotonic
+        with activate(context):
+            proof, hits = here.place.slot.proof, here.stats.l1_hits + here.stats.l2_hits
+            before = now()
+            assert await here.text(7) == "old"
+            assert here.stats.l1_hits + here.stats.l2_hits == hits + 1
+        assert context.provenance is not None
+        assert before - here.place.slot.proof <= context.provenance.age <= now() - proof
 
 
 async def test_a_load_never_reads_through_somebodys_write(redis_server: RedisServer, db: Database) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import httpx
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from springtide.cache import Cache, HttpPolicy
 from springtide.context import RequestContext, activate
 from springtide.errors import CacheDefinitionError
 from springtide.provenance import Provenance
+from springtide.testing.clock import ManualClock
 from springtide.web.caching import CachingLayer, cacheable
 
 PUBLIC = HttpPolicy(public=True, edge_max_age=30)
@@ -96,3 +99,45 @@ def test_the_edge_is_part_of_the_budget() -> None:
         cache.define("user:{id}", User, load=load, http=PUBLIC)
     with pytest.raises(CacheDefinitionError, match="http must be an HttpPolicy or None, got http = 30"):
         cache.define("user:{id}", User, load=load, http=30)  # type: ignore[arg-type]
+
+
+def slow(clock: ManualClock, seconds: float, http: HttpPolicy) -> CachingLayer:
+    """A site whose one value takes `seconds` to load, and as many to be written down."""
+    cache = Cache("app", clock=clock)
+
+    async def load(id: int) -> User:
+        await clock.advance(seconds)
+        return User(id, 1)
+
+    users = cache.define("user:{id}", User, load=load, budget=32, hard_timeout=60, http=http)
+
+    async def answer(request: Request) -> Response:
+        user = await users.get(7)
+        await clock.advance(float(request.query_params.get("writes", 0)))
+        return JSONResponse(msgspec.to_builtins(user))
+
+    return CachingLayer(Starlette(routes=[Route("/", cacheable()(answer))]), clock=clock)
+
+
+async def asked(app: CachingLayer, query: str = "") -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        return await client.get(f"/?{query}")
+
+
+async def test_the_age_counts_from_when_the_load_began() -> None:
+    """The snapshot is as old as the load is long, and older by what the answer takes after it."""
+    answer = await asked(slow(ManualClock(), 0.25, PUBLIC))
+    replica = 32 - 0.5 - 30  # what the budget leaves for where it is loaded from
+    assert float(answer.headers["age"]) == math.ceil(replica + 0.25)
+    assert "public" in answer.headers["cache-control"]
+    answer = await asked(slow(ManualClock(), 0.25, PUBLIC), "writes=9")
+    assert float(answer.headers["age"]) == math.ceil(replica + 0.25 + 9)
+
+
+@pytest.mark.parametrize("http", [PUBLIC, HttpPolicy(max_age=30)])
+async def test_what_took_longer_to_load_than_its_budget_has_room_for_is_kept_by_nobody(
+    http: HttpPolicy,
+) -> None:
+    """A write may have invalidated it meanwhile, and the purge of that came before the answer."""
+    answer = await asked(slow(ManualClock(), 4.0, http))
+    assert answer.headers["cache-control"] == "private, no-cache"

@@ -23,6 +23,7 @@ from springtide.context import Position, RequestContext, activate, current
 from springtide.errors import ConfigurationError
 from springtide.provenance import MAX_KEYS, HttpPolicy, Provenance
 from springtide.signals import PolicyLowered, Signal
+from springtide.testing.clock import ManualClock
 from springtide.web._conditional import matches
 from springtide.web._seal import new_key
 from springtide.web._sharing import decide, is_shared
@@ -192,9 +193,10 @@ def use(*values: tuple[str, str, float, HttpPolicy | None], declared: HttpPolicy
 
 async def test_the_age_is_that_of_the_oldest_value() -> None:
     """In whole seconds, and never told too small."""
-    site = Site(use(("user", "user:7", 0.2, PUBLIC), ("tag", "tag:a", 3.1, PUBLIC)))
+    clock = ManualClock()
+    site = Site(use(("user", "user:7", 0.2, PUBLIC), ("tag", "tag:a", 3.1, PUBLIC)), clock=clock)
     assert (await site.ask()).headers["age"] == "4"
-    assert "age" not in (await Site(use(("user", "user:7", 0.0, PUBLIC))).ask()).headers
+    assert "age" not in (await Site(use(("user", "user:7", 0.0, PUBLIC)), clock=clock).ask()).headers
 
 
 async def test_a_route_is_narrowed_to_what_the_classes_of_its_values_allow() -> None:
@@ -572,6 +574,55 @@ async def test_a_public_stream_cannot_begin_to_depend_on_who_asks() -> None:
         return StreamingResponse(whole(), background=BackgroundTask(after))
 
     assert shared(await Site(cacheable(PUBLIC)(streamed)).ask()) and read_after == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("said", "cut"),
+    [("public, max-age=60", True), ("max-age=60", True), ("s-maxage=60", True), ("no-cache", False),
+     ("no-store", False), ("private, max-age=60", False), ("max-age=0", False), (None, False)],
+)  # fmt: skip
+async def test_a_stream_that_says_itself_that_it_is_public_cannot_become_personal_either(
+    said: str | None, cut: bool
+) -> None:
+    """Whoever gave the leave; a stream that nobody else may keep, such as of events, goes on."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"for all"
+        await _identity(None)  # type: ignore[arg-type]
+        yield b"for one"
+
+    async def stream(request: Request) -> Response:
+        return StreamingResponse(parts(), headers={} if said is None else {"cache-control": said})
+
+    if cut:
+        with pytest.raises(ConfigurationError, match="a public answer has begun"):
+            await Site(stream, alone=True).ask()
+    else:
+        assert (await Site(stream, alone=True).ask()).text == "for allfor one"
+
+
+@pytest.mark.parametrize(("policy", "cut"), [(None, True), (HttpPolicy(), True), (PUBLIC, False)])
+async def test_a_public_stream_cannot_begin_to_use_what_may_be_kept_for_less(
+    policy: HttpPolicy | None, cut: bool
+) -> None:
+    """Its headers are on their way: a value whose budget they do not fit would be kept too long."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"one"
+        context = current()
+        assert context is not None and context.provenance is not None
+        context.provenance.used("user", "user:7", policy=policy)
+        yield b"two"
+
+    async def stream(request: Request) -> Response:
+        return StreamingResponse(parts())
+
+    site = Site(cacheable(PUBLIC)(stream), alone=True)
+    if cut:
+        with pytest.raises(ConfigurationError, match="uses a value of user, which may be kept for less"):
+            await site.ask()
+    else:
+        assert (await site.ask()).text == "onetwo"
 
 
 # -- what the client has already

@@ -39,12 +39,13 @@ class Flight:
     generation: of the slot, when it began. lease: under which it is loaded, "" for none. old: a value that
     may be served in an emergency, with `error`, why it had to be. token: what its load's session has seen.
     started: its loader has been called. wanted: somebody who has left wants it all the same. hurried: another
-    load waits for it, so its own one waits for no place.
+    load waits for it, so its own one waits for no place. since: what it brings is as the
+    database had it at this monotonic moment, or later.
     """
 
     __slots__ = (
         "arguments", "began", "error", "future", "generation", "hurried", "key", "lease", "load", "name",
-        "old", "position", "scope", "started", "token", "waiting", "wanted",
+        "old", "position", "scope", "since", "started", "token", "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: Any, key: str, arguments: tuple[Any, ...], began: float) -> None:
@@ -52,6 +53,7 @@ class Flight:
         self.key = key
         self.arguments = arguments
         self.began = began
+        self.since = began
         self.scope = ""
         self.position = 0
         self.generation = 0

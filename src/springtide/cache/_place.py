@@ -158,6 +158,9 @@ class Place:
         flight = Flight(name, key, arguments, now)
         slot = self.slot
         flight.scope, flight.position, flight.generation = slot.scope, slot.position, slot.generation
+        flight.since = now - self.definition.parts.replica
+        if now < slot.good_until:
+            flight.since = min(flight.since, slot.proof)  # it may find it kept
         self.flights[key] = flight
         return flight
 

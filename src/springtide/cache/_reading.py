@@ -72,13 +72,15 @@ class Reading:
         return found
 
     async def _find(self, place: Place, names: Mapping[Any, tuple[Argument, ...]]) -> dict[Any, Any]:
+        context, since = current(), self._monotonic()
         if (write := place.writing()) is not None:
             self._stats.bypassed["write"] += len(names)
-            return await loaded(self._definition, write, names)
-        context = current()
+            found = await loaded(self._definition, write, names)
+            self._tell(context, names, found, since)
+            return found
         if context is not None and context.unproven is not None:
             await self._cache.prove(context, self._definition.budget, place.slot)
-        found: dict[Any, Any] = {}
+        found = {}
         while len(found) < len(names):
             terms = terms_of(
                 self._definition.parts,
@@ -89,15 +91,27 @@ class Reading:
                 kept=self._cache.redis is not None,
                 now=self._monotonic(),
             )
+            if terms.second:
+                since = min(since, place.slot.proof)
             flights = await self._fly(place, terms, context, found, names)
             if flights:
                 await self._arrive(place, flights, terms, context, found)
+                since = min(since, min(flight.since for flight in flights))
+        self._tell(context, names, found, since)
+        return found
+
+    def _tell(
+        self,
+        context: RequestContext | None,
+        names: Mapping[Any, tuple[Argument, ...]],
+        found: Mapping[Any, Any],
+        since: float,
+    ) -> None:
+        """Say what the answer is made of. since: all of it is as the database had it then, or later."""
         if context is not None and context.provenance is not None:
-            parts, now = self._definition.parts, self._monotonic()
-            age = parts.replica + min(max(now - place.slot.proof, 0.0), parts.trusted)
+            age = self._monotonic() - since
             for name, arguments in names.items():
                 tell(context.provenance, self._definition, arguments, found[name], age)
-        return found
 
     async def _fly(
         self,
@@ -224,9 +238,11 @@ class Reading:
             flights = [flight for flight in flights if flight.name not in found]
         if not await wait(flights, self._left(context)):
             raise DeadlineExceeded(f"waiting for a load of {self._definition.name}")
-        late = self._monotonic() - self._definition.budget
+        now, parts = self._monotonic(), self._definition.parts
         for flight in flights:
-            self._stats.overdue += flight.began < late
+            self._stats.overdue += flight.began < now - self._definition.budget
+            if flight.began < now - parts.trusted:
+                say_old(context)  # it took what the budget leaves for whoever keeps the answer
             if flight.error is not None and terms.mark is not None:
                 raise flight.error  # what was there before may be what this session has changed
             value = flight.future.result()

@@ -92,7 +92,7 @@ def privately(headers: Headers) -> Headers:
 class Decision:
     """The headers that an answer gets.
 
-    public:  whether they allow shared caches anything by our own word.
+    public:  whether they allow shared caches something.
     reason:  why they allow less than was declared, or said by the answer itself; None: they do not.
     """
 
@@ -115,7 +115,7 @@ def decide(provenance: Provenance, *, method: str, status: int, headers: Headers
     if personal is not None and spoken and _may_be_kept(headers, found):
         return Decision(privately(headers), reason=personal)
     if spoken or method not in SAFE:
-        return Decision(headers)
+        return Decision(headers, spoken and _is_granted(headers, found))
     policy, reason = provenance.granted()
     if policy is None:
         return Decision(privately(headers) if personal is not None else headers)
@@ -143,6 +143,15 @@ def _may_be_kept(headers: Headers, found: Mapping[bytes, bytes]) -> bool:
     """Whether a shared cache may keep an answer by what it says: whatever it does not forbid is allowed."""
     forbidden = {b"private", b"no-store"} & set(_directives(found.get(b"cache-control", b"").lower()))
     return not forbidden or is_shared(headers)
+
+
+def _is_granted(headers: Headers, found: Mapping[bytes, bytes]) -> bool:
+    """Whether an answer itself gives shared caches leave to use it without asking."""
+    directives = set(_directives(found.get(b"cache-control", b"").lower()))
+    if {b"private", b"no-store", b"no-cache"} & directives:
+        return False
+    fresh = any(one.startswith(b"max-age=") and one != b"max-age=0" for one in directives)
+    return fresh or is_shared(headers)
 
 
 def _said(policy: HttpPolicy) -> Headers:

@@ -22,7 +22,8 @@ declared or said by its own headers. These make it so, the first one is counted 
     start -> held (its body is whole and small: the ETag is made of it) -> sent | unchanged (304, no body)
           `-> streaming (nothing is buffered) -> sent
 
-Once a public answer streams, reading who asks raises in the handler: an answer cut off is kept by nobody.
+Once a public answer streams, reading who asks raises in the handler, and so does using a cached value that
+may be kept for less than the headers said: an answer cut off is kept by nobody.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import msgspec
 
+from springtide.clock import Clock, SystemClock
 from springtide.context import RequestContext, activate, current
 from springtide.provenance import AS_USED, HttpPolicy, Provenance
 from springtide.signals import NullSink, PolicyLowered, Sink
@@ -76,6 +78,7 @@ class CachingLayer:
         trusted_proxies: Sequence[str] = ("127.0.0.1/32", "::1/128"),
         personal_headers: Collection[str] = (),
         etag_bytes: int = 262_144,
+        clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
         if etag_bytes < 0:
@@ -84,6 +87,7 @@ class CachingLayer:
         self._trusted = Networks(trusted_proxies, option="trusted_proxies")
         self._watching = Watching([name.lower().encode("ascii") for name in (*PERSONAL, *personal_headers)])
         self._etag_bytes = etag_bytes
+        self._clock = clock or SystemClock()
         self._sink = sink or NullSink()
         self._routes = RouteLabels()
         self._logged: set[tuple[str, str]] = set()
@@ -118,12 +122,23 @@ class CachingLayer:
 class _Answer:
     """One answer on its way; see the module for its states."""
 
-    __slots__ = ("_context", "_held", "_layer", "_length", "_provenance", "_scope", "_send", "_unchanged")
+    __slots__ = (
+        "_begun",
+        "_context",
+        "_held",
+        "_layer",
+        "_length",
+        "_provenance",
+        "_scope",
+        "_send",
+        "_unchanged",
+    )
 
     def __init__(
         self, layer: CachingLayer, context: RequestContext, provenance: Provenance, scope: Scope, send: Send
     ) -> None:
         self._layer = layer
+        self._begun = layer._clock.monotonic()
         self._context = context
         self._provenance = provenance
         self._scope = scope
@@ -178,6 +193,7 @@ class _Answer:
             provenance.restrict("granted")
         elif context.causality.written or (context.known is not None and context.causality):
             provenance.restrict("causality")
+        provenance.late(self._layer._clock.monotonic() - self._begun)
         decided = decide(provenance, method=method, status=status, headers=headers, keys=self._trusts())
         if decided.reason is not None:
             self._layer._lowered(self._scope, decided.reason)
