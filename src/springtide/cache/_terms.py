@@ -49,13 +49,7 @@ def terms_of(
 ) -> Terms:
     """For a caller in `context`. mark: what his session asks of the slot. wanted: the consistency that he
     asked for. kept: there is a second level."""
-    within: float | None = parts.replica or None
-    if within is None:
-        consistency = Consistency.STRONG
-    elif context is not None and (context.causality or context.recall is not None):
-        consistency = Consistency.SESSION
-    else:
-        consistency, within = Consistency.bounded(within), None
+    consistency, within = _of_load(parts)
     if wanted is not None and (
         wanted.level == "strong" or (wanted.staleness is not None and wanted.staleness < parts.inside)
     ):
@@ -74,9 +68,15 @@ def terms_of(
 
 def of_refresh(parts: Budget) -> Terms:
     """For a load that nobody waits for: as fresh as the budget asks, and by one process."""
-    lag = parts.replica
-    consistency = Consistency.bounded(lag) if lag else Consistency.STRONG
-    return Terms(False, True, "", None, consistency, None)
+    return Terms(False, True, "", None, *_of_load(parts))
+
+
+def _of_load(parts: Budget) -> tuple[Consistency, float | None]:
+    """As a session reads that nobody asked to be fresher, of a replica that is proven to be near enough. Not
+    `bounded`, which fails at once while the primary does not answer: without a cache one would wait for it.
+    """
+    within = parts.replica or None
+    return Consistency.STRONG if within is None else Consistency.SESSION, within
 
 
 def may_join(
