@@ -79,11 +79,13 @@ class Contest:
         after = self._xid + 1
         return Seen(cluster=CLUSTER, epoch=1, standby=False, xmin=after, xmax=after, running=())
 
-    async def _fill(self, number: int, lease: str = "") -> float:
+    async def _fill(self, number: int) -> float:
+        """Under a lease, as every load does it."""
+        name = str(number % KEYS)
+        lease = await self._level2.lease((name,), 5.0, refresh=True)
+        entry = Entry(name, user(number), LIFE, lease.token, (), lease.known[0])
         before = self._watch.seconds
-        outcome = await self._level2.fill(
-            Entry(str(number % KEYS), user(number), LIFE, lease), seen=self._seen()
-        )
+        outcome = await self._level2.fill(entry, seen=self._seen(), since=lease.sequence)
         if outcome.refusal is not None:
             raise RuntimeError(f"a fill was refused: {outcome.refusal}")
         return self._watch.seconds - before
@@ -108,8 +110,7 @@ class Contest:
 
     async def fill(self, number: int) -> float:
         await self._void(number)
-        lease = await self._level2.lease((str(number % KEYS),), 5.0)
-        return await self._fill(number, lease.token)
+        return await self._fill(number)
 
     async def plain_set(self, number: int) -> float:
         await self._link.send("DEL", f"plain:{number % KEYS}")

@@ -22,7 +22,7 @@ import msgspec
 
 from springtide.cache import _level2
 from springtide.cache._codec import Codec
-from springtide.cache._fence import Rounds
+from springtide.cache._fence import Known, Rounds
 from springtide.cache._level2 import Entry, Level2
 from springtide.cache._names import Names, scope_name, slot_name
 from springtide.db.seeing import Seen
@@ -114,20 +114,24 @@ class Flight:
     source: int
     """-1: the primary; else which standby."""
     epoch: int
+    known: Known | None = None
     seen: Seen | None = None
     view: View | None = None
 
 
 class World:
-    """One run. `fenced` False: there is no database, a write is seen at once.
+    """One run. `fenced` False: there is no database, a write is seen at once. `tagged` False: values have no
+    tags, so what is known at a lease and the lease decide.
 
     believes: a mistake that loaders or keys make: "standby" (a standby's snapshot is taken for a primary's),
     "run" (keys do not name the Redis process).
     """
 
-    def __init__(self, link: Link, *, fenced: bool, believes: str = "") -> None:
+    def __init__(self, link: Link, *, fenced: bool, tagged: bool = True, believes: str = "") -> None:
         self._link = link
         self.fenced = fenced
+        self._tags: dict[str, tuple[str, ...]] = KEYS if tagged else dict.fromkeys(KEYS, ())
+        self._tagged = tagged
         self._believes = believes
         self.database = Database(1)
         self.voided: dict[str, set[int]] = {name: set() for name in FIELDS}
@@ -148,7 +152,8 @@ class World:
         run = "" if self._believes == "run" else str(self.run)
         names = Names(slot_name("model", cluster), scope_name("model", run, cluster, epoch))
         options: dict[str, Any] = {"cluster": "main", "epoch": epoch} if self.fenced else {}
-        self.level: Level2[View] = Level2(self._link, names, Codec(View), tagged=True, life=300.0, **options)
+        options["tagged"] = self._tagged
+        self.level: Level2[View] = Level2(self._link, names, Codec(View), life=300.0, **options)
         self.rounds = [Rounds(0.0), Rounds(2.0)]
 
     # -- writers -----------------------------------------------------------------------------------------
@@ -213,7 +218,7 @@ class World:
         assert transaction.own is not None
         seen, visible = transaction.own
         key = sorted(KEYS)[pick // 5 % len(KEYS)]
-        entry = Entry(key, self._view(key, visible), 300.0, tags=KEYS[key])
+        entry = Entry(key, self._view(key, visible), 300.0, tags=self._tags[key])
         await self.level.put(entry, seen=seen, xid=transaction.xid)
 
     async def _void(self, transaction: Transaction) -> None:
@@ -257,7 +262,9 @@ class World:
         # One whose lease is another's, or lost, may load all the same: then the fill must see that.
         if leased.found == [True] or (leased.found == [False] and self.fenced and pick % 5 == 0):
             source = -1 if not self.fenced else pick // 3 % 3 - 1
-            self.flights.append(Flight(key, leased.token, leased.sequence, source, self.database.epoch))
+            known = leased.known[0] if leased.known else None
+            epoch = self.database.epoch
+            self.flights.append(Flight(key, leased.token, leased.sequence, source, epoch, known))
             del self.flights[:-6]
 
     async def snapshot(self, pick: int) -> None:
@@ -297,7 +304,7 @@ class World:
         seen = flight.seen
         if self._believes == "standby":
             seen = replace(seen, standby=False)
-        entry = Entry(flight.key, flight.view, 300.0, flight.lease, KEYS[flight.key])
+        entry = Entry(flight.key, flight.view, 300.0, flight.lease, self._tags[flight.key], flight.known)
         outcome = await self.level.fill(entry, seen=seen if self.fenced else None, since=flight.since)
         self.kept += outcome.refusal is None
 
@@ -310,7 +317,7 @@ class World:
         return View(
             tuple(
                 (name, tuple(sorted(uid for uid in visible if name in wrote[uid])))
-                for name in ("k:" + key, *("t:" + tag for tag in KEYS[key]))
+                for name in ("k:" + key, *("t:" + tag for tag in self._tags[key]))
             )
         )
 
@@ -393,9 +400,10 @@ WEIGHTS: dict[str, int] = {
 class Explorer:
     """Runs worlds. What it finds depends on the seeds alone."""
 
-    def __init__(self, link: Link, *, fenced: bool = True, believes: str = "") -> None:
+    def __init__(self, link: Link, *, fenced: bool = True, tagged: bool = True, believes: str = "") -> None:
         self._link = link
         self._fenced = fenced
+        self._tagged = tagged
         self._believes = believes
         self.kept = 0
         """Values that were kept, over all runs: an explorer that keeps none shows nothing."""
@@ -421,7 +429,7 @@ class Explorer:
 
     async def _breaks(self, steps: Sequence[Step]) -> str | None:
         await self._link.send("FLUSHALL")
-        world = World(self._link, fenced=self._fenced, believes=self._believes)
+        world = World(self._link, fenced=self._fenced, tagged=self._tagged, believes=self._believes)
         try:
             for name, pick in steps:
                 step: Callable[[int], Awaitable[None]] = getattr(world, name)

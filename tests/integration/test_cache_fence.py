@@ -17,8 +17,8 @@ from tests._fence_model import CALM, Broken, Explorer, patched
 from tests._level2 import Thing, level2, linked, primary, stand, standby
 from tests._redis import RedisServer
 
-from springtide.cache._fence import Refusal, Rounds
-from springtide.cache._level2 import Entry, Level2
+from springtide.cache._fence import Known, Refusal, Rounds
+from springtide.cache._level2 import Entry, Leased, Level2
 from springtide.db.seeing import Seen
 from springtide.redis import Link
 
@@ -33,8 +33,15 @@ async def keep(
     level: Level2[Thing], seen: Seen, *, tags: tuple[str, ...] = (), name: str = "1"
 ) -> Refusal | None:
     """What becomes of an old value that somebody has loaded, who takes the lease just now."""
-    lease = await level.lease([name], 30, refresh=True)
-    return (await level.fill(Entry(name, OLD, 60, lease.token, tags), seen=seen)).refusal
+    return await fill(level, await level.lease([name], 30, refresh=True), seen, tags=tags, name=name)
+
+
+async def fill(
+    level: Level2[Thing], lease: Leased[Thing], seen: Seen, *, tags: tuple[str, ...] = (), name: str = "1"
+) -> Refusal | None:
+    known = lease.known[0] if lease.known else None
+    entry = Entry(name, OLD, 60, lease.token, tags, known)
+    return (await level.fill(entry, seen=seen, since=lease.sequence)).refusal
 
 
 async def beats(level: Level2[Thing], xmax: int, *running: int, rounds: Rounds, times: int = 1) -> None:
@@ -208,9 +215,52 @@ async def mark_of_an_earlier_round(link: Link) -> Refusal | None:
     return await keep(level, primary(105, 106, 105))
 
 
-async def lease_of_another(link: Link) -> Refusal | None:
+async def void_after_the_lease(link: Link) -> Refusal | None:
+    """When the lease was taken, nobody had voided anything; 105 was open then, and in the load."""
+    level = level2(link)
+    await stand(level, 100)
+    lease = await level.lease(["1"], 30)
+    await voids(level, "k:1", 105)
+    return await fill(level, lease, primary(104, 107, 105))
+
+
+async def void_between_two_leases(link: Link) -> Refusal | None:
+    """The same, and another has the lease by now."""
+    level = level2(link)
+    await stand(level, 100)
+    lease = await level.lease(["1"], 30)
+    await voids(level, "k:1", 105)
+    assert (await level.lease(["1"], 30)).found == [True]
+    return await fill(level, lease, primary(104, 107, 105))
+
+
+async def void_after_the_lease_and_a_loss(link: Link) -> Refusal | None:
+    """Tombstones and horizon are lost between, which the void therefore does not find."""
+    level = level2(link)
+    await stand(level, 100)
+    lease = await level.lease(["1"], 30)
+    await forget(link, level, "T")
+    await voids(level, "k:1", 105)
+    return await fill(level, lease, primary(104, 107, 105))
+
+
+async def clear_after_the_lease(link: Link) -> Refusal | None:
+    """All is invalidated by hand, for a write that the load has not seen."""
+    level = level2(link)
+    await stand(level, 100)
+    lease = await level.lease(["1"], 30)
+    await level.clear(xid=105)
+    return await fill(level, lease, primary(104, 107, 105))
+
+
+async def lease_of_another_with_tags(link: Link) -> Refusal | None:
+    """As below, and the script looks at more than the lease."""
+    return await lease_of_another(link, tagged=True)
+
+
+async def lease_of_another(link: Link, tagged: bool = False) -> Refusal | None:
     """Without a database: the lease ended, another took it, the value was voided in between."""
-    level = level2(link, fenced=False)
+    level = level2(link, fenced=False, tagged=tagged)
     lease = await level.lease(["1"], 30)
     await forget(link, level, "l:1")
     await level.void(["k:1"])
@@ -275,13 +325,15 @@ class Rule:
 
 TAGS_TOMBSTONES = "    for place = 3, 3 + count do\n      if young[place]"
 
+LEASE_GOES = "call('DEL', p .. 'l:' .. name, value)"
+
 RULES = (
     Rule(unseen_by_a_primary, Refusal.UNSEEN, "fill", "or among(ARGV[4], one)"),
     Rule(unseen_by_a_standby, Refusal.UNSEEN, "fill", "(standby or xid >= xmax", "(xid >= xmax"),
     Rule(unseen_of_a_tag, Refusal.UNSEEN, "fill", TAGS_TOMBSTONES, TAGS_TOMBSTONES.replace(" + count", "")),
     Rule(unseen_by_the_writer, Refusal.UNSEEN, "fill", "if one ~= own and", "if own == '' and"),
     Rule(one_of_two_writers, Refusal.UNSEEN, "void", "return old .. ',' .. xid", "return xid"),
-    Rule(many_writers, Refusal.UNSEEN, "void", "elseif X <= tonumber(most) then", "elseif false then"),
+    Rule(many_writers, Refusal.UNSEEN, "void", "if X > tonumber(most) then", "if true then"),
     Rule(many_writers_since_the_mark, Refusal.UNSEEN, "fill", "tonumber(round) < tonumber(now) and"),
     Rule(many_writers_before_the_mark, Refusal.UNSEEN, "fill", " and covers(tonumber(high), open)"),
     Rule(the_last_of_many_writers, Refusal.UNSEEN, "void", "tonumber(round or 0) <= came + 1", "true"),
@@ -295,8 +347,12 @@ RULES = (
     Rule(older_generation_lost, Refusal.HORIZON, "fill", "if old[1] ~= young[2] then why = 'horizon' end"),
     Rule(mark_of_an_ended_life, Refusal.HORIZON, "beat", "if life == ARGV[2] then", "if true then"),
     Rule(mark_of_an_earlier_round, Refusal.UNSEEN, "beat", "of and tonumber(of) >= tonumber(born)", "of"),
-    Rule(lease_of_another, Refusal.LEASE, "fill", "there[2] ~= lease", "not there[2]"),
-    Rule(lease_before_the_void, Refusal.LEASE, "void", "gone[#gone + 1] = p .. 'l:' .. name"),
+    Rule(void_after_the_lease, Refusal.LEASE, "void", LEASE_GOES, "call('DEL', value)"),
+    Rule(void_between_two_leases, Refusal.LEASE, "keep", "== ARGV[at]"),
+    Rule(void_after_the_lease_and_a_loss, Refusal.LEASE, "void", LEASE_GOES, "call('DEL', value)"),
+    Rule(lease_of_another, Refusal.LEASE, "keep", "== ARGV[at]"),
+    Rule(lease_of_another_with_tags, Refusal.LEASE, "fill", "there[2] ~= lease", "not there[2]"),
+    Rule(lease_before_the_void, Refusal.LEASE, "void", LEASE_GOES, "call('DEL', value)"),
     Rule(lease_before_the_void_of_a_tag, Refusal.UNSEEN, "fill", "why or 'unseen' end", "why end"),
     Rule(lost_version_of_a_tag, Refusal.UNSEEN, "fill", "version = sequence .. '.'", "version = '0.'"),
     Rule(voided_tag, Refusal.UNSEEN, "get", "if now[place] ~= version then ends = nil end"),
@@ -315,6 +371,61 @@ async def test_each_rule_refuses_what_nothing_else_would(redis_server: RedisServ
         await link.send("FLUSHALL")
         with patched(rule.script, (rule.old, rule.new)):
             assert await rule.scene(link) is None
+
+
+BEFORE_THE_LEASE = (
+    unseen_by_a_primary, unseen_by_a_standby, one_of_two_writers, many_writers, many_writers_since_the_mark,
+    many_writers_before_the_mark, the_last_of_many_writers, forgotten_tombstone, forgotten_with_the_same_xmax,
+    older_generation,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scene", BEFORE_THE_LEASE, ids=lambda scene: scene.__name__)
+async def test_what_came_with_the_lease_is_judged(
+    redis_server: RedisServer, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was voided before the lease still refuses when it is all that is looked at; else it would not."""
+    admits = Known.admits
+    asked: list[bool] = []
+
+    def noted(known: Known, seen: Seen) -> bool:
+        asked.append(admits(known, seen))
+        return asked[-1]
+
+    async with linked(redis_server) as link:
+        monkeypatch.setattr(Known, "admits", noted)
+        assert await scene(link) is not None
+        assert asked[-1] is False
+        await link.send("FLUSHALL")
+        monkeypatch.setattr(Known, "admits", lambda known, seen: True)
+        assert await scene(link) is None
+
+
+async def test_a_slot_that_is_cleared_has_no_leases(redis_server: RedisServer) -> None:
+    """Nobody voids the keys one by one then; so the leases go too."""
+    async with linked(redis_server) as link:
+        assert await clear_after_the_lease(link) is Refusal.LEASE
+
+
+@pytest.mark.parametrize("scene", [no_horizon, older_generation_lost], ids=lambda scene: scene.__name__)
+async def test_without_a_horizon_a_lease_comes_with_nothing(redis_server: RedisServer, scene: Scene) -> None:
+    """What was lost before the lease cannot be judged, and refuses."""
+    async with linked(redis_server) as link:
+        assert await scene(link) is Refusal.HORIZON
+        assert (await level2(link).lease(["2"], 30)).known == ()
+
+
+async def test_a_load_under_a_lease_does_not_look_at_tombstones(redis_server: RedisServer) -> None:
+    """What has become of them since the lease does not matter: they are lost, or the horizon has passed the
+    load."""
+    async with linked(redis_server) as link:
+        level = level2(link)
+        rounds = await stand(level, 100)
+        leases = [await level.lease([name], 30) for name in "12"]
+        await beats(level, 110, rounds=rounds, times=4)
+        assert await fill(level, leases[0], standby(100), name="1") is None
+        await forget(link, level, "T")
+        assert await fill(level, leases[1], primary(100), name="2") is None
 
 
 async def test_a_superseded_timeline_fills_nothing(redis_server: RedisServer) -> None:
@@ -360,31 +471,35 @@ async def explored(
 
 
 WORLDS = [
-    pytest.param(fenced, calm, collapsing, id=f"{fenced=}-{calm=}-{collapsing=}")
+    pytest.param(fenced, calm, collapsing, tagged, id=f"{fenced=}-{calm=}-{collapsing=}-{tagged=}")
+    for tagged in (True, False)
     for fenced, calm, collapsing in (
         (True, False, False), (True, True, False), (True, True, True), (False, False, False)
     )
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fenced", "calm", "collapsing"), WORLDS)
+@pytest.mark.parametrize(("fenced", "calm", "collapsing", "tagged"), WORLDS)
 async def test_nothing_old_is_read_in_any_world(
-    redis_server: RedisServer, fenced: bool, calm: bool, collapsing: bool
+    redis_server: RedisServer, fenced: bool, calm: bool, collapsing: bool, tagged: bool
 ) -> None:
     """Whatever happens in whatever order: what is read has every write that was voided before, and after a
     relay's round every write that had committed before it. And values are kept: a fence that refuses all
     is none."""
-    explorer = await explored(redis_server, range(40), calm=calm, collapsing=collapsing, fenced=fenced)
+    explorer = await explored(
+        redis_server, range(40), calm=calm, collapsing=collapsing, fenced=fenced, tagged=tagged
+    )
     assert explorer.kept > 20
 
 
 @pytest.mark.stress
-@pytest.mark.parametrize(("fenced", "calm", "collapsing"), WORLDS)
+@pytest.mark.parametrize(("fenced", "calm", "collapsing", "tagged"), WORLDS)
 async def test_nothing_old_is_read_in_many_worlds(
-    redis_server: RedisServer, fenced: bool, calm: bool, collapsing: bool
+    redis_server: RedisServer, fenced: bool, calm: bool, collapsing: bool, tagged: bool
 ) -> None:
     """The same, in 5,000 of them."""
-    await explored(redis_server, range(1000, 6000), calm=calm, collapsing=collapsing, fenced=fenced)
+    options = {"calm": calm, "collapsing": collapsing, "fenced": fenced, "tagged": tagged}
+    await explored(redis_server, range(1000, 6000), **options)
 
 
 KEEPS = "  if not why then\n    call('SET', p .. 'v:'"
@@ -402,6 +517,23 @@ MISTAKES = {
     "a horizon that no load is too old for": ("", ("fill", ("rule = 'early'", "rule = nil")), {}),
     "keys that do not name the Redis process": ("run", None, {"save": 4, "restart": 6}),
 }  # fmt: skip
+
+LEASES = {
+    "leases that no void ends": ("void", (LEASE_GOES, "call('DEL', value)")),
+    "another's lease": ("keep", ("call('GET', KEYS[key]) == ARGV[at]", "call('GET', KEYS[key])")),
+    "a lease that comes without tombstones": ("get", ("= young[at]", "= false")),
+    "a lease that comes without those of the older generation": ("get", ("= old[at] or false", "= false")),
+}
+
+
+@pytest.mark.parametrize("mistake", LEASES)
+async def test_without_a_part_of_what_leases_prove_worlds_break(
+    redis_server: RedisServer, mistake: str
+) -> None:
+    """Where values have no tags, nothing but the lease and what came with it is looked at."""
+    async with linked(redis_server) as link:
+        with patched(*LEASES[mistake]), pytest.raises(Broken):
+            await Explorer(link, tagged=False).explore(range(2000), 60)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -97,7 +97,7 @@ async def test_without_a_database_the_lease_decides(redis_server: RedisServer) -
 
 async def test_the_script_judges_as_the_reference_does(redis_server: RedisServer) -> None:
     """For snapshots, tombstones, horizons and marks at random, fill.lua answers what `_fence.admissible`
-    does."""
+    does, and what a lease comes with says the same."""
     chance = random.Random(5)
     verdicts = set()
 
@@ -128,6 +128,9 @@ async def test_the_script_judges_as_the_reference_does(redis_server: RedisServer
             seen = Seen("main", 1, chance.random() < 0.4, min((*running, xmax)), xmax, running)
             if seen.standby:
                 seen = Seen("main", 1, True, seen.xmin, xmax, ())
+            (known,) = (await level.lease(["1"], 30)).known
+            admitted = admissible(seen, [tombstone], horizon=horizon, newest=newest) is None
+            assert known.admits(seen) == admitted, (seen, str(tombstone), horizon, newest)
             own = chance.choice((None, *range(100, 116)))
             wanted = admissible(seen, [tombstone], horizon=horizon, newest=newest, own=own)
             found = (await level.fill_many([Entry("1", Thing(1), 60)], seen=seen, own=own))[0].refusal

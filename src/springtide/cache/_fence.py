@@ -28,6 +28,16 @@ Absence refuses: the horizon lies in the key that the younger tombstones lie in,
 generation that belongs to it, so whatever is lost takes the horizon with it. The next beat begins another
 life, and marks of before are void.
 
+All of this judges what was voided *before* some moment, and that may be when the loader's lease was taken
+(`Known`): the script that gives the lease tells horizon, marks and tombstones as they are then. A void that
+changes the tombstone of a key deletes its lease in the same script, and one that changes nothing is of a
+transaction that was in the tombstone when it was told. So while the lease is there, nothing was voided
+since; what was admissible at the lease is admissible still, and it does not matter what has become of
+horizon and tombstones. A lease that was lost with them, has ended or is another's refuses. (`clear`, the
+only one to void "*", deletes all leases itself, and then all values.) Tags are voided without a look at who
+depends on them, so values of classes with tags are judged by lua/fill.lua, as is a writer who puts without
+a lease, and what is not admissible by what came with the lease.
+
 Without a database there are no snapshots. Then the lease alone decides: it was taken before the load, an
 invalidation deletes it, and a tag must not have been voided after the sequence that came with the lease.
 """
@@ -42,7 +52,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from springtide.db.seeing import Seen
 
-__all__ = ["MOST_XIDS", "Mark", "Refusal", "Rounds", "Tombstone", "admissible", "covers"]
+__all__ = ["MOST_XIDS", "Known", "Mark", "Refusal", "Rounds", "Tombstone", "admissible", "covers"]
 
 MOST_XIDS = 8
 """What a tombstone lists; lua/void.lua has the same number."""
@@ -78,6 +88,11 @@ class Mark:
     xmax: int
     running: tuple[int, ...] = ()
 
+    @classmethod
+    def parse(cls, text: str) -> Mark:
+        round, xmax, running = text.split(";")
+        return cls(int(round), int(xmax), _numbers(running))
+
     def __str__(self) -> str:
         return f"{self.round};{self.xmax};{','.join(map(str, self.running))}"
 
@@ -89,6 +104,13 @@ class Tombstone:
     xids: tuple[int, ...] = ()
     most: int | None = None
     round: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Tombstone:
+        if text[0] != "<":
+            return cls(_numbers(text))
+        most, _, round = text[1:].partition("@")
+        return cls(most=int(most), round=int(round))
 
     def merged(self, xid: int, round: int) -> Tombstone:
         """With one more. The same object when it changes nothing: whatever was kept since has seen `xid`.
@@ -154,6 +176,37 @@ def admissible(
         elif not all(xid == own or finished(seen, xid) for xid in tombstone.xids):
             return Refusal.UNSEEN
     return None
+
+
+class Known:
+    """What a slot knew of one name when its lease was taken; most have no tombstones, so it is read late.
+
+    said: as lua/get.lua tells it, for all names of that call. at: where the tombstones of this one are.
+    """
+
+    __slots__ = ("_at", "_said")
+
+    def __init__(self, said: Sequence[bytes | None], at: int) -> None:
+        self._said = said
+        self._at = at
+
+    def admits(self, seen: Seen) -> bool:
+        """Whether nothing that was voided before the lease is missing from this snapshot."""
+        said, at = self._said, self._at
+        high, open, now = said[:3]
+        tombstones = [text for text in said[at : at + 2] if text is not None]
+        if high is None:
+            return False
+        if not tombstones and seen.xmin >= int(high):
+            return True
+        horizon = Mark(0, int(high), _numbers((open or b"").decode()))
+        newest = Mark.parse(now.decode()) if now else None
+        found = [Tombstone.parse(text.decode()) for text in tombstones]
+        return admissible(seen, found, horizon=horizon, newest=newest) is None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(","))) if text else ()
 
 
 class Rounds:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from springtide.cache._admission import Turn, inside
+from springtide.cache._fence import Known
 from springtide.context import CausalityToken
 from springtide.errors import Unavailable
 
@@ -36,16 +37,16 @@ ABANDONED: Final[Any] = object()
 class Flight:
     """The way to the value of `arguments`: `name` for its caller, `key` in its table. Made in a running loop.
 
-    generation: of the slot, when it began. lease: under which it is loaded, "" for none. old: a value that
-    may be served in an emergency, with `error`, why it had to be. token: what its load's session has seen.
-    started: its loader has been called. wanted: somebody who has left wants it all the same. hurried: another
-    load waits for it, so its own one waits for no place. since: what it brings is as the
-    database had it at this monotonic moment, or later.
+    generation: of the slot, when it began. lease: under which it is loaded, "" for none. known: what came
+    with it. old: a value that may be served in an emergency, with `error`, why it had to be. token: what its
+    load's session has seen. started: its loader has been called. wanted: somebody who has left wants it all
+    the same. hurried: another load waits for it, so its own one waits for no place. since: what it brings is
+    as the database had it at this monotonic moment, or later.
     """
 
     __slots__ = (
-        "arguments", "began", "error", "future", "generation", "hurried", "key", "lease", "load", "name",
-        "old", "position", "scope", "since", "started", "token", "waiting", "wanted",
+        "arguments", "began", "error", "future", "generation", "hurried", "key", "known", "lease", "load",
+        "name", "old", "position", "scope", "since", "started", "token", "waiting", "wanted",
     )  # fmt: skip
 
     def __init__(self, name: Any, key: str, arguments: tuple[Any, ...], began: float) -> None:
@@ -60,6 +61,7 @@ class Flight:
         self.old: Any = ABANDONED
         self.error: Exception | None = None
         self.lease = ""
+        self.known: Known | None = None
         self.load: Load | None = None
         self.token: CausalityToken | None = None
         self.started = False

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from springtide.cache._codec import MISSING, Codec
-from springtide.cache._fence import Refusal, Rounds
+from springtide.cache._fence import Known, Refusal, Rounds
 from springtide.cache._names import EVERYTHING, Names
-from springtide.cache._scripts import BEAT, FILL, GET, RELEASE, VOID
+from springtide.cache._scripts import BEAT, FILL, GET, KEEP, RELEASE, VOID
 
 if TYPE_CHECKING:
     from springtide.db.seeing import Seen
@@ -40,7 +40,8 @@ BATCH = 500
 """Names of one command; a script of so many keeps Redis for about a millisecond."""
 
 BUS_ENTRIES = 10_000
-"""What the bus of a slot keeps; a reader that is further behind forgets its first level."""
+"""What the bus of a slot keeps; a reader that is further behind forgets its first level. lua/void.lua has the
+same number."""
 
 IDLE = 3600.0
 """Seconds that sequence, tombstones and bus stay where no relay beats any more: of an old timeline,
@@ -77,27 +78,33 @@ class Read(Generic[V]):
 @dataclass(frozen=True, slots=True)
 class Leased(Generic[V]):
     """What came of asking for leases, in the order of the names: True, it is ours under `token`; False,
-    another loads; the value, which is there by now; or None, what is there is nothing that we can read."""
+    another loads; the value, which is there by now; or None, what is there is nothing that we can read.
+
+    known: of each name what the fence knew; empty where it is not asked, or there was no horizon.
+    """
 
     sequence: int
     token: str
     found: list[Found[V] | bool | None]
+    known: Sequence[Known] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[V]):
-    """A loaded value. lease: the token under which it was loaded, "" for none. ttl: seconds that it stays."""
+    """A loaded value. lease: the token under which it was loaded, "" for none. ttl: seconds that it stays.
+    known: what came with the lease."""
 
     name: str
     value: V | None
     ttl: float
     lease: str = ""
     tags: Sequence[str] = ()
+    known: Known | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a value: kept (`refusal` is None) or not. sequence: as it was at that moment, 0 if not
+    """What became of a value: kept (`refusal` is None) or not. sequence: one at which it was good, 0 if not
     asked. size: bytes."""
 
     refusal: Refusal | None
@@ -114,8 +121,10 @@ class Level2(Generic[V]):
     """
 
     __slots__ = (
+        "_fenced",
         "_flags",
         "_link",
+        "_lives",
         "_plain",
         "_sequence",
         "_tag_ms",
@@ -160,7 +169,9 @@ class Level2(Generic[V]):
         self._values = names.values
         self._sequence = names.sequence
         self._flags = ("t" if tagged else "") + ("a" if aged else "")
+        self._fenced = "f" if epoch is not None and not tagged else ""
         self._tag_ms = _ms(life + TAG_MARGIN)
+        self._lives = f"{_ms(aside) if aside else 0} {self._tag_ms}"
 
     async def read(self, names: Sequence[str]) -> Read[V]:
         """The values that are there."""
@@ -190,17 +201,19 @@ class Level2(Generic[V]):
         token = secrets.token_hex(8)
         if len(names) > BATCH:
             raise ValueError(f"at most {BATCH} leases at once, got {len(names)}")
-        flags = self._flags + ("r" if refresh else "l")
+        flags = self._flags + ("r" if refresh else "l") + self._fenced
         answer = await self._link.call(GET, (self._sequence,), (flags, token, _ms(hold), *names))
         found: list[Found[V] | bool | None] = []
         step = 2 if self.aged else 1
+        said = answer.pop() if self._fenced else None
         for at in range(1, len(answer), step):
-            said = answer[at]
-            if isinstance(said, int):
-                found.append(said == 1)
+            one = answer[at]
+            if isinstance(one, int):
+                found.append(one == 1)
                 continue
-            found.append(self._found(said, answer[at + 1] / 1000 if self.aged else None))
-        return Leased(int(answer[0]), token, found)
+            found.append(self._found(one, answer[at + 1] / 1000 if self.aged else None))
+        known = [Known(said, at) for at in range(3, len(said), 2)] if said is not None else ()
+        return Leased(int(answer[0]), token, found, known)
 
     async def fill(self, entry: Entry[V], *, seen: Seen | None = None, since: int = 0) -> Outcome:
         """Keep a loaded value; see `fill_many`."""
@@ -217,14 +230,14 @@ class Level2(Generic[V]):
         """Keep loaded values, each if nothing that invalidated it is missing from what was read.
 
         seen: the snapshot that they were read from, taken before; of a slot without a database None. since:
-        the sequence that came with the lease, which such a slot needs. own: the xid of a writer who puts
+        the sequence that came with the leases, which such a slot needs. own: the xid of a writer who puts
         what it wrote.
         """
         if len(entries) > BATCH:
             parts = [self.fill_many(part, seen=seen, since=since, own=own) for part in _batches(entries)]
             return [outcome for part in await asyncio.gather(*parts) for outcome in part]
         head = self._judged_by(seen, since, own)
-        arguments: list[Any] = []
+        offered: list[tuple[Entry[V], bytes]] = []
         verdicts: list[tuple[Refusal | None, int]] = []
         for entry in entries:
             data = self.codec.encode(entry.value)
@@ -234,17 +247,44 @@ class Level2(Generic[V]):
                 verdicts.append((Refusal.OVERSIZED, len(data)))
             else:
                 verdicts.append((None, len(data)))
-                _printable(entry.tags)
-                tags = (len(entry.tags), *entry.tags) if self.tagged else ("",)
-                arguments += (entry.name, entry.lease, _ms(min(entry.ttl, self.life)), data, *tags)
-        if head is None or not arguments:
+                offered.append((entry, data))
+        if head is None or not offered:
             return [Outcome(refusal, 0, size) for refusal, size in verdicts]
-        answer = iter(await self._link.call(FILL, (self._sequence,), (*head, *arguments)))
-        sequence = int(next(answer))
+        if since and own is None and all(self._proven(entry, seen) for entry, _ in offered):
+            said, sequence = await self._keep(offered), since
+        else:
+            said, sequence = await self._judge(head, offered)
+        answer = iter(said)
         return [
-            Outcome(refusal or _REFUSALS[next(answer)], 0 if refusal else sequence, size)
+            Outcome(refusal, 0, size) if refusal else Outcome(next(answer), sequence, size)
             for refusal, size in verdicts
         ]
+
+    def _proven(self, entry: Entry[V], seen: Seen | None) -> bool:
+        """Whether nothing but the lease has to be looked at."""
+        if self.tagged or not entry.lease:
+            return False
+        return seen is None or (entry.known is not None and entry.known.admits(seen))
+
+    async def _keep(self, offered: Sequence[tuple[Entry[V], bytes]]) -> list[Refusal | None]:
+        keys: list[str] = []
+        arguments: list[Any] = []
+        for entry, data in offered:
+            keys += (self.names.lease(entry.name), self._values + entry.name)
+            arguments += (entry.lease, _ms(min(entry.ttl, self.life)), data)
+        answer = await self._link.call(KEEP, keys, arguments)
+        return [None if one == _KEPT else Refusal.LEASE for one in answer]
+
+    async def _judge(
+        self, head: tuple[Any, ...], offered: Sequence[tuple[Entry[V], bytes]]
+    ) -> tuple[list[Refusal | None], int]:
+        arguments: list[Any] = []
+        for entry, data in offered:
+            _printable(entry.tags)
+            tags = (len(entry.tags), *entry.tags) if self.tagged else ("",)
+            arguments += (entry.name, entry.lease, _ms(min(entry.ttl, self.life)), data, *tags)
+        sequence, *said = await self._link.call(FILL, (self._sequence,), (*head, *arguments))
+        return [_REFUSALS[one] for one in said], int(sequence)
 
     async def put(self, entry: Entry[V], *, seen: Seen, xid: int) -> Outcome:
         """Keep what a transaction has written, after it has committed and its invalidations were voided.
@@ -263,8 +303,9 @@ class Level2(Generic[V]):
             raise ValueError(f"{self.names.slot}: a void has an xid where the slot has a database, got {xid}")
         _printable(fields)
         who = f"x{secrets.token_hex(8)}" if xid is None else str(xid)
-        head = (who, _ms(self.aside) if self.aside else 0, self._tag_ms, BUS_ENTRIES)
-        calls = [self._link.call(VOID, (self._sequence,), (*head, *part)) for part in _batches(fields)]
+        # A class that has no tags may have had some: rows of then name them.
+        lives = self._lives if self.aside or any(field[0] == "t" for field in fields) else ""
+        calls = [self._link.call(VOID, (self._sequence,), (who, lives, *part)) for part in _batches(fields)]
         return max([int(await call) for call in calls], default=0)
 
     async def release(self, names: Sequence[str], token: str) -> None:
@@ -336,6 +377,8 @@ class Level2(Generic[V]):
 
 
 _REFUSALS: dict[bytes, Refusal | None] = {b"ok": None, **{refusal.encode(): refusal for refusal in Refusal}}
+
+_KEPT = ord("1")
 
 _GLOB = re.compile(r"[*?\[\]\\^]")
 

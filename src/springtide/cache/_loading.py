@@ -164,9 +164,10 @@ class Loading:
         keys = [flight.key for flight in flights]
         leased = await level.lease(keys, owner.definition.hard_timeout, refresh=refresh)
         useless: list[Flight] = []
-        for flight, found in zip(flights, leased.found, strict=True):
+        for at, (flight, found) in enumerate(zip(flights, leased.found, strict=True)):
             if found is True:
                 flight.lease = leased.token
+                flight.known = leased.known[at] if leased.known else None
             elif found is False:
                 others.append(flight)
             elif found is None or owner.keeping.age(found) > 0:
@@ -282,7 +283,8 @@ class Loading:
             if not whole:
                 continue
             tags = definition.tagger.of(value, flight.arguments)
-            entries.append(Entry(flight.key, value, owner.keeping.life(value), flight.lease, tags))
+            life = owner.keeping.life(value)
+            entries.append(Entry(flight.key, value, life, flight.lease, tags, flight.known))
             offered.append(flight)
         if not entries:
             return []

@@ -6,7 +6,7 @@ import pkgutil
 
 from springtide.redis import Script
 
-__all__ = ["BEAT", "FILL", "FOLLOW", "GET", "HOT", "RELEASE", "VOID"]
+__all__ = ["BEAT", "FILL", "FOLLOW", "GET", "HOT", "KEEP", "RELEASE", "VOID"]
 
 
 def _script(name: str) -> Script:
@@ -21,5 +21,6 @@ FILL = _script("fill")
 FOLLOW = _script("follow")
 GET = _script("get")
 HOT = _script("hot")
+KEEP = _script("keep")
 RELEASE = _script("release")
 VOID = _script("void")
