@@ -80,9 +80,13 @@ class _Reply(Exception):
 
 
 class _Call(asyncio.Future[Any]):
-    """The answer of a script by digest; `text` is the command for a server that does not have it."""
+    """The answer of a script by digest; `script` is for a server that does not have it, None when it was sent
+    the text."""
 
-    text: tuple[Word, ...] | None
+    __slots__ = ("command", "script")
+
+    command: tuple[Word, ...]
+    script: Script | None
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
@@ -149,8 +153,9 @@ class Link(asyncio.Protocol):
     ) -> asyncio.Future[Any]:
         """Run `script` by its digest; a server that does not know it is sent the text, once."""
         future = _Call(loop=self._loop)
-        future.text = ("EVAL", script.text, len(keys), *keys, *args)
-        self._queue(("EVALSHA", script.sha, *future.text[2:]), future)
+        future.script = script
+        future.command = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        self._queue(future.command, future)
         return future
 
     def _queue(self, command: tuple[Word, ...], future: asyncio.Future[Any]) -> None:
@@ -225,9 +230,10 @@ class Link(asyncio.Protocol):
 
     def _error(self, future: asyncio.Future[Any], reply: str) -> None:
         code = reply.partition(" ")[0]
-        if code == "NOSCRIPT" and future.__class__ is _Call and (text := future.text) and not future.done():
-            future.text = None
-            self._queue(text, future)
+        if code == "NOSCRIPT" and isinstance(future, _Call) and future.script is not None:
+            script, future.script = future.script, None
+            if not future.done():
+                self._queue(("EVAL", script.text, *future.command[2:]), future)
         elif code in ELSEWHERE:
             _fail(future, RedisUnavailable(self.address, f"{ELSEWHERE[code]} ({reply})"))
             if self.on_moved is not None:
