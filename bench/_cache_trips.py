@@ -1,9 +1,14 @@
 """What our scripts cost Redis: a fill beside SET, an invalidation beside DEL and PUBLISH.
 
 The time from queueing the command until its answer, over the same link, by one caller, with the same bytes; a
-round counts by its median. A fill is judged by a
-snapshot against tombstones that are there, with the lease that it took; an invalidation voids a value that
-is there. The plain invalidation is one pipeline: DEL, and PUBLISH to nobody.
+round counts by its median. Before each turn the relay beats, which drops the tombstones of the turn before.
+
+    fill         a value that was voided and loaded under a lease, which brought its tombstone along
+    fill tagged  such a one with a tag: it is judged by a script that looks at tombstones and versions
+    void         a value that is there, of a key that nobody has voided since the relay dropped tombstones
+    void hot     one of HOT keys, which many transactions void: its tombstone is merged each time
+
+The plain invalidation is one pipeline: DEL, and PUBLISH to nobody.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from springtide.redis import Link, Redis, Script
 
 __all__ = ["trips"]
 
-KEYS = 40
+HOT = 4
 LIFE = 3600.0
 XID = 1_000_000
 CLUSTER = "main"
@@ -59,33 +64,38 @@ class Stopwatch:
 
 
 class Contest:
-    def __init__(self, link: Link) -> None:
-        names = Names("users@main", scope_name("bench", link.run_id, CLUSTER, 1))
+    """Each trip is made ready, then timed; `tagged`: values have a tag."""
+
+    def __init__(self, link: Link, *, tagged: bool = False) -> None:
+        slot = "tagged@main" if tagged else "users@main"
+        names = Names(slot, scope_name("bench", link.run_id, CLUSTER, 1))
         self._watch = Stopwatch(link)
         watched: Any = self._watch
-        self._level2: Level2[User] = Level2(watched, names, Codec(User), cluster=CLUSTER, epoch=1, life=LIFE)
+        self._level2: Level2[User] = Level2(
+            watched, names, Codec(User), cluster=CLUSTER, epoch=1, life=LIFE, tagged=tagged
+        )
+        self._tags = ("org:1",) if tagged else ()
         self._link = link
         self._encode = Codec(User).encode
         self._xid = XID
+        self._beats = Beats(delay=0.0)
 
     async def ready(self) -> None:
-        """With a horizon, without which nothing is kept."""
-        beats = Beats(delay=0.0)
-        for _ in range(3):
-            await self._level2.beat(beats, "bench", now=time.monotonic())
-            beats.marked(self._xid, (), time.monotonic())
-
-    def _seen(self) -> Seen:
-        after = self._xid + 1
-        return Seen(cluster=CLUSTER, epoch=1, standby=False, xmin=after, xmax=after, running=())
+        """As after half a minute of a relay: a horizon, without which nothing is kept, and no tombstones."""
+        for _ in range(4):
+            await self._level2.beat(self._beats, "bench", now=0.0)
+            self._beats.marked(self._xid + 1, (), 0.0)
 
     async def _fill(self, number: int) -> float:
         """Under a lease, as every load does it."""
-        name = str(number % KEYS)
+        name = str(number)
         lease = await self._level2.lease((name,), 5.0, refresh=True)
-        entry = Entry(name, user(number), LIFE, lease.token, (), lease.known[0])
+        known = lease.known[0] if lease.known else None
+        entry = Entry(name, user(number), LIFE, lease.token, self._tags, known)
+        after = self._xid + 1
+        seen = Seen(cluster=CLUSTER, epoch=1, standby=False, xmin=after, xmax=after, running=())
         before = self._watch.seconds
-        outcome = await self._level2.fill(entry, seen=self._seen(), since=lease.sequence)
+        outcome = await self._level2.fill(entry, seen=seen, since=lease.sequence)
         if outcome.refusal is not None:
             raise RuntimeError(f"a fill was refused: {outcome.refusal}")
         return self._watch.seconds - before
@@ -93,18 +103,18 @@ class Contest:
     async def _void(self, number: int) -> float:
         before = self._watch.seconds
         self._xid += 1
-        await self._level2.void((key_field(str(number % KEYS)),), xid=self._xid)
+        await self._level2.void((key_field(str(number)),), xid=self._xid)
         return self._watch.seconds - before
 
     async def _set(self, number: int) -> float:
         before = self._watch.seconds
         data = self._encode(user(number))
-        await self._watch.send("SET", f"plain:{number % KEYS}", data, "PX", round(LIFE * 1000))
+        await self._watch.send("SET", f"plain:{number}", data, "PX", round(LIFE * 1000))
         return self._watch.seconds - before
 
     async def _del(self, number: int) -> float:
         before = self._watch.seconds
-        name = f"plain:{number % KEYS}"
+        name = f"plain:{number}"
         await self._watch.both(("DEL", name), ("PUBLISH", "plain", name))
         return self._watch.seconds - before
 
@@ -113,13 +123,16 @@ class Contest:
         return await self._fill(number)
 
     async def plain_set(self, number: int) -> float:
-        await self._link.send("DEL", f"plain:{number % KEYS}")
-        await self._link.send("GET", f"plain:{number % KEYS}")
+        await self._link.send("DEL", f"plain:{number}")
+        await self._link.send("GET", f"plain:{number}")
         return await self._set(number)
 
     async def void(self, number: int) -> float:
         await self._fill(number)
         return await self._void(number)
+
+    async def void_hot(self, number: int) -> float:
+        return await self.void(number % HOT)
 
     async def plain_del(self, number: int) -> float:
         await self._set(number)
@@ -132,19 +145,20 @@ async def trips(url: str, *, rounds: int, total: int) -> Rounds:
     try:
         link = redis.link("{users@main}")
         assert link is not None
-        contest = Contest(link)
-        await contest.ready()
+        plain, tagged = Contest(link), Contest(link, tagged=True)
 
-        def race(trip: Callable[[int], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
+        def race(contest: Contest, trip: Callable[[int], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
             async def median() -> float:
+                await contest.ready()
                 return statistics.median([await trip(number) for number in range(total)])
 
             return median
 
         return await alternate(
             {
-                "fill": race(contest.fill), "SET": race(contest.plain_set),
-                "void": race(contest.void), "DEL+PUBLISH": race(contest.plain_del),
+                "fill": race(plain, plain.fill), "SET": race(plain, plain.plain_set),
+                "void": race(plain, plain.void), "DEL+PUBLISH": race(plain, plain.plain_del),
+                "fill tagged": race(tagged, tagged.fill), "void hot": race(plain, plain.void_hot),
             },
             rounds=rounds,
         )  # fmt: skip

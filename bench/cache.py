@@ -8,7 +8,9 @@ CPU time of this process per hit, ours over theirs, medians of alternating round
 - `l2_hit_vs_cashews`, `l2_hit_vs_aiocache`: a hit in Redis by 20 callers at once, beside their bare `get`;
   `..._alone` by one caller.
 
-Round trips to Redis, wall time, one caller: `fill_vs_plain_set`, `invalidate_vs_plain_del` (DEL + PUBLISH).
+Round trips to Redis, wall time, one caller: `fill_vs_plain_set`, `invalidate_vs_plain_del` (DEL + PUBLISH);
+`fill_tagged_...` of a class with tags, `invalidate_hot_...` of keys that more than eight transactions have
+just invalidated. See bench/_cache_trips.py.
 
 What is kept, of 1,000,000 requests for 200,000 keys (Zipf 0.99): `hit_ratio_over_lru_zipf99_1pct`, ours less
 LRU's at a capacity of 1 %; `hit_ratio_over_theine_10pct` at 10 %.
@@ -64,7 +66,9 @@ async def trips(url: str, *, quick: bool) -> dict[str, Any]:
     print(found.table("SET"))
     return {
         "fill_vs_plain_set": round(found.ratio("fill", "SET"), 3),
+        "fill_tagged_vs_plain_set": round(found.ratio("fill tagged", "SET"), 3),
         "invalidate_vs_plain_del": round(found.ratio("void", "DEL+PUBLISH"), 3),
+        "invalidate_hot_vs_plain_del": round(found.ratio("void hot", "DEL+PUBLISH"), 3),
     }
 
 
