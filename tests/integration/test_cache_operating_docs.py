@@ -8,9 +8,12 @@ from pathlib import Path
 
 from springtide.cache import _popular, _rates, hot, watch
 from springtide.ops import cache_commands
+from springtide.ops.runner.redis_settings import POLICY
 from springtide.topology import check_built, loads
 
-PAGE = (Path(__file__).parents[2] / "docs" / "cache-operating.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "cache-operating.md").read_text()
+TELEMETRY = (DOCS / "telemetry.md").read_text()
 
 
 def test_its_topology_starts_and_shows_the_defaults() -> None:
@@ -39,3 +42,15 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert f"halve in {hot.HALF_LIFE / 60:.0f} minutes" in PAGE
     assert f"({_popular.MOST} keys per class)" in PAGE
     assert f"at least {_rates.LEAST_READS} reads" in PAGE and _rates.WINDOW == 60.0
+
+
+def test_every_metric_that_it_names_is_one() -> None:
+    """An alarm on a metric that nobody writes never rings."""
+    listed = set(re.findall(r"^\| `(springtide_\w+)`", TELEMETRY, re.MULTILINE))
+    named = set(re.findall(r"`(springtide_(?:cache|behind)_\w+)", PAGE))
+    assert named and named <= listed, named - listed
+
+
+def test_the_policy_of_redis_is_the_one_that_the_runner_sets() -> None:
+    for page in ("cache-operating", "cache-alone", "cache", "runner"):
+        assert f"`{POLICY}`" in (DOCS / f"{page}.md").read_text(), page
