@@ -1,7 +1,8 @@
 """What a session asks of a cache after writes of its own: marks, one per slot (a class on one database).
 
     Mark(scope, sequence)   the first level of a process may answer once it has heard the slot's invalidations
-                            up to `sequence`, counted in the same `scope` (of one run of one server)
+                            up to `sequence`, counted in the same `scope` (of one run of one server); where
+                            values are kept in another scope, nobody was told: neither level may answer there
     SECOND                  the first level may not answer: which sequence it takes is not known
     NEITHER                 neither level may: the invalidation did not reach the second one
 
@@ -58,6 +59,10 @@ class Mark(NamedTuple):
     sequence: int
     until: int
 
+    def allows(self, scope: str) -> bool:
+        """Whether the second level may answer with what it keeps in `scope`."""
+        return self.scope in (scope, SECOND)
+
     def is_met(self, scope: str, position: int) -> bool:
         """Whether who has heard all of `scope` up to `position` may answer from the first level."""
         return scope == self.scope and position >= self.sequence
@@ -109,8 +114,8 @@ def mark_in(part: str) -> tuple[str, Mark]:
 
 
 def _wide(mark: Mark) -> Mark:
-    """The mark for all slots that is as strict."""
-    return Mark(NEITHER if mark.scope == NEITHER else SECOND, 0, mark.until)
+    """The mark for all slots that is as strict: no scope is that of all."""
+    return Mark(NEITHER, 0, mark.until)
 
 
 def _merged(one: Mark, other: Mark) -> Mark:

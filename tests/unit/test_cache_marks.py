@@ -28,7 +28,7 @@ def levels(context: RequestContext, slot: Slot, now: float) -> Levels:
     mark = mark_of(context.causality.marks, slot.name)
     if mark is None or mark.until <= now:
         return Levels.BOTH
-    if mark.scope == NEITHER:
+    if mark.scope == NEITHER or (mark.scope != SECOND and mark.scope != slot.scope):
         return Levels.NEITHER
     return Levels.BOTH if mark.is_met(slot.scope, slot.position) else Levels.SECOND
 
@@ -74,7 +74,7 @@ def test_a_mark_is_met_by_whoever_has_heard_that_much_of_the_same_scope() -> Non
     token = token_of(("users@main", Mark("0a1b2c3d4e", 7, 100)))
     assert allowed(token, "users@main", "0a1b2c3d4e", 6, 99.0) == Levels.SECOND
     assert allowed(token, "users@main", "0a1b2c3d4e", 7, 99.0) == Levels.BOTH
-    assert allowed(token, "users@main", "ffffffffff", 9, 99.0) == Levels.SECOND
+    assert allowed(token, "users@main", "ffffffffff", 9, 99.0) == Levels.NEITHER
     assert allowed(token, "users@main", "ffffffffff", 9, 100.0) == Levels.BOTH
     assert allowed(token, "items@main", "ffffffffff", 0, 99.0) == Levels.BOTH
     token.mark("users@main", Mark(NEITHER, 0, 50))
@@ -83,10 +83,10 @@ def test_a_mark_is_met_by_whoever_has_heard_that_much_of_the_same_scope() -> Non
 
 def test_more_slots_than_marks_are_one_for_all() -> None:
     token = token_of(*((f"c{number}", Mark("aa", number, 50 + number)) for number in range(MAX_MARKS + 1)))
-    assert token.marks == {ALL: Mark(SECOND, 0, 58)}
-    token.mark("c1", Mark("aa", 900, 70))
-    assert token.marks == {ALL: Mark(SECOND, 0, 70)}
-    token.mark("c1", Mark(NEITHER, 0, 60))
+    assert token.marks == {ALL: Mark(NEITHER, 0, 58)}
+    token.mark("c1", Mark("aa", 900, 60))
+    assert token.marks == {ALL: Mark(NEITHER, 0, 60)}
+    token.mark("c1", Mark("aa", 901, 70))
     assert token.marks == {ALL: Mark(NEITHER, 0, 70)}
     assert mark_of(token.marks, "c5") == Mark(NEITHER, 0, 70)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from springtide._marks import NEITHER, Mark
+from springtide._marks import Mark
 from springtide.context import Consistency, RequestContext
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def terms_of(
         why = "off"
     elif not now < slot.good_until:
         why = "unproven"
-    elif mark is not None and mark.scope == NEITHER:
+    elif mark is not None and not mark.allows(slot.scope):
         why = "mark"
     else:
         first = mark is None or mark.is_met(slot.scope, slot.position)
