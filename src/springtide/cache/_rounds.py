@@ -4,6 +4,11 @@ A class is *ready* while each of its slots has a Redis that answers. Of one that
 does not know, the rows stay, the slots are not beaten, and nobody believes his cache; it delays no other
 class. When it is ready again all its rows are read before its next beat.
 
+A reader takes it that a round of a relay began after the one before had been beaten. Of a beat without an
+answer nobody knows when it is carried out: perhaps with that of a later round, one after the other, and the
+later round had begun long before. So after one the rounds of its class go on under another name, and nobody
+holds them against those of before.
+
 Most rows are of writers that have told the cache themselves. They are voided here once more, without effect:
 that costs about what it would cost the writer to delete them (bench.cache_relay), and nobody has to keep
 accounts of what was told to whom.
@@ -63,6 +68,8 @@ class Leadership:
         self._rows = Rows(schemas)
         self._known: dict[str, Rounds] = {}
         self._failed: dict[str, float] = {}
+        self._lost: dict[str, int] = defaultdict(int)
+        """Class -> how many answers of its slots did not come."""
         self._delay = delay
         self._clock = clock
         self._sink = sink
@@ -127,17 +134,21 @@ class Leadership:
 
     async def _beat(self, ready: Ready) -> bool:
         """Whether a slot has lost its tombstones, or is new to this leader."""
-        says, now = round_text(self._run, self._number), self._clock.monotonic()
+        now = self._clock.monotonic()
         beaten = [
             (cls, slot, self._known[slot.names.prefix]) for cls, slots in ready.items() for slot in slots
         ]
         lives = [rounds.life for _, _, rounds in beaten]
         answers = await asyncio.gather(
-            *(slot.beat(rounds, says, now=now) for _, slot, rounds in beaten), return_exceptions=True
+            *(slot.beat(rounds, self._says(cls), now=now) for cls, slot, rounds in beaten),
+            return_exceptions=True,
         )
         for (cls, *_), answer in zip(beaten, answers, strict=True):
             self._judge(cls, answer, ready)
         return any(rounds.life != life for (_, _, rounds), life in zip(beaten, lives, strict=True))
+
+    def _says(self, cls: str) -> str:
+        return round_text(f"{self._run}.{self._lost[cls]}", self._number)
 
     def _judge(self, cls: str, answer: object, ready: Ready) -> None:
         """A class whose Redis has failed is not ready for a while; every other failure is a fault of ours."""
@@ -148,6 +159,7 @@ class Leadership:
         if ready.pop(cls, None) is not None:
             _log.info("%s: class %s waits: %s", self._cluster, cls, answer)
         self._failed[cls] = self._clock.monotonic() + AGAIN
+        self._lost[cls] += 1
 
     async def _measure(self, queries: Statements) -> None:
         since, self._since, self._measured = self._since, Since(), self._clock.monotonic()

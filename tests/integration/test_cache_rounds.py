@@ -1,0 +1,88 @@
+"""The rounds of a leading relay, one by one, where its Redis does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from tests._redis import RedisServer
+from tests.cached import until
+from tests.invalidating import TellingCache
+from tests.relayed import Bus, connected, slots
+from tests.sharded import notes
+
+from springtide.cache._rounds import Leadership
+from springtide.cache._slot import Slot
+from springtide.db import Database
+from springtide.signals import NullSink
+from springtide.testing.clock import ManualClock
+
+pytestmark = pytest.mark.needs("redis-server")
+
+
+@pytest.fixture
+async def db(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
+    """Its cache is told nothing by writes: all there is, is the rows."""
+    async with notes([database_url], tmp_path) as db:
+        db.invalidations = TellingCache()
+        async with db.seeing("main"):
+            pass  # now its epoch is known
+        yield db
+
+
+async def invalidate(db: Database, key: int, cls: str = "user") -> None:
+    async with db.write(1) as tx:
+        tx.invalidate(cls, key)
+
+
+async def test_a_beat_whose_answer_never_came_proves_nothing_with_a_later_one(
+    db: Database, own_redis: Callable[..., RedisServer]
+) -> None:
+    """Redis stands still, and two rounds' beats get no answer. Then a write commits, whose writer dies, and a
+    reader asks for the bus. Redis goes on with the reader, and then with both beats, one after the other: the
+    second round had begun before the write, so the two together prove nothing of that moment."""
+    server, clock = own_redis(), ManualClock()
+    epoch = db.epoch("main")
+    assert epoch is not None
+    async with connected(server, timeout=1.5) as redis:
+        leader = Leadership("main", ["notes"], 30.0, clock, NullSink())
+        pool, targets = db.pools["main"], slots(redis, ["user"])
+        bus = Bus(server, "user", epoch)
+        for _ in range(3):
+            await leader.one(pool, targets(epoch))
+        entry_id, said = server.command("XREVRANGE", bus.names.bus, "+", "-", "COUNT", 1)[0]
+        reader = Slot(bus.names.slot, share=1.0, relayed=True, heard=lambda fields, sequence: None)
+        reader.begin(bus.names.scope, int(said[1]), entry_id, 0.0)
+        before, linked = len(bus.beats()), targets(epoch)
+
+        def hear() -> None:
+            after = f"({reader.last_id}"
+            for entry_id, said in server.command("XRANGE", bus.names.bus, after, "+"):
+                entry = dict(zip(said[::2], said[1::2], strict=True))
+                if "b" in entry:
+                    assert reader.beat(entry_id, int(entry["s"]), entry["b"])
+                else:
+                    assert reader.void(entry_id, int(entry["s"]), entry["f"].split("\n"))
+
+        server.freeze()
+        try:
+            for _ in range(2):
+                await leader.one(pool, linked)
+                await clock.advance(1.0)  # the class is tried again
+            await invalidate(db, 7)
+        finally:
+            server.thaw()
+        reader.complete(100.0)
+        await until(lambda: len(bus.beats()) > before)
+        hear()
+        assert reader.proof < 100.0
+
+        async def proven() -> bool:
+            await clock.advance(1.0)
+            await leader.one(pool, targets(epoch))
+            hear()
+            return reader.proof >= 100.0
+
+        await until(proven)
+        assert "k:7" in bus.voided()
