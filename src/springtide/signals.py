@@ -16,6 +16,7 @@ from springtide.context import Ledger, Trace
 __all__ = [
     "BehindFailed",
     "BehindFlushed",
+    "BehindWaiting",
     "CacheHitRateChanged",
     "CausalityChecked",
     "ConnectionClosed",
@@ -258,6 +259,16 @@ class BehindFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class BehindWaiting:
+    """So many changes wait on a shard to be applied: `rows`, counted up to a bound."""
+
+    database: str
+    shard: str
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyLowered:
     """An answer of `route` may be kept for less than was declared, or said by its headers; see `reason`."""
 
@@ -285,7 +296,8 @@ class RelayChanged:
 
 @dataclass(frozen=True, slots=True)
 class RelayMeasured:
-    """What the relay of the cluster has done since the last time: rounds, and rows applied.
+    """What the relay of the cluster has done since the last time: rounds, and rows applied; `strangers` of
+    them were of classes that its process does not know.
 
     oldest: seconds since the oldest row was written that waits now. latest: the same of the oldest that was
     applied. longest: seconds between the beginnings of two rounds, at most.
@@ -297,6 +309,7 @@ class RelayMeasured:
     oldest: float
     latest: float
     longest: float
+    strangers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +376,7 @@ Signal = (
     | PartOmitted
     | PolicyLowered
     | BehindFlushed
+    | BehindWaiting
     | BehindFailed
     | CacheHitRateChanged
 )

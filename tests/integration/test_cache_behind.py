@@ -24,7 +24,7 @@ from springtide.errors import (
     SpringtideError,
     Unavailable,
 )
-from springtide.signals import BehindFailed, BehindFlushed
+from springtide.signals import BehindFailed, BehindFlushed, BehindWaiting
 
 PAGES = """
 create table pages.page (
@@ -187,6 +187,7 @@ async def test_a_value_that_cannot_be_read_any_more_is_kept(database: Database) 
     await pages.views.flush()
     assert await pages.stored() == {8: 1} and await pages.waiting() == 1
     assert len(pages.heard.of(BehindFailed)) == 1
+    assert sorted(found.rows for found in pages.heard.of(BehindWaiting)) == [0, 1]
 
 
 async def _never(tx: WriteTransaction, changes: Mapping[Changed, Any]) -> None:

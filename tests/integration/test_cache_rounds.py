@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests._redis import RedisServer
 from tests.cached import until
 from tests.invalidating import TellingCache
+from tests.jobs_support import Heard
 from tests.relayed import Bus, connected, slots
 from tests.sharded import notes
 
-from springtide.cache._rounds import Leadership
+from springtide.cache._level2 import Level2
+from springtide.cache._names import Names, scope_name, slot_name
+from springtide.cache._relays import _strangers
+from springtide.cache._rounds import MEASURE, Leadership
 from springtide.cache._slot import Slot
 from springtide.db import Database
-from springtide.signals import NullSink
+from springtide.signals import NullSink, RelayMeasured
 from springtide.testing.clock import ManualClock
 
 pytestmark = pytest.mark.needs("redis-server")
@@ -86,3 +91,42 @@ async def test_a_beat_whose_answer_never_came_proves_nothing_with_a_later_one(
 
         await until(proven)
         assert "k:7" in bus.voided()
+
+
+async def test_rows_of_a_class_that_nobody_knows_are_applied_in_the_end(
+    db: Database, redis_server: RedisServer
+) -> None:
+    """A version that is gone wrote them, or one that is being deployed. Young ones wait for who knows the
+    class; old ones are applied in the slot that it has, in each copy, so that nothing stays and nothing
+    old is found when the class comes back. While its Redis cannot be reached they stay."""
+    epoch, heard, clock, away = db.epoch("main"), Heard(), ManualClock(), True
+    assert epoch is not None
+    async with connected(redis_server) as redis:
+
+        def strangers(cls: str, schema: str) -> Sequence[Level2[Any]] | None:
+            return None if away else _strangers("tests", redis, "main", epoch, cls, schema)
+
+        leader = Leadership("main", ["notes"], 30.0, clock, heard, strangers)
+        pool, targets = db.pools["main"], slots(redis, ["user"])(epoch)
+        scope = scope_name("tests", redis_server.run_id, "main", epoch, "notes")
+        kept = [Names(slot_name("gone", "main", copy=copy), scope).value("7") for copy in (0, 1, 3)]
+        for key in kept:
+            redis_server.command("SET", key, "old")
+        await invalidate(db, 7, "gone")
+        await invalidate(db, 8, "gone")
+
+        async def measured() -> int:
+            await clock.advance(MEASURE)
+            await leader.one(pool, targets)
+            return heard.of(RelayMeasured)[-1].strangers
+
+        assert await measured() == 0
+        await pool.fetch(
+            "update notes._invalidation set written_at = now() - interval '2 minutes' where fields ~ '7'"
+        )
+        assert await measured() == 0
+        away = False
+        assert await measured() == 1
+        assert redis_server.command("EXISTS", *kept) == 0
+        left = await pool.fetch("select class, fields from notes._invalidation")
+        assert [(row["class"], row["fields"]) for row in left] == [("gone", '["k:8"]')]

@@ -20,6 +20,7 @@ from springtide.context import Ledger, Part, Trace
 from springtide.signals import (
     BehindFailed,
     BehindFlushed,
+    BehindWaiting,
     CacheHitRateChanged,
     CausalityChecked,
     ConnectionClosed,
@@ -103,6 +104,7 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(CausalityChecked("forged", 2))
     sink.emit(PartOmitted("also-bought", "TimeoutError"))
     sink.emit(BehindFlushed("content", "views", 5, 2, 0.5))
+    sink.emit(BehindWaiting("content", "main", "views", 7))
     sink.emit(BehindFailed("content", "views", "ValueError()"))
     sink.emit(CacheHitRateChanged("user", 0.5, 0.8, True))
     sink.emit(PolicyLowered("/articles/{slug}", "identity"))
@@ -286,6 +288,17 @@ def test_the_page_lists_exactly_the_metrics_that_exist(tmp_path: Path) -> None:
         )
     }
     assert listed == exist
+
+
+def test_what_a_cache_did_not_hear_is_counted() -> None:
+    """Gaps are of a class, over all its slots; a listener is everybody's."""
+    sink, cache = MetricsSink(process=False), cache_with_numbers()
+    cache.classes["user"].places[None].slot.gap()
+    assert cache._bus is not None
+    cache._bus.restarts = 3
+    sink.watch_cache(cache)
+    assert value(sink, "springtide_cache_gaps_total", **{"class": "user"}) == 1
+    assert value(sink, "springtide_cache_bus_restarts_total") == 3
 
 
 async def test_the_monitor_measures_how_late_the_loop_is() -> None:

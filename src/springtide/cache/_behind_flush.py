@@ -22,7 +22,7 @@ from springtide.clock import Clock
 from springtide.context import Priority, RequestContext, activate
 from springtide.db import BUCKETS, Bucket, Database, WriteTransaction
 from springtide.errors import CommitUnknown, RoleChanged, Unavailable
-from springtide.signals import BehindFailed, BehindFlushed, Sink
+from springtide.signals import BehindFailed, BehindFlushed, BehindWaiting, Sink
 
 __all__ = ["Flusher"]
 
@@ -35,6 +35,11 @@ MAX_ILL = 1000
 
 LONGEST_PEACE = 300.0
 """Seconds between two tries of a key that keeps failing, at most; the first pauses are short and double."""
+
+COUNT_EVERY = 15.0
+"""Seconds between two counts of what waits on a shard."""
+
+MOST_COUNTED = 100_000
 
 AWAY = (Unavailable, CommitUnknown, RoleChanged)
 
@@ -99,6 +104,7 @@ class Flusher(Generic[T]):
         self._sink = sink
         self._lock = lock_of(database.schema, rows.name)
         self._ill: dict[str, dict[Changed, _Ill]] = {shard: {} for shard in database.pools}
+        self._counted: dict[str, float] = {}
         owners = (database.shards.shard_of(Bucket(number)) for number in range(BUCKETS))
         self._homes = {shard: Bucket(number) for number, shard in enumerate(owners)}
         """A bucket of each shard: by it a write is opened there."""
@@ -122,7 +128,20 @@ class Flusher(Generic[T]):
                 page = failed.page
                 flushed += await self._halve(shard, failed)
             place = page.last if page.rows >= self._batch else None
+        await self._count(shard)
         return flushed
+
+    async def _count(self, shard: str) -> None:
+        """Say how much still waits: what came meanwhile, what is ill, and what another flush is at."""
+        now = self._clock.monotonic()
+        if now - self._counted.get(shard, -COUNT_EVERY) < COUNT_EVERY:
+            return
+        self._counted[shard] = now
+        with activate(RequestContext(deadline=now + self._timeout, priority=Priority.BULK)):
+            rows = await self._database.pools[shard].fetch_value(
+                self._sql.waiting, self._rows.name, MOST_COUNTED
+            )
+        self._sink.emit(BehindWaiting(self._database.name, shard, self._rows.name, rows))
 
     async def _take_keys(self, shard: str, keys: Sequence[Changed]) -> int:
         """Apply what waits for `keys`, as far as it can be."""

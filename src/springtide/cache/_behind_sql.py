@@ -36,6 +36,9 @@ class Sql:
             SELECT b.key, b.value FROM {table} AS b
             WHERE b.name = $1 AND b.bucket = $2 AND b.key = $3 ORDER BY b.seq
         """  # noqa: S608
+        self.waiting = f"""
+            SELECT count(*) FROM (SELECT FROM {table} AS b WHERE b.name = $1 LIMIT $2) AS waiting
+        """  # noqa: S608
         self.lock = "SELECT pg_try_advisory_xact_lock($1)"
         found = f"""
             DELETE FROM {table} AS b USING taken AS t

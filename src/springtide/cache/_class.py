@@ -201,6 +201,11 @@ class CacheClass(Generic[T]):
         """Seconds for which what is kept may be given out yet, of the worst of its slots; < 0: it may not."""
         return min(place.slot.good_until for place in self.places.values()) - self._monotonic()
 
+    @property
+    def gaps(self) -> int:
+        """How often its slots had lost their thread, and what they held was dropped."""
+        return sum(place.slot.gaps for place in self.places.values())
+
     def places_of(self, key: Sequence[Argument]) -> list[Place]:
         """Where the value of `key` is: one place, or each shard's."""
         if self._each:

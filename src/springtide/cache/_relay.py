@@ -28,9 +28,11 @@ and its rows it cannot delete, for its connection is gone.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -43,6 +45,9 @@ from springtide.db.pool import Pool
 from springtide.errors import SpringtideError
 from springtide.lifecycle import Supervised
 from springtide.signals import NullSink, RelayChanged, RelayMeasured, Sink
+
+if TYPE_CHECKING:
+    from springtide.cache._level2 import Level2
 
 __all__ = ["Relay"]
 
@@ -58,6 +63,8 @@ class Relay:
     dsn:       where the primary answers itself, past a pooler; asked before each leadership and each round.
     schemas:   of the databases on this cluster that have classes.
     slots:     the slots of all classes on this cluster, of a history of it (`Seen.epoch`); asked each round.
+    strangers: the slots of a history that a class has or may have, by its name and schema, for rows of
+               classes that `slots` does not name; None: those wait.
     every:     seconds between two rounds at most; after one with work, `busy`.
     silence:   seconds without a statement after which a leader is taken for stopped.
     challenge: seconds between two looks at who leads (times a random factor from 0.5 to 1.5).
@@ -74,6 +81,7 @@ class Relay:
         dsn: Callable[[], str],
         schemas: Sequence[str],
         slots: Callable[[int], Targets],
+        strangers: Callable[[int, str, str], Sequence[Level2[Any]] | None] | None = None,
         every: float = 0.25,
         busy: float = 0.1,
         silence: float = 2.0,
@@ -98,6 +106,7 @@ class Relay:
         self._dsn = dsn
         self._schemas = tuple(schemas)
         self._slots = slots
+        self._strangers = strangers
         self._every = every
         self._busy = busy
         self._challenge = challenge
@@ -148,7 +157,10 @@ class Relay:
         async with self._leading.lead() as leader:
             if leader is None:
                 return
-            rounds = Leadership(self._cluster, self._schemas, self._delay, self._clock, self._sink)
+            strangers = None
+            if self._strangers is not None:
+                strangers = functools.partial(self._strangers, leader.seen.epoch)
+            rounds = Leadership(self._cluster, self._schemas, self._delay, self._clock, self._sink, strangers)
             _log.info("%s leads", self.name)
             self._enter(True)
             try:

@@ -9,6 +9,10 @@ answer nobody knows when it is carried out: perhaps with that of a later round, 
 later round had begun long before. So after one the rounds of its class go on under another name, and nobody
 holds them against those of before.
 
+A class that this process does not know may be one of a version that is gone, or is being deployed. Its rows
+wait STRANGE seconds for a leader who knows it, and are applied then all the same: to void a value nobody has
+to know what it is, so a class that comes back with the next deploy finds nothing old.
+
 Most rows are of writers that have told the cache themselves. They are voided here once more, without effect:
 that costs about what it would cost the writer to delete them (bench.cache_relay), and nobody has to keep
 accounts of what was told to whom.
@@ -20,7 +24,7 @@ import asyncio
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +38,23 @@ from springtide.signals import RelayMeasured, Sink
 if TYPE_CHECKING:
     from springtide.cache._level2 import Level2
 
-__all__ = ["MEASURE", "Leadership", "Targets", "tell"]
+__all__ = ["MEASURE", "Leadership", "Strangers", "Targets", "tell"]
 
 _log = logging.getLogger(__name__)
 
 Targets = Mapping[str, "Sequence[Level2[Any]] | None"]
 """Class -> its slots on this cluster; None while one of them cannot be reached."""
 
+Strangers = Callable[[str, str], "Sequence[Level2[Any]] | None"]
+"""The slots that a class of this name and schema has or may have here; None while one cannot be reached."""
+
 Ready = dict[str, "Sequence[Level2[Any]]"]
 
 TOGETHER = 200
 """Voids that are under way at once."""
+
+MOST_MET = 100
+"""Strangers that are told of, each once."""
 
 AGAIN = 0.5
 """Seconds until a class whose slot has failed is tried again."""
@@ -52,14 +62,25 @@ AGAIN = 0.5
 MEASURE = 5.0
 """Seconds between two measurements."""
 
+STRANGE = 60.0
+"""Seconds that rows of a class wait which this process does not know."""
+
 TOO_OLD = 10.0
 """Age of a row, in seconds, that is worth a warning."""
 
 
 class Leadership:
-    """The rounds of one leader, on one connection."""
+    """The rounds of one leader, on one connection. strangers: None: what nobody knows waits."""
 
-    def __init__(self, cluster: str, schemas: Sequence[str], delay: float, clock: Clock, sink: Sink) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        schemas: Sequence[str],
+        delay: float,
+        clock: Clock,
+        sink: Sink,
+        strangers: Strangers | None = None,
+    ) -> None:
         self.busy = False
         """Whether the last round had something to apply."""
         self._cluster = cluster
@@ -73,6 +94,9 @@ class Leadership:
         self._delay = delay
         self._clock = clock
         self._sink = sink
+        self._strangers = strangers
+        self._met: set[str] = set()
+        """Strangers that were told of in the log."""
         self._began = self._measured = clock.monotonic()
         self._since = Since()
 
@@ -106,6 +130,8 @@ class Leadership:
         hurry = await self._beat(ready)
         self._since.rounds += 1
         if self._clock.monotonic() - self._measured >= MEASURE:
+            if self._strangers is not None:
+                await self._adopt(queries, targets, self._strangers)
             await self._measure(queries)
         return hurry
 
@@ -131,6 +157,38 @@ class Leadership:
         await self._rows.applied(queries, done)
         self._since.rows += len(done)
         self._since.latest = max([self._since.latest, *(row.age for row in done)])
+
+    async def _adopt(self, queries: Statements, known: Targets, strangers: Strangers) -> None:
+        """Apply old rows of classes that are not `known`, as far as their slots can be reached."""
+        rows = await self._rows.strangers(queries, known, STRANGE)
+        named = {(row.cls, row.schema) for row in rows}
+        ready = {place: slots for place in sorted(named) if (slots := strangers(*place)) is not None}
+        voids = [
+            (place, slot, row)
+            for row in rows
+            for place in ((row.cls, row.schema),)
+            for slot in ready.get(place, ())
+        ]
+        for at in range(0, len(voids), TOGETHER):
+            part = voids[at : at + TOGETHER]
+            answers = await asyncio.gather(
+                *(slot.void(row.fields, xid=row.xid) for _, slot, row in part), return_exceptions=True
+            )
+            for (place, *_), answer in zip(part, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    if not isinstance(answer, RedisError | RedisUnavailable):
+                        raise answer
+                    ready.pop(place, None)
+        done = [row for row in rows if (row.cls, row.schema) in ready]
+        await self._rows.applied(queries, done)
+        self._since.strangers += len(done)
+        for cls in sorted({row.cls for row in done} - self._met)[: MOST_MET - len(self._met)]:
+            self._met.add(cls)
+            _log.warning(
+                "%s: nobody here knows class %s: what writes have made stale of it was told all the same,"
+                " %g s late; is a version running that writes it and has no cache?",
+                self._cluster, cls, STRANGE,
+            )  # fmt: skip
 
     async def _beat(self, ready: Ready) -> bool:
         """Whether a slot has lost its tombstones, or is new to this leader."""
@@ -164,18 +222,27 @@ class Leadership:
     async def _measure(self, queries: Statements) -> None:
         since, self._since, self._measured = self._since, Since(), self._clock.monotonic()
         oldest = await self._rows.oldest(queries)
-        measured = RelayMeasured(self._cluster, since.rounds, since.rows, oldest, since.latest, since.longest)
+        measured = RelayMeasured(
+            self._cluster,
+            since.rounds,
+            since.rows,
+            oldest,
+            since.latest,
+            since.longest,
+            since.strangers,
+        )
         tell(self._sink, measured)
 
 
 class Since:
     """What has happened since the last measurement; `latest` and `longest` in seconds."""
 
-    __slots__ = ("latest", "longest", "rounds", "rows")
+    __slots__ = ("latest", "longest", "rounds", "rows", "strangers")
 
     def __init__(self) -> None:
         self.rounds = 0
         self.rows = 0
+        self.strangers = 0
         self.latest = 0.0
         self.longest = 0.0
 
@@ -184,7 +251,7 @@ def tell(sink: Sink, measured: RelayMeasured) -> None:
     sink.emit(measured)
     if measured.oldest > TOO_OLD:
         _log.warning(
-            "%s: an invalidation waits for %.0f s: a Redis is away, or nobody here knows its class",
+            "%s: an invalidation waits for %.0f s: a Redis is away, or nobody here knows its class yet",
             measured.cluster,
             measured.oldest,
         )

@@ -6,8 +6,9 @@ rows of transactions that it lists as running, and of those from its xmax on. So
 new, and nothing of what vacuum may not remove yet because somebody holds an old snapshot.
 
 A reading goes over all classes that are `ready`, in batches. The rows of others stay, and are read once those
-are ready: then the reading begins at the first row again. Rows of one transaction and class are deleted
-together, so a batch never ends within a transaction.
+are ready: then the reading begins at the first row again. Those of classes that nobody here knows
+(`strangers`) are asked for apart, now and then. Rows of one transaction and class are deleted together, so a
+batch never ends within a transaction.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Rows:
         self._schemas = tuple(schemas)
         self._read = _read(self._schemas)
         self._oldest = _oldest(self._schemas)
+        self._strange = _strange(self._schemas)
         self._ready: frozenset[str] = frozenset()
         self._left: set[str] = set()
         self._low = 0
@@ -94,9 +96,20 @@ class Rows:
         for (schema, cls), xids in by_class.items():
             await queries.fetch(_delete(schema), cls, list(map(str, xids)))
 
+    async def strangers(self, queries: Statements, known: Collection[str], age: float) -> list[Row]:
+        """Rows of classes that are not `known`, written `age` seconds ago or earlier: all of a transaction's,
+        of the oldest ones."""
+        found = await queries.fetch(self._strange, sorted(known), age, BATCH)
+        return list(map(_row, found))
+
     async def oldest(self, queries: Statements) -> float:
         """How many seconds ago the oldest row was written, 0 without any."""
         return max((row["age"] for row in await queries.fetch(self._oldest)), default=0.0)
+
+
+def _row(one: Any) -> Row:
+    fields = msgspec.json.decode(one["fields"], type=list[str])
+    return Row(one["schema"], int(one["xid"]), one["class"], fields, one["age"])
 
 
 def _batch(found: Sequence[Any], limit: int) -> tuple[Batch, int | None]:
@@ -106,10 +119,7 @@ def _batch(found: Sequence[Any], limit: int) -> tuple[Batch, int | None]:
     lasts: dict[str, list[int]] = defaultdict(list)
     for one in found:
         if one["xid"] is not None:
-            fields = msgspec.json.decode(one["fields"], type=list[str])
-            rows.append(
-                (one["onward"], Row(one["schema"], int(one["xid"]), one["class"], fields, one["age"]))
-            )
+            rows.append((one["onward"], _row(one)))
             if one["onward"]:
                 lasts[one["schema"]].append(int(one["xid"]))
     following = min((max(xids) for xids in lasts.values() if len(xids) >= limit), default=None)
@@ -140,6 +150,23 @@ def _delete(schema: str) -> str:
     return f"""
         DELETE FROM {schema}._invalidation WHERE class = $1 AND xid = ANY($2::text[]::xid8[])
     """  # noqa: S608 - the schema is an identifier
+
+
+def _strange(schemas: Sequence[str]) -> str:
+    parts = []
+    for schema in schemas:
+        table = f"{schema}._invalidation"
+        parts.append(f"""
+            SELECT '{schema}' AS schema, r.xid::text AS xid, r.class, r.fields,
+                extract(epoch FROM clock_timestamp() - r.written_at)::float8 AS age
+            FROM {table} AS r JOIN (
+                SELECT s.xid, s.class FROM {table} AS s WHERE s.class <> ALL ($1::text[])
+                GROUP BY s.xid, s.class
+                HAVING max(s.written_at) <= clock_timestamp() - make_interval(secs => $2)
+                ORDER BY s.xid LIMIT $3
+            ) AS old USING (xid, class)
+        """)  # noqa: S608
+    return " UNION ALL ".join(parts)
 
 
 def _oldest(schemas: Sequence[str]) -> str:

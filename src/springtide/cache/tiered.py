@@ -143,9 +143,14 @@ class Cache:
 
     async def _open(self) -> None:
         parts: list[Service] = [*self._own]
-        if self._bus is not None:
+        if self._bus is not None and self.redis is not None:
             relays = relays_of(
-                self.platform, self._classes.values(), dsns=self._dsns, clock=self.clock, sink=self.sink
+                self.platform,
+                self._classes.values(),
+                redis=self.redis,
+                dsns=self._dsns,
+                clock=self.clock,
+                sink=self.sink,
             )
             parts += [self._bus, *relays]
         self._parts = Group(f"{self.name} parts", parts)
@@ -170,6 +175,11 @@ class Cache:
     def line(self) -> tuple[int, int, int]:
         """Loads under way, those that wait for their turn, and how many were turned away."""
         return self.admission.running, self.admission.waiting, self.admission.refused
+
+    @property
+    def restarts(self) -> int:
+        """How often a listener to invalidations had to begin anew."""
+        return 0 if self._bus is None else self._bus.restarts
 
     async def check(self) -> None:
         """Raises RedisUnavailable while the second level does not answer; for health pages."""

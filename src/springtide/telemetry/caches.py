@@ -65,7 +65,7 @@ class ViewGauges(Protocol):
 
 class ClassGauges(Protocol):
     """What of a class is shown; `cache.CacheClass` has this shape. `proven`: seconds for which what it keeps
-    may be given out yet."""
+    may be given out yet. `gaps`: how often invalidations were missing, so that what it held was dropped."""
 
     @property
     def stats(self) -> StatsGauges: ...
@@ -73,15 +73,20 @@ class ClassGauges(Protocol):
     def view(self) -> ViewGauges | None: ...
     @property
     def proven(self) -> float: ...
+    @property
+    def gaps(self) -> int: ...
 
 
 class CacheGauges(Protocol):
-    """`cache.Cache` has this shape. `line`: loads under way, waiting for their turn, and turned away."""
+    """`cache.Cache` has this shape. `line`: loads under way, waiting for their turn, and turned away.
+    `restarts`: how often a listener to invalidations began anew."""
 
     @property
     def classes(self) -> Mapping[str, ClassGauges]: ...
     @property
     def line(self) -> tuple[int, int, int]: ...
+    @property
+    def restarts(self) -> int: ...
 
 
 class CacheClasses(Collector):
@@ -102,11 +107,16 @@ class CacheClasses(Collector):
         away = _counter("away", "Operations that Redis did not do.")
         voids = _counter("invalidations", "Invalidations told to Redis, or left to the relay.", "outcome")
         proven = _gauge("proven_seconds", "How long what is kept may still be given out; < 0: it may not.")
+        gaps = _counter("gaps", "Times that invalidations were missing, and what was held was dropped.")
         held = _gauge("l1_bytes", "Bytes of the class in this process's memory.")
         entries = _gauge("l1_entries", "Values of the class in this process's memory.")
         evicted = _counter("l1_evictions", "Values that made room while they were still good.")
         line = GaugeMetricFamily(f"{NAME}_loads_now", "Loads under way, and waiting.", labels=["state"])
         refused = CounterMetricFamily(f"{NAME}_loads_refused", "Loads turned away.", labels=[])
+        restarts = CounterMetricFamily(
+            f"{NAME}_bus_restarts", "Times that a listener to invalidations began anew.", labels=[]
+        )
+        restarts.add_metric([], self._cache.restarts)
         running, waiting, turned_away = self._cache.line
         line.add_metric(["running"], running)
         line.add_metric(["waiting"], waiting)
@@ -132,12 +142,13 @@ class CacheClasses(Collector):
             away.add_metric([name], stats.away)
             _each(voids, name, {"told": stats.voided, "left": stats.unvoided})
             proven.add_metric([name], cls.proven)
+            gaps.add_metric([name], cls.gaps)
             if view is not None:
                 held.add_metric([name], view.bytes)
                 entries.add_metric([name], len(view))
                 evicted.add_metric([name], view.evicted)
         yield from (reads, bypasses, loads, seconds, failures, fills, stale, overdue, away, voids)
-        yield from (proven, held, entries, evicted, line, refused)
+        yield from (proven, gaps, held, entries, evicted, line, refused, restarts)
 
 
 def _counter(name: str, says: str, label: str | None = None) -> CounterMetricFamily:

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from springtide.signals import (
     BehindFailed,
     BehindFlushed,
+    BehindWaiting,
     CacheHitRateChanged,
     CausalityChecked,
     ConnectionClosed,
@@ -400,6 +401,13 @@ class MetricsSink:
             ),
             max_series=100, open_ended=(1,),
         )  # fmt: skip
+        self._behind_waiting = Series(
+            Gauge(
+                "springtide_behind_waiting", "Changes that wait to be applied.",
+                ["database", "shard", "name"], registry=registry,
+            ),
+            max_series=200, open_ended=(2,),
+        )  # fmt: skip
         self._hit_rate_low = Series(
             Gauge(
                 "springtide_cache_hit_rate_low", "1: the hit rate of a class is below what is wanted of it.",
@@ -424,6 +432,11 @@ class MetricsSink:
         )  # fmt: skip
         self._relay_rows = Counter(
             "springtide_cache_relay_rows_total", "Invalidations that the relay applied.",
+            ["cluster"], registry=registry,
+        )  # fmt: skip
+        self._relay_strangers = Counter(
+            "springtide_cache_relay_strangers_total",
+            "Invalidations that the relay applied of classes that its process does not know.",
             ["cluster"], registry=registry,
         )  # fmt: skip
         self._relay_oldest = Gauge(
@@ -509,6 +522,8 @@ class MetricsSink:
             self._behind_waited.child(signal.database, signal.name).observe(signal.waited)
         elif isinstance(signal, BehindFailed):
             self._behind_failed.child(signal.database, signal.name).inc()
+        elif isinstance(signal, BehindWaiting):
+            self._behind_waiting.child(signal.database, signal.shard, signal.name).set(signal.rows)
         elif isinstance(signal, PolicyLowered):
             self._lowered.child(signal.route, signal.reason).inc()
         elif isinstance(signal, CacheHitRateChanged):
@@ -519,6 +534,7 @@ class MetricsSink:
             self._relay_leads.labels(signal.cluster).set(signal.leads)
         elif isinstance(signal, RelayMeasured):
             self._relay_rows.labels(signal.cluster).inc(signal.rows)
+            self._relay_strangers.labels(signal.cluster).inc(signal.strangers)
             self._relay_oldest.labels(signal.cluster).set(signal.oldest)
             self._relay_longest.labels(signal.cluster).set(signal.longest)
 
