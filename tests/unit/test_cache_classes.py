@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -20,6 +22,8 @@ class User(msgspec.Struct, frozen=True):
     id: int
     name: str
     org_id: int | None = None
+    born: datetime.date | None = None
+    active: bool = True
 
 
 class Careless(msgspec.Struct):
@@ -34,7 +38,11 @@ async def load(id: int) -> User:
     raise AssertionError("never called")
 
 
-def define(pattern: str = "user:{id}", type: Any = User, **options: Any) -> Any:
+async def asyncgen(id: int) -> AsyncIterator[User]:
+    yield User(id, "never called")
+
+
+def define(pattern: Any = "user:{id}", type: Any = User, **options: Any) -> Any:
     if "load" not in options and "load_many" not in options:
         options["load"] = load
     return Cache("app").define(pattern, type, **options)
@@ -79,7 +87,8 @@ def test_arguments_that_a_pattern_does_not_take_are_refused(pattern: str, argume
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"pattern": ""}, "pattern must have 1 to 120 characters"),
+        ({"pattern": ""}, "pattern must be a text of 1 to 120 characters"),
+        ({"pattern": 7}, "pattern must be a text of 1 to 120 characters, got pattern = 7"),
         ({"pattern": "{id}"}, "must begin with a word"),
         ({"pattern": "User:{id}"}, "must be lower-case letters"),
         ({"pattern": "user:{id!r}"}, "must be lower-case letters"),
@@ -95,20 +104,34 @@ def test_arguments_that_a_pattern_does_not_take_are_refused(pattern: str, argume
         ({"load": 7}, "load must be an async function"),
         ({"load_many": lambda source, ids: None}, "load_many must take (keys)"),
         ({"key": EACH}, "key must be None without a database"),
-        ({"ttl": 0}, "ttl must be > 0"),
-        ({"ttl": float("inf")}, "ttl must be > 0 and <= 2.592e+06, got ttl = inf"),
-        ({"ttl": True}, "ttl must be > 0"),
-        ({"jitter": 0.6}, "jitter must be >= 0 and <= 0.5"),
-        ({"budget": -1}, "budget must be > 0"),
-        ({"stale_while_revalidate": -1}, "stale_while_revalidate must be >= 0"),
-        ({"stale_if_error": -1}, "stale_if_error must be >= 0"),
-        ({"negative": 0}, "negative must be > 0"),
-        ({"l1": -1}, "l1 must be >= 0"),
-        ({"hard_timeout": 0}, "hard_timeout must be > 0"),
-        ({"soft_timeout": 9, "stale_if_error": 1}, "soft_timeout must be >= 0 and <= 5"),
+        ({"ttl": 0}, "ttl must be a number > 0"),
+        ({"ttl": float("inf")}, "ttl must be a number > 0 and <= 2_592_000, got ttl = inf"),
+        ({"ttl": True}, "ttl must be a number > 0"),
+        ({"jitter": 0.6}, "jitter must be a number >= 0 and <= 0.5"),
+        ({"budget": -1}, "budget must be a number > 0"),
+        ({"stale_while_revalidate": -1}, "stale_while_revalidate must be a number >= 0"),
+        ({"stale_if_error": -1}, "stale_if_error must be a number >= 0"),
+        ({"negative": 0}, "negative must be a number > 0"),
+        ({"l1": -1}, "l1 must be a number >= 0"),
+        ({"hard_timeout": 0}, "hard_timeout must be a number > 0"),
+        ({"soft_timeout": 9, "stale_if_error": 1}, "soft_timeout must be a number >= 0 and <= 5"),
         ({"soft_timeout": 1}, "soft_timeout needs stale_while_revalidate or stale_if_error"),
-        ({"max_bytes": 63}, "max_bytes must be >= 64"),
+        ({"max_bytes": 63}, "max_bytes must be a whole number from 64 to 67108864, got max_bytes = 63"),
         ({"tags": "org:{org_id}"}, "tags must be a sequence of patterns"),
+        ({"name": ""}, "name must be 1 to 60 letters, digits and _ . -, got name = ''"),
+        ({"name": 7}, "name must be 1 to 60 letters, digits and _ . -, got name = 7"),
+        ({"database": "users"}, "database must be a Database (a module's `context.db`) or None, got"),
+        ({"load": asyncgen}, "load must be an async function that returns the value"),
+        ({"max_bytes": 1e6}, "max_bytes must be a whole number"),
+        ({"negative": False}, "negative must be a number > 0 and <= 2_592_000 (None: off), got"),
+        ({"tags": None}, "tags must be a sequence of patterns"),
+        ({"tags": {"of:{id}"}}, "tags must be a sequence of patterns"),
+        ({"tags": (7,)}, "tags must be patterns; 7 must be a text"),
+        ({"tags": lambda a, b: ()}, "tags must take (value)"),
+        ({"tags": load}, "tags must be made by a function that is not async"),
+        ({"tags": ("born:{born}",)}, "numbers and texts: 'born' is date; use a function"),
+        ({"tags": ("active:{active}",)}, "numbers and texts: 'active' is bool; use a function"),
+        ({"pattern": "user:{id:int}", "tags": ("of:{id:str}",)}, "{id} of 'of:{id:str}' is another type"),
         ({"tags": ("org:{nobody}",)}, "nothing is called 'nobody'"),
         ({"tags": ("{org_id}",)}, "tags must be patterns; '{org_id}' must begin with a word"),
         ({"tags": tuple(f"a{n}" for n in range(17))}, "tags must be at most 16"),
@@ -119,7 +142,7 @@ def test_what_cannot_be_kept_is_refused_when_it_is_defined(options: dict[str, An
     with pytest.raises(CacheDefinitionError) as caught:
         define(**options)
     assert fault in str(caught.value)
-    assert str(caught.value).startswith("cache class '")
+    assert str(caught.value).startswith("cache class ")
 
 
 def test_a_budget_that_its_parts_exceed_is_refused_with_the_sum() -> None:

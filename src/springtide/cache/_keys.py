@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 __all__ = ["MAX_TEXT", "Argument", "Pattern"]
@@ -42,8 +42,9 @@ class Pattern:
     __slots__ = ("_single", "arguments", "kinds", "literals", "text")
 
     def __init__(self, text: str) -> None:
-        if not 0 < len(text) <= MAX_PATTERN:
-            raise ValueError(f"must have 1 to {MAX_PATTERN} characters")
+        given: Any = text
+        if not isinstance(given, str) or not 0 < len(text) <= MAX_PATTERN:
+            raise ValueError(f"must be a text of 1 to {MAX_PATTERN} characters")
         self.text = text
         parts = _ARGUMENT.split(text)
         self.literals = tuple(parts[0::3])

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+import msgspec.inspect
+
 from springtide.cache._keys import Pattern
 from springtide.cache._names import tag_name
 
@@ -33,7 +36,7 @@ class Tags:
         self._patterns: list[tuple[Pattern, tuple[int | None, ...]]] = []
         if callable(tags):
             self._make = tags
-        elif isinstance(tags, str):
+        elif not isinstance(tags, list | tuple):
             raise ValueError("must be a sequence of patterns, such as ('org:{org_id}',), or a function")
         else:
             if len(tags) > MAX_TAGS:
@@ -41,7 +44,7 @@ class Tags:
             for text in tags:
                 try:
                     parsed = Pattern(text)
-                except (TypeError, ValueError) as error:
+                except ValueError as error:
                     raise ValueError(f"must be patterns; {text!r} {error}") from None
                 self._patterns.append((parsed, self._places(parsed, pattern, kinds)))
         self.any = bool(tags)
@@ -53,15 +56,24 @@ class Tags:
     def _places(tag: Pattern, key: Pattern, kinds: tuple[type, ...]) -> tuple[int | None, ...]:
         """For each argument of the tag which argument of the key it is; None: an attribute of the value."""
         places: list[int | None] = []
-        for name in tag.arguments:
+        for name, kinds_wanted in zip(tag.arguments, tag.kinds, strict=True):
             if name in key.arguments:
-                places.append(key.arguments.index(name))
+                places.append(place := key.arguments.index(name))
+                if not set(key.kinds[place]) & set(kinds_wanted):
+                    raise ValueError(
+                        f"must take what the key gives: {{{name}}} of {tag.text!r} is another type there"
+                    )
                 continue
             if kinds != (object,) and not all(_has(kind, name) for kind in kinds):
                 raise ValueError(
                     "must be made of the key's arguments and the value's attributes;"
                     f" nothing is called {name!r}"
                 )
+            for kind in kinds:
+                if (fault := _fault_of(kind, name, kinds_wanted)) is not None:
+                    raise ValueError(
+                        f"must be made of numbers and texts: {name!r} is {fault}; use a function"
+                    )
             places.append(None)
         return tuple(places)
 
@@ -89,3 +101,34 @@ class Tags:
 
 def _has(kind: type, name: str) -> bool:
     return hasattr(kind, name) or name in getattr(kind, "__annotations__", {})
+
+
+def _fault_of(kind: type, name: str, wanted: Sequence[type]) -> str | None:
+    """What an attribute is that makes no tag, as far as its struct says."""
+    if not issubclass(kind, msgspec.Struct):
+        return None
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    for field in info.fields:
+        if field.name == name:
+            union = isinstance(field.type, msgspec.inspect.UnionType)
+            for member in field.type.types if union else (field.type,):  # type: ignore[attr-defined]
+                if not _makes_tags(member, wanted):
+                    return type(member).__name__.removesuffix("Type").lower()
+    return None
+
+
+def _makes_tags(info: msgspec.inspect.Type, wanted: Sequence[type]) -> bool:
+    match info:
+        case msgspec.inspect.NoneType():
+            return True
+        case msgspec.inspect.IntType():
+            return int in wanted
+        case msgspec.inspect.StrType():
+            return str in wanted
+        case msgspec.inspect.EnumType(cls=cls):
+            return issubclass(cls, tuple(wanted))
+        case msgspec.inspect.LiteralType(values=values):
+            return all(isinstance(value, tuple(wanted)) for value in values)
+        case _:
+            return False

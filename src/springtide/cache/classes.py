@@ -24,18 +24,16 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from springtide.cache._keys import Argument, Pattern
 from springtide.cache._tags import Tags
 from springtide.cache._values import fault_of, kinds_of
+from springtide.db import Database
 from springtide.errors import CacheDefinitionError
 from springtide.provenance import HttpPolicy
-
-if TYPE_CHECKING:
-    from springtide.db import Database
 
 __all__ = ["BUS", "EACH", "FORBIDDEN", "RELAY", "Budget", "Definition", "Loader"]
 
@@ -53,6 +51,8 @@ LEAST_REPLICA = 0.05
 """Seconds of lag below which nobody can prove that a replica is fresh enough: then the primary is read."""
 
 MAX_SECONDS = 30 * 86_400.0
+
+MAX_BYTES = 64 << 20
 
 MAX_COPIES = 4
 """A session's mark names each of them, and a session carries eight marks."""
@@ -162,11 +162,15 @@ class Definition:
     kinds: tuple[type, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        name: Any = self.name
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             self._refuse("name", "must be 1 to 60 letters, digits and _ . -")
         if (fault := fault_of(self.type)) is not None:
             self._refuse("type", fault)
         object.__setattr__(self, "kinds", kinds_of(self.type))
+        database: Any = self.database
+        if database is not None and not isinstance(database, Database):
+            self._refuse("database", "must be a Database (a module's `context.db`) or None")
         self._check_loaders()
         self._check_key()
         self._check_times()
@@ -179,6 +183,8 @@ class Definition:
         if parts.least > self.budget:
             self._refuse("budget", self._too_small(parts))
         object.__setattr__(self, "parts", parts)
+        if callable(self.tags):
+            self._check_takes("tags", 1, "value")
         try:
             object.__setattr__(self, "tagger", Tags(self.tags, self.pattern, self.kinds))
         except ValueError as error:
@@ -213,12 +219,17 @@ class Definition:
 
     def _check_loader(self, key: str, count: int, takes: str) -> None:
         loader = getattr(self, key)
-        if not callable(loader):
-            self._refuse(key, "must be an async function")
+        if not callable(loader) or inspect.isgeneratorfunction(loader) or inspect.isasyncgenfunction(loader):
+            self._refuse(key, "must be an async function that returns the value, or for load_many a mapping")
+        self._check_takes(key, count, takes.rstrip(", "))
+
+    def _check_takes(self, key: str, count: int, takes: str) -> None:
+        if key in ("key", "tags") and inspect.iscoroutinefunction(getattr(self, key)):
+            self._refuse(key, "must be made by a function that is not async")
         try:
-            inspect.signature(loader).bind(*range(count))
+            inspect.signature(getattr(self, key)).bind(*range(count))
         except TypeError:
-            self._refuse(key, f"must take ({takes.rstrip(', ')})")
+            self._refuse(key, f"must take ({takes})")
         except ValueError:  # a signature that nobody knows
             return
 
@@ -235,13 +246,19 @@ class Definition:
                 )
         elif self.key is not EACH and not callable(self.key):
             self._refuse("key", "must be a function of the pattern's arguments, or EACH")
+        if callable(self.key):
+            self._check_takes("key", len(self.pattern.arguments), ", ".join(self.pattern.arguments))
 
     def _check_times(self) -> None:
         def between(key: str, least: float, *, open_end: bool = False, most: float = MAX_SECONDS) -> None:
             value = getattr(self, key)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or not (least < value if open_end else least <= value) or value > most:
-                self._refuse(key, f"must be {'> ' if open_end else '>= '}{least:g} and <= {most:g}")
+                off = " (None: off)" if key == "negative" else ""
+                bound = f"{most:,.10g}".replace(",", "_")
+                self._refuse(
+                    key, f"must be a number {'> ' if open_end else '>= '}{least:g} and <= {bound}{off}"
+                )
 
         between("ttl", 0.0, open_end=True)
         between("jitter", 0.0, most=0.5)
@@ -249,7 +266,8 @@ class Definition:
         between("stale_while_revalidate", 0.0)
         between("stale_if_error", 0.0)
         between("hard_timeout", 0.0, open_end=True, most=3600.0)
-        between("max_bytes", 64, most=64 << 20)
+        if type(self.max_bytes) is not int or not 64 <= self.max_bytes <= MAX_BYTES:
+            self._refuse("max_bytes", f"must be a whole number from 64 to {MAX_BYTES}")
         if type(self.copies) is not int or not 1 <= self.copies <= MAX_COPIES:
             self._refuse("copies", f"must be a whole number from 1 to {MAX_COPIES}")
         if self.copies > 1 and self.database is None:

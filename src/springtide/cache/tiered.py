@@ -243,9 +243,11 @@ class Cache:
         try:
             parsed = Pattern(pattern)
         except ValueError as error:
-            raise CacheDefinitionError(f"cache class {pattern!r}: pattern {error}, got {pattern!r}") from None
+            raise CacheDefinitionError(
+                f"cache class {pattern!r:.60}: pattern {error}, got pattern = {pattern!r:.200}"
+            ) from None
         definition = Definition(
-            name=name or parsed.name,
+            name=parsed.name if name is None else name,
             pattern=parsed,
             type=type,
             database=database,
@@ -281,7 +283,7 @@ class Cache:
         return made
 
     def _check_new(self, definition: Definition) -> None:
-        if self.state in ("starting", "running"):
+        if self.state in ("starting", "running", "stopping"):
             raise CacheDefinitionError(
                 f"cache class {definition.name!r}: classes are defined before {self.name!r} is started"
             )
