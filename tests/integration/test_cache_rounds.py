@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests._level2 import Thing
 from tests._redis import RedisServer
 from tests.cached import until
 from tests.invalidating import TellingCache
@@ -14,7 +15,8 @@ from tests.jobs_support import Heard
 from tests.relayed import Bus, connected, slots
 from tests.sharded import notes
 
-from springtide.cache._level2 import Level2
+from springtide.cache._fence import Refusal
+from springtide.cache._level2 import Entry, Level2
 from springtide.cache._names import Names, scope_name, slot_name
 from springtide.cache._relays import _strangers
 from springtide.cache._rounds import MEASURE, Leadership
@@ -130,3 +132,53 @@ async def test_rows_of_a_class_that_nobody_knows_are_applied_in_the_end(
         assert redis_server.command("EXISTS", *kept) == 0
         left = await pool.fetch("select class, fields from notes._invalidation")
         assert [(row["class"], row["fields"]) for row in left] == [("gone", '["k:8"]')]
+
+
+async def test_a_leader_that_comes_back_to_a_redis_vouches_for_nothing_of_before(
+    db: Database, own_redis: Callable[..., RedisServer]
+) -> None:
+    """While another leader had another Redis (a partition, or a deploy with another address), a writer died
+    after its COMMIT: its row was applied where nobody of here could hear it, and deleted. The next leader is
+    here again. It forgets what is kept here before its first beat; one that follows it here does not."""
+    servers, clock, epoch = (own_redis(), own_redis()), ManualClock(), db.epoch("main")
+    assert epoch is not None
+    async with connected(servers[0]) as here, connected(servers[1]) as there:
+        pool = db.pools["main"]
+
+        def leader() -> Leadership:
+            return Leadership("main", ["notes"], 30.0, clock, NullSink())
+
+        async def keep(level: Level2[Any]) -> Refusal | None:
+            async with db.seeing("main") as sight:
+                entry = Entry("7", Thing(7, "value"), 60.0)
+                return (await level.fill(entry, seen=sight.seen)).refusal
+
+        targets = {redis: slots(redis, ["user"])(epoch) for redis in (here, there)}
+        (level,) = targets[here]["user"] or ()
+        first = leader()
+        for _ in range(3):
+            await first.one(pool, targets[here])
+        assert await keep(level) is None
+        elsewhere = leader()
+        await elsewhere.one(pool, targets[there])
+        await invalidate(db, 7)
+        await elsewhere.one(pool, targets[there])
+        assert await pool.fetch_value("select count(*) from notes._invalidation") == 0
+        assert (await level.read(["7"])).found != [None]
+
+        bus = Bus(servers[0], "user", epoch)
+        beats = len(bus.beats())
+        back = leader()
+        for _ in range(3):
+            await back.one(pool, targets[here])
+        assert (await level.read(["7"])).found == [None]
+        assert bus.voided() == ["*"]
+        entries = bus.entries()
+        assert ["b" in entry for entry in entries].index(False) == beats
+
+        assert await keep(level) is None
+        again = leader()
+        for _ in range(3):
+            await again.one(pool, targets[here])
+        assert (await level.read(["7"])).found != [None]
+        assert bus.voided() == ["*"]

@@ -335,17 +335,36 @@ class Level2(Generic[V]):
         sequence = await self.void((EVERYTHING,), xid=xid)
         # Leases first: without a database they are what keeps a load that is under way from coming back.
         for kind in "lvo":
-            async for keys in self._scan(kind):
-                await self._link.send("UNLINK", *keys)
+            async for keys in self._scan(_GLOB.sub(r"\\\g<0>", self.names.prefix) + kind + ":*"):
+                if keys:
+                    await self._link.send("UNLINK", *keys)
         return sequence
 
-    async def _scan(self, kind: str) -> AsyncIterator[list[bytes]]:
-        pattern = _GLOB.sub(r"\\\g<0>", self.names.prefix) + kind + ":*"
+    @property
+    def place(self) -> tuple[int, str]:
+        """What `sweep` goes over: a link, and the scope of the keys."""
+        return id(self._link), self.names.scope
+
+    async def disown(self) -> None:
+        """Have everybody forget what he holds of the slot, and let no load in that is under way. For the
+        relay; where nobody can have been yet, nothing is said."""
+        if await self._link.send("EXISTS", self._sequence, self.names.prefix + "T"):
+            await self.void((EVERYTHING,), xid=None if self.epoch is None else 0)
+
+    async def sweep(self, slots: Sequence[Names]) -> AsyncIterator[None]:
+        """Forget all values of `slots`, which are at this one's `place`, step by step: nothing that was there
+        when this began is there when it ends."""
+        prefixes = tuple((names.prefix + kind).encode() for names in slots for kind in ("v:", "l:", "o:"))
+        async for keys in self._scan(f"{{*}}:{self.names.scope}:[lvo]:*"):
+            if mine := [key for key in keys if key.startswith(prefixes)]:
+                await self._link.send("UNLINK", *mine)
+            yield
+
+    async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         cursor = b"0"
         while True:
             cursor, keys = await self._link.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            if keys:
-                yield keys
+            yield keys
             if cursor == b"0":
                 return
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from springtide.cache._applied import Applied
 from springtide.cache._fence import Rounds
 from springtide.cache._rows import Row, Rows, Statements
 from springtide.cache._slot import round_text
@@ -87,6 +88,7 @@ class Leadership:
         self._run = secrets.token_hex(4)
         self._number = 0
         self._rows = Rows(schemas)
+        self._applied = Applied(min(schemas), clock)
         self._known: dict[str, Rounds] = {}
         self._failed: dict[str, float] = {}
         self._lost: dict[str, int] = defaultdict(int)
@@ -116,6 +118,7 @@ class Leadership:
             for cls, slots in targets.items()
             if slots is not None and self._failed.get(cls, now) <= now
         }
+        await self._settle(queries, ready)
         self.busy = False
         first = True
         async with aclosing(self._rows.new(queries, ready)) as batches:
@@ -134,6 +137,14 @@ class Leadership:
                 await self._adopt(queries, targets, self._strangers)
             await self._measure(queries)
         return hurry
+
+    async def _settle(self, queries: Statements, ready: Ready) -> None:
+        """See `_applied`. When a Redis fails meanwhile, only what was settled before is ready."""
+        try:
+            await self._applied.settle(queries, ready)
+        except (RedisError, RedisUnavailable) as error:
+            for cls in self._applied.unsettled(ready):
+                self._judge(cls, error, ready)
 
     async def _apply(self, queries: Statements, rows: Sequence[Row], ready: Ready) -> None:
         """Void what `rows` name and delete them; a class that fails is not ready any more."""
@@ -163,6 +174,11 @@ class Leadership:
         rows = await self._rows.strangers(queries, known, STRANGE)
         named = {(row.cls, row.schema) for row in rows}
         ready = {place: slots for place in sorted(named) if (slots := strangers(*place)) is not None}
+        strange: Ready = {}
+        for (cls, _), slots in ready.items():
+            strange[cls] = [*strange.get(cls, ()), *slots]
+        await self._settle(queries, strange)
+        ready = {place: slots for place, slots in ready.items() if place[0] in strange}
         voids = [
             (place, slot, row)
             for row in rows
