@@ -7,12 +7,13 @@ operation's, and its body must fit the schema of that status.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import asyncpg
 import httpx
@@ -25,12 +26,15 @@ from market.platform import modules
 from market.settings import Settings
 from market.storefront.rim import Store
 from springtide.cache import Cache
+from springtide.context import RequestContext, activate, current
 from springtide.db._looking import CAPTURE
 from springtide.db.causality import position_of
 from springtide.db.servers import RoutingSettings
 from springtide.platform import Platform
 from springtide.signals import Signal, StatementFinished
 from springtide.topology import DatabaseSpec, PoolSpec, ServerSpec, TelemetrySpec, Topology
+
+T = TypeVar("T")
 
 PASSWORD = "correct horse battery"
 
@@ -55,7 +59,7 @@ def topology(
     names = ["main", "second", "third"][: len(urls)]
     servers = servers or ServerSpec(body_bytes=1_048_576)
     nodes, clusters, poolers = tiers.shape(dict(zip(names, urls, strict=True)))
-    redis, cache = tiers.cache(len(urls))
+    redis, cache = tiers.cache(urls)
     return Topology(
         name="market",
         app="market.asgi:app",
@@ -70,12 +74,13 @@ def topology(
     )
 
 
-UNCOUNTED = ("pg_notify", "pg_current_wal_insert_lsn")
+UNCOUNTED = ("pg_notify", "pg_current_wal_insert_lsn", "pg_current_snapshot", "a.state_change")
 
 
 class Recorder:
     """Remembers the statements that ran, but not the bell's, which are of no request (one rings for many
-    commits, later), and not the question where the log stands, which only reads over replicas ask."""
+    commits, later), not the question where the log stands, which only reads over replicas ask, not what a
+    server has seen, which only reads ask whose values are kept, and not whether another relay still leads."""
 
     def __init__(self) -> None:
         self.statements: list[StatementFinished] = []
@@ -98,34 +103,71 @@ class Turns:
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
-        self.writer: Client | None = None
+        self.writer: Client | Inside | None = None
 
-    async def before(self, client: Client) -> None:
+    async def before(self, client: Client | Inside) -> None:
         if self.writer not in (None, client):
             await settled(self.platform)
             self.writer = None
 
-    def after(self, client: Client, method: str) -> None:
+    def after(self, client: Client | Inside, method: str) -> None:
         if method not in ("GET", "HEAD"):
             self.writer = client
+
+
+class Inside:
+    """Somebody who calls services within this process: one session, as each client over HTTP is one.
+
+    What calls in no request at all may be answered by is as old as the budget of its class allows.
+    """
+
+    def __init__(self, platform: Platform, turns: Turns | None = None) -> None:
+        self.platform = platform
+        self._turns = turns or Turns(platform)
+        self._session = RequestContext()
+
+    def service(self, interface: type[T]) -> T:
+        """The service, for this session."""
+        found: Any = _Inside(self, self.platform.service(interface))
+        return cast(T, found)
+
+    async def call(self, method: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+        await self._turns.before(self)
+        given = current()
+        session = self._session
+        if given is not None:  # a test has a deadline of its own
+            session = replace(given, causality=session.causality)
+        try:
+            with activate(session):
+                return await method(*args, **named)
+        finally:
+            self._turns.after(self, method.__name__)
+
+
+class _Inside:
+    def __init__(self, session: Inside, service: Any) -> None:
+        self._session, self._service = session, service
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(self._session.call, getattr(self._service, name))
 
 
 class Client(httpx.AsyncBaseTransport):
     """The way of one client to the application; `like` is that of another one."""
 
     def __init__(self, app: Any, turns: Turns) -> None:
-        self.app, self._turns = app, turns
+        self.app, self.turns = app, turns
         self._way = httpx.ASGITransport(app=app, raise_app_exceptions=False)
 
     def like(self) -> Client:
-        return Client(self.app, self._turns)
+        return Client(self.app, self.turns)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await self._turns.before(self)
+        await self.turns.before(self)
         try:
             return await self._way.handle_async_request(request)
         finally:
-            self._turns.after(self, request.method)
+            self.turns.after(self, request.method)
 
 
 class Api:
@@ -137,6 +179,12 @@ class Api:
         self.platform = platform
         self.recorder = recorder
         self._numbers = itertools.count(1)
+        transport = client._transport
+        self._inside = Inside(platform, transport.turns if isinstance(transport, Client) else None)
+
+    def service(self, interface: type[T]) -> T:
+        """The service, for a session within this process, which is one more client."""
+        return self._inside.service(interface)
 
     async def call(
         self,
@@ -245,8 +293,13 @@ async def replicas_serve(platform: Platform) -> None:
 async def settled(platform: Platform) -> None:
     """Return when every replica is known to have all that has been written by now, and the platform's memory
     nothing that this made stale."""
-    if platform.topology.cache is not None:
-        await heard(platform.cache)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(replayed(platform))
+        if platform.topology.cache is not None:
+            group.create_task(heard(platform.cache))
+
+
+async def replayed(platform: Platform) -> None:
     for cluster, servers in platform.servers.items():
         connection = await asyncpg.connect(platform.topology.cluster_url(cluster))
         try:
@@ -258,13 +311,20 @@ async def settled(platform: Platform) -> None:
                 await asyncio.sleep(0.02)
 
 
+async def forgotten(platform: Platform) -> None:
+    """Return when nobody has any more what was changed by hand, which no invalidation tells of."""
+    await replayed(platform)
+    tiers.flush()
+    if tiers.cached() and platform.cache.memory is not None:
+        platform.cache.memory.clear()
+
+
 async def heard(cache: Cache) -> None:
-    """Return when this process has heard all invalidations that were told to Redis by now."""
-    assert cache._bus is not None
-    for slot in [place.slot for cls in cache.classes.values() for place in cls.places.values()]:
-        told = await cache._bus.sequence(slot)
-        async with asyncio.timeout(60):
-            while told is not None and slot.scope and slot.position < told:
+    """Return when this process has heard of all that was committed by now, also through the relay alone."""
+    now = cache.clock.monotonic()
+    async with asyncio.timeout(60):
+        for slot in [place.slot for cls in cache.classes.values() for place in cls.places.values()]:
+            while slot.scope and slot.proof < now:
                 await asyncio.sleep(0.01)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.market.catalog import ANNA, BERT, WRONG
+from tests.market.harness import Inside, settled
 from tests.market.paying import CARD, Inbox, World, euros, world
 
 from market.catalog.api import Catalog, Listing, NewListing, NewShop
@@ -50,10 +51,11 @@ class Shop:
         self.provider = world.provider
         self.platform = world.platform
         self.payments = world.payments
-        self.catalog = world.platform.service(Catalog)
-        self.orders = world.platform.service(Orders)
-        self.notifications = world.platform.service(Notifications)
-        self.dashboard = world.platform.service(Dashboard)
+        inside = Inside(world.platform)
+        self.catalog = inside.service(Catalog)
+        self.orders = inside.service(Orders)
+        self.notifications = inside.service(Notifications)
+        self.dashboard = inside.service(Dashboard)
         self.db = world.platform.database("orders")
         implementation: Any = world.platform._registry.implementation("orders")
         self.service: OrderService = implementation
@@ -105,6 +107,7 @@ class Shop:
             await self.due()
             await self.service.advance_due()
             if not await self.db.scatter_sum("select count(*) from orders.placed where due_at is not null"):
+                await settled(self.platform)  # what workers have written is no client's own
                 return
         raise AssertionError("an order does not come to its end")
 

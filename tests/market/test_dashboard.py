@@ -25,7 +25,7 @@ _numbers = itertools.count(1)
 
 
 def dashboard(api: Api) -> Dashboard:
-    return api.platform.service(Dashboard)
+    return api.service(Dashboard)
 
 
 def now() -> datetime:

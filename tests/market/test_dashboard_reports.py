@@ -34,7 +34,7 @@ def days(count: int) -> dict[str, str]:
 
 
 async def id_of(api: Api, person: Person) -> int:
-    found = await api.platform.service(Users).find(person.username)
+    found = await api.service(Users).find(person.username)
     assert found is not None
     return found
 
@@ -47,7 +47,7 @@ async def sell(
     back: datetime | None = None,
 ) -> Sale:
     """`lines`: listing, title, quantity, price."""
-    dashboard = api.platform.service(Dashboard)
+    dashboard = api.service(Dashboard)
     sale = Sale(
         order_id=next(api._numbers) << 10 | 900,
         seller=seller_id,

@@ -129,7 +129,7 @@ async def test_dashboard(api: Api) -> None:
         sales.append(dashboard_bulk.BulkSale(sale, undone))
     db = api.platform.database("dashboard")
     assert await dashboard_bulk.is_empty(db)
-    dashboard = api.platform.service(Dashboard)
+    dashboard = api.service(Dashboard)
     for sale, undone in sales:
         await dashboard.sold(sale)
         if undone is not None:

@@ -55,10 +55,10 @@ async def test_stock_is_what_its_log_says(api: Api) -> None:
 async def test_money_is_booked_and_orders_agree_with_it(api: Api) -> None:
     """The comparison that operators run finds nothing wrong; the ledger adds up to the confirmed orders."""
     await seed(api.platform, users=200, seed=1, progress=Silent())
-    found = await api.platform.service(Orders).reconcile()
+    found = await api.service(Orders).reconcile()
     assert found.checked > 250 and found.open == found.confirmed_not_paid == found.confirmed_not_sold == 0
     assert found.ended_still_paid == found.ended_still_held == 0
-    balances = await api.platform.service(Payments).balances()
+    balances = await api.service(Payments).balances()
     booked = {(one.account, one.currency): one.amount for one in balances}
     orders = api.platform.database("orders")
     for currency in ("EUR", "USD"):
@@ -74,18 +74,18 @@ async def test_money_is_booked_and_orders_agree_with_it(api: Api) -> None:
 async def test_what_modules_tell_each_other_is_told(api: Api) -> None:
     """Everything is found by its words, sellers see their days, and there are things to recommend."""
     report = await seed(api.platform, users=200, seed=1, progress=Silent())
-    catalog, search = api.platform.service(Catalog), api.platform.service(Search)
+    catalog, search = api.service(Catalog), api.service(Search)
     (listing,) = (await catalog.newest(ListingQuery(limit=1))).items
     hits = (await search.find(SearchQuery(text=listing.title, kind="listing", limit=50))).items
     assert listing.title in {hit.title for hit in hits}
     assert (await search.find(SearchQuery(text=username(3, 1), kind="person"))).items
     assert report.rows["search.document"] == 600
     shop = await api.platform.database("dashboard").scatter("select seller_id from dashboard.seller", limit=1)
-    days = await api.platform.service(Dashboard).days(shop[0]["seller_id"], 365)
+    days = await api.service(Dashboard).days(shop[0]["seller_id"], 365)
     assert sum(day.orders for day in days) > 0
     lists = api.platform.database("recommendations")
     wares = await lists.scatter("select listing_id from recommendations.also_bought", limit=5)
-    recommended = api.platform.service(Recommendations)
+    recommended = api.service(Recommendations)
     assert wares and await recommended.also_bought([row["listing_id"] for row in wares], 5)
     people = api.platform.database("users")
     assert await people.scatter_sum("select count(*) from users.follow") == await lists.scatter_sum(

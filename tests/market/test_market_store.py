@@ -65,9 +65,7 @@ async def test_a_title_goes_to_the_article_that_it_was_meant_for(
         return article
 
     monkeypatch.setattr(ContentStore, "named", overtaken)
-    changed = await api.platform.service(Content).update(
-        "two", article.author_id, ArticleChanges(title="One")
-    )
+    changed = await api.service(Content).update("two", article.author_id, ArticleChanges(title="One"))
     assert (changed.slug, changed.title, changed.body) == ("one", "One", "Other")
     assert await store.find("one") == await store.find("two") == article.id
 

@@ -267,7 +267,7 @@ async def test_parts_are_served(api: Api) -> None:
 
 async def test_more_than_one_part_is_put_together(api: Api) -> None:
     """A document of several times what one call carries arrives whole, and by ranges across the seams."""
-    anna, media = 5, api.platform.service(Media)
+    anna, media = 5, api.service(Media)
     report = b"".join(b"%07d\n" % number for number in range(400_000))
     medium = await media.keep_document(anna, 'a \u2603 "report"\r\n.csv', report, "text/csv", "k")
     url = await media.url(medium.id, "document", anna)

@@ -33,12 +33,12 @@ async def send(api: Api, method: str, path: str, json: Any = None, **options: An
 async def told(api: Api, *keys: str) -> Person:
     """Somebody with a notice for each key."""
     person = await api.person()
-    id = await api.platform.service(Users).find(person.username)
+    id = await api.service(Users).find(person.username)
     assert id is not None
     for key in keys:
         data = {"actor": str(id), "article": "On tides", "excerpt": "Well said"}
         notice = Notice(recipient=id, kind="comment", key=key, data=data, link="/articles/on-tides")
-        await api.platform.service(Notifications).notify(notice)
+        await api.service(Notifications).notify(notice)
     return person
 
 
@@ -132,7 +132,7 @@ async def test_subscriptions_come_and_go(api: Api) -> None:
 async def test_the_link_in_a_mail_stops_mails_of_its_kind(api: Api) -> None:
     """Looking at it changes nothing; one click, as a mail program sends it, does."""
     ann = await told(api)
-    id = await api.platform.service(Users).find(ann.username)
+    id = await api.service(Users).find(ann.username)
     token = await _token(api, id)
     page = await send(api, "GET", "/unsubscribe", params={"token": token})
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -151,7 +151,7 @@ async def test_the_link_in_a_mail_stops_mails_of_its_kind(api: Api) -> None:
 async def test_only_our_own_links_stop_mails(api: Api) -> None:
     """A token says whose mails of which kind; no part of it can be changed."""
     ann, bob = await told(api), await told(api)
-    users = api.platform.service(Users)
+    users = api.service(Users)
     token = await _token(api, await users.find(ann.username))
     bobs = await users.find(bob.username)
     _, kind, mac = token.split(".")

@@ -17,9 +17,9 @@ TELLING = ("users", "content", "notifications")
 
 
 async def inbox(api: Api, of: Person) -> list[Told]:
-    id = await api.platform.service(Users).find(of.username)
+    id = await api.service(Users).find(of.username)
     assert id is not None
-    return (await api.platform.service(Notifications).inbox(id)).items
+    return (await api.service(Notifications).inbox(id)).items
 
 
 async def again(api: Api, kind: str) -> None:

@@ -32,7 +32,7 @@ def fresh(bucket: int | None = None) -> int:
 
 
 def service(api: Api) -> Recommendations:
-    return api.platform.service(Recommendations)
+    return api.service(Recommendations)
 
 
 async def settle(api: Api) -> None:

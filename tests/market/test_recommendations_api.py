@@ -28,7 +28,7 @@ from springtide.topology import Cluster, DatabaseSpec, Node
 
 
 async def bought(api: Api, *listings: dict[str, Any], times: int = 2) -> None:
-    recommendations = api.platform.service(Recommendations)
+    recommendations = api.service(Recommendations)
     for _ in range(times):
         number = next(api._numbers)
         ids = [listing["id"] for listing in listings]
@@ -87,7 +87,7 @@ async def test_whom_people_follow_whom_one_follows(api: Api) -> None:
 async def test_every_way_to_follow_and_unfollow_ends_in_the_last_state(api: Api) -> None:
     """Clicks come faster than jobs, and jobs run in any order: what was clicked last is known in the end."""
     anna, bert = await api.person("anna"), await api.person("bert")
-    users = api.platform.service(Users)
+    users = api.service(Users)
     follower, followee = await users.find("anna"), await users.find("bert")
     db = api.platform.database("recommendations")
     made: Any = api.platform._registry.implementation("users")

@@ -131,7 +131,7 @@ async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
 
 async def test_questions_take_few_statements_however_much_they_ask(api: Api) -> None:
     """One per shard for a cart of forty, three at most for authors, two and a snapshot for figures."""
-    recommendations, figures = api.platform.service(Recommendations), api.platform.service(Dashboard)
+    recommendations, figures = api.service(Recommendations), api.service(Dashboard)
     for most, question in (
         (1, recommendations.also_bought(OTHERS, 20)),
         (3, recommendations.authors(PERSON, 20)),

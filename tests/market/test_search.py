@@ -27,7 +27,7 @@ FIRST, LAST = 5, 1000
 
 @pytest.fixture
 def search(api: Api) -> Search:
-    return api.platform.service(Search)
+    return api.service(Search)
 
 
 def document(

@@ -87,7 +87,7 @@ async def test_a_listing_is_found_while_everybody_may_see_it(api: Api) -> None:
     assert [item["listing"]["status"] for item in await find(api, "bentwood")] == ["sold_out"]
     await change(status="withdrawn")
     assert await find(api, "bentwood") == []
-    assert await api.platform.service(Search).suggest("bentw", 5) == []
+    assert await api.service(Search).suggest("bentw", 5) == []
     await change(title="Steel chair")
     assert await find(api, "steel") == []
     await change(status="active")
@@ -221,7 +221,7 @@ async def test_a_hit_of_nothing_is_left_out(api: Api) -> None:
     await work(api.platform)
     kinds = ("article", "listing", "person")
     ghosts = [Document(kind=kind, id=1 << 40 | 5, version=1, title="Walnut", text="") for kind in kinds]
-    await api.platform.service(Search).put(ghosts)
+    await api.service(Search).put(ghosts)
     assert [item["username"] for item in await find(api, "walnut")] == ["walnut"]
 
 

@@ -40,7 +40,7 @@ STEPS = st.lists(st.builds(Step, st.integers(1, 6), st.booleans()), min_size=1, 
 
 
 async def titles(api: Api, text: str) -> list[str]:
-    page = await api.platform.service(Search).find(SearchQuery(text=text, limit=100))
+    page = await api.service(Search).find(SearchQuery(text=text, limit=100))
     return [hit.title for hit in page.items]
 
 
@@ -65,7 +65,7 @@ async def forget_jobs(platform: Platform) -> None:
 async def test_the_newest_wins_in_any_order(api: Api) -> None:
     """Puts and removals, some twice, in any order: the highest version decides, of one version the
     removal."""
-    search, drawn = api.platform.service(Search), list[list[Step]]()
+    search, drawn = api.service(Search), list[list[Step]]()
 
     @settings(max_examples=60, database=None, suppress_health_check=list(HealthCheck), deadline=None)
     @given(STEPS)
@@ -91,7 +91,7 @@ async def test_handlers_may_run_twice_and_late(api: Api) -> None:
     jake = await api.person("jake")
     slug = (await api.article(jake, "Old boats"))["slug"]
     content = implementation(api.platform, "content")
-    id = (await api.platform.service(Content).article(slug, None)).id
+    id = (await api.service(Content).article(slug, None)).id
     early = await content._documents([id])
     change = {"article": {"title": "New kites"}}
     slug = (await api.call("PUT", f"/articles/{slug}", change, by=jake, expect=200))["article"]["slug"]
@@ -165,7 +165,7 @@ async def test_the_sweep_leaves_alone_what_was_removed(api: Api) -> None:
 
 async def test_removals_are_forgotten_after_long_enough(api: Api) -> None:
     """And not before: until then a late put is known to be late."""
-    search, service = api.platform.service(Search), implementation(api.platform, "search")
+    search, service = api.service(Search), implementation(api.platform, "search")
     lamps = [document(number, "Walnut", version=2) for number in range(1, 5)]
     for lamp in lamps:
         await search.remove("article", lamp.id, 2)

@@ -31,7 +31,7 @@ async def buyer(api: Api) -> Browser:
 
 
 async def changed(api: Api, id: int, **changes: Any) -> None:
-    catalog = api.platform.service(Catalog)
+    catalog = api.service(Catalog)
     owner = (await catalog.listings([id]))[0].seller_id
     await catalog.update(id, owner, ListingChanges(**changes), None)
 
@@ -88,7 +88,7 @@ async def test_what_cannot_be_bought_any_more_is_said(api: Api, seller: Browser,
     """Fewer left, sold out, taken off sale: each in its line, with what can be done."""
     id = await listing(seller, stock="5")
     await into_cart(buyer, id, "4")
-    catalog = api.platform.service(Catalog)
+    catalog = api.service(Catalog)
     owner = (await catalog.listings([id]))[0].seller_id
     for change, says in ((-3, "Only 2 pieces left"), (-2, "Sold out at the moment")):
         await catalog.adjust(id, owner, change, "")
@@ -168,14 +168,14 @@ async def test_orders_of_others_are_not_there(buyer: Browser) -> None:
 async def test_a_hit_that_is_older_than_the_thing_says_so(api: Api, seller: Browser) -> None:
     """By the versions, not by the clock: marked while the index has an older one, and no longer."""
     id = await listing(seller, title="Brass lamp")
-    search = api.platform.service(Search)
-    (now,) = await api.platform.service(Catalog).listings([id])
+    search = api.service(Search)
+    (now,) = await api.service(Catalog).listings([id])
     await search.put([Document(kind="listing", id=id, version=now.version, title="Brass lamp", text="")])
     await changed(api, id, title="Copper lamp")
     await seller.get("/search?q=brass")
     assert "Copper lamp" in seller.page.text
     assert "It has changed since it was indexed" in seller.page.text
-    (now,) = await api.platform.service(Catalog).listings([id])
+    (now,) = await api.service(Catalog).listings([id])
     await search.put([Document(kind="listing", id=id, version=now.version, title="Copper lamp", text="")])
     await seller.get("/search?q=copper")
     assert "Copper lamp" in seller.page.text

@@ -23,7 +23,7 @@ async def test_a_form_that_is_sent_twice_is_one_comment(api: Api) -> None:
     form = (await reader.get(where)).form(action) | {"body": "Well said\r\n\r\nindeed"}
     both = await asyncio.gather(*(reader.client.post(action, data=form) for _ in range(3)))
     both.append(await reader.client.post(action, data=form))
-    content = api.platform.service(Content)
+    content = api.service(Content)
     (comment,) = await content.comments(slug)
     assert {answer.status_code for answer in both} == {303}
     assert {answer.headers["location"] for answer in both} == {f"{where}?done=commented#comment-{comment.id}"}
@@ -44,7 +44,7 @@ async def test_the_longest_comment_is_kept_with_its_record(api: Api) -> None:
     await reader.get(f"/articles/{slug}")
     body = "x" + "\x01" * 19_999
     await reader.send(f"/articles/{slug}/comments", {"body": body})
-    (comment,) = await api.platform.service(Content).comments(slug)
+    (comment,) = await api.service(Content).comments(slug)
     assert comment.body == body
     await reader.send(f"/articles/{slug}/comments", {"body": " "}, expect=422)
     await reader.send(f"/articles/{slug}/comments", {"key": "x"}, expect=400)

@@ -86,12 +86,12 @@ def hub(api: Api) -> Hub:
 
 
 def sessions(api: Api) -> SessionService:
-    return api.platform.service(SessionService)
+    return api.service(SessionService)
 
 
 async def tell(api: Api, person: int, key: str) -> None:
     notice = Notice(recipient=person, kind="welcome", key=key, link="/")
-    await api.platform.service(Notifications).notify(notice)
+    await api.service(Notifications).notify(notice)
 
 
 async def id_of(api: Api, name: str) -> int:

@@ -160,14 +160,15 @@ async def test_trouble_is_a_page(visitor: Browser, path: str, method: str, statu
     ],
 )
 async def test_trouble_below_is_a_page(
-    visitor: Browser, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+    api: Api, visitor: Browser, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
     """503 with Retry-After, 504 and 500: our look, our headers, the request's id, nothing of the inside."""
 
     async def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("market.catalog.store.CatalogStore.counts", fail)
+    catalog: Any = api.platform._registry.implementation("catalog")
+    monkeypatch.setattr(catalog._store, "counts", fail)
     response = await visitor.client.get("/browse")
     assert response.status_code == status
     assert "secret" not in response.text

@@ -26,7 +26,7 @@ async def subscribed(api: Api) -> list[tuple[int, str]]:
 
 
 async def id_of(api: Api, name: str) -> int:
-    found = await api.platform.service(Users).find(name)
+    found = await api.service(Users).find(name)
     assert found is not None
     return found
 
@@ -42,7 +42,7 @@ async def test_a_device_is_turned_on_and_off(api: Api) -> None:
     jake = await browser(api).sign_up("Jake")
     section = dict((await jake.get(NOTICES)).tags)["section"]
     assert "hidden" in section, "without a script nothing can be turned on"
-    assert section["data-key"] == await api.platform.service(Notifications).push_key()
+    assert section["data-key"] == await api.service(Notifications).push_key()
     answer = await jake.client.post(
         "/account/push", data=jake.page.form("/account/push") | Device(ENDPOINT).subscription_json()
     )
@@ -142,7 +142,7 @@ async def test_a_cookie_that_was_not_set_by_us_is_none(api: Api) -> None:
 async def test_each_kind_is_chosen_for_mail_and_push(api: Api) -> None:
     """Both columns are shown as they are, and the whole form counts."""
     jake = await browser(api).sign_up("Jake")
-    id, notifications = await id_of(api, "Jake"), api.platform.service(Notifications)
+    id, notifications = await id_of(api, "Jake"), api.service(Notifications)
     token = (await jake.get(NOTICES)).form(NOTICES)["csrf"]
     wanted = {"csrf": token, "mail": ["comment"], "push": ["sale", "comment"]}
     assert (await jake.client.post(NOTICES, data=wanted)).status_code == 303

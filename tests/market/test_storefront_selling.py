@@ -22,7 +22,7 @@ pytestmark = [one_platform, one_shard]
 
 
 async def id_of(api: Api, name: str) -> int:
-    found = await api.platform.service(Users).find(name)
+    found = await api.service(Users).find(name)
     assert found is not None
     return found
 
@@ -51,7 +51,7 @@ async def test_a_report_is_made_once_listed_and_downloaded(api: Api) -> None:
 async def test_the_inbox_is_read_up_to_what_was_shown(api: Api) -> None:
     """What came since stays unread, and another's inbox is not touched."""
     jake = await browser(api).sign_up("Jake")
-    id, notifications = await id_of(api, "Jake"), api.platform.service(Notifications)
+    id, notifications = await id_of(api, "Jake"), api.service(Notifications)
     await notifications.notify(Notice(recipient=id, kind="welcome", key="1", link="/"))
     form = (await jake.get("/notifications")).form("/notifications/read")
     assert "1 unread notice" in jake.page.text
@@ -93,7 +93,7 @@ async def test_a_sale_is_marked_as_shipped_once_by_its_seller_alone(api: Api) ->
     assert "On its way" in mara.page.text and "To be sent" not in mara.page.text
     await work(api.platform)
     assert "on its way" in (await ada.get(f"/orders/{order}")).text.lower()
-    inbox = await api.platform.service(Notifications).inbox(await id_of(api, "Ada"))
+    inbox = await api.service(Notifications).inbox(await id_of(api, "Ada"))
     assert [notice.kind for notice in inbox.items].count("order_shipped") == 1
 
 
@@ -110,7 +110,7 @@ async def test_an_account_shows_the_picture_that_it_was_given(api: Api) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (40, 40), "teal").save(picture, "PNG")
     await give(picture.getvalue())
-    account = await api.platform.service(Users).account(await id_of(api, "Ada"))
+    account = await api.service(Users).account(await id_of(api, "Ada"))
     assert account is not None and account.image is not None
     before = await ada.client.get(account.image)
     assert before.headers["content-type"].startswith("image/svg+xml")
@@ -119,5 +119,5 @@ async def test_an_account_shows_the_picture_that_it_was_given(api: Api) -> None:
     assert after.headers["content-type"] == "image/webp"
     await ada.get("/account")
     await ada.send("/account/face/remove")
-    account = await api.platform.service(Users).account(await id_of(api, "Ada"))
+    account = await api.service(Users).account(await id_of(api, "Ada"))
     assert account is not None and account.image is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from tests.market.harness import PASSWORD, Api, one_platform, one_shard
+from tests.market.harness import PASSWORD, Api, forgotten, one_platform, one_shard
 from tests.market.pages import BASE, Browser, browser
 
 from market.storefront.pages import PAGES
@@ -202,6 +202,7 @@ async def test_a_session_without_an_account_writes_nothing(api: Api, visitor: Br
     token = visitor.page.form("/sign-out")["csrf"]
     for pool in api.platform.database("users").pools.values():
         await pool.execute("delete from users.account")
+    await forgotten(api.platform)
     await visitor.get("/write", expect=303)
     await visitor.post("/write", {"csrf": token, "title": "T"}, expect=303, follow_redirects=False)
     assert visitor.response.headers["location"].startswith("/sign-in")

@@ -48,13 +48,15 @@ def cached() -> bool:
     return os.environ.get("SPRINGTIDE_TEST_CACHE") == "1"
 
 
-def cache(shards: int) -> tuple[dict[str, Node], CacheSpec | None]:
-    """Redis and the cache in it, if the environment names one. Topologies of one and of two shards call their
-    databases alike, so each has its own part of it."""
-    url = os.environ.get(REDIS)
-    if url is None:
+def cache(urls: Sequence[str]) -> tuple[dict[str, Node], CacheSpec | None]:
+    """Redis and the cache in it, for shards at these urls, if they are of those that have one.
+
+    One for all platforms, whatever their number of shards: on each database one relay tells a Redis what has
+    changed there, that of the platform which came first.
+    """
+    if REDIS not in os.environ or urls[0] not in json.loads(os.environ[WHERE]):
         return {}, None
-    return {"redis": Node(name="redis", kind="redis", url=f"{url}/{shards}")}, CacheSpec(node="redis")
+    return {"redis": Node(name="redis", kind="redis", url=os.environ[REDIS])}, CacheSpec(node="redis")
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def _redis() -> Iterator[None]:
         yield
         return
     server = RedisServer().start()
-    os.environ[REDIS] = server.url.rpartition("/")[0]
+    os.environ[REDIS] = server.url
     _running.append(server)
     try:
         yield
