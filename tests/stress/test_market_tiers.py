@@ -19,19 +19,26 @@ ROOT = Path(__file__).parents[2]
 
 REPLICAS, POOLER, CACHE = (f"SPRINGTIDE_TEST_{tier}" for tier in ("REPLICAS", "POOLER", "CACHE"))
 
-REALWORLD = (
-    "test_market_articles", "test_market_lists", "test_market_users", "test_market_concurrency",
-    "test_market_transport", "test_market_versions", "test_market_hostile",
-)  # fmt: skip
-
-TRADE = (
-    "test_storefront_pages", "test_storefront_comments", "test_storefront_buying", "test_catalog_api",
-    "test_orders_api", "test_orders", "test_payments", "test_search_api", "test_notifications_api",
-    "test_recommendations_api", "test_market_journeys", "test_media_api", "test_dashboard",
-    "test_storefront_selling", "test_storefront_visits", "test_storefront_events",
-    "test_storefront_browser", "test_catalog_reservations", "test_orders_saga", "test_notifications",
-    "test_search",
-)  # fmt: skip
+PARTS = {
+    "realworld": (
+        "test_market_articles", "test_market_lists", "test_market_users", "test_market_concurrency",
+        "test_market_transport", "test_market_versions", "test_market_hostile",
+    ),
+    "pages": (
+        "test_storefront_pages", "test_storefront_comments", "test_storefront_buying",
+        "test_storefront_selling", "test_storefront_visits", "test_storefront_events",
+        "test_storefront_browser", "test_market_journeys",
+    ),
+    "trade": (
+        "test_catalog_api", "test_catalog_reservations", "test_orders_api", "test_orders",
+        "test_orders_saga", "test_payments",
+    ),
+    "around": (
+        "test_search_api", "test_search", "test_notifications_api", "test_notifications",
+        "test_recommendations_api", "test_media_api", "test_dashboard",
+    ),
+}  # fmt: skip
+"""Each in one process, so that its files share the servers."""
 
 EVERY_RUN = ("test_tiers", "test_market_users")
 """That the tiers are there; registering, logging in, following."""
@@ -64,10 +71,10 @@ async def test_what_every_run_can_afford_passes_behind_all() -> None:
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "tier", [(REPLICAS,), (POOLER,), (REPLICAS, CACHE)], ids=["replicas", "pooler", "cache and replicas"]
 )
-@pytest.mark.parametrize("file", [*REALWORLD, *TRADE])
-async def test_acceptance_tests_pass(file: str, tier: tuple[str, ...]) -> None:
-    await passes(file, over=tier, timeout=950)
+@pytest.mark.parametrize("part", PARTS)
+async def test_acceptance_tests_pass(part: str, tier: tuple[str, ...]) -> None:
+    await passes(*PARTS[part], over=tier, timeout=3500)
