@@ -79,7 +79,7 @@ class Listener:
     async def void(self, *fields: str) -> int:
         link = self.redis.link(self.slot.name)
         assert link is not None
-        arguments = (f"x{os.urandom(4).hex()}", "0 60000", *fields)
+        arguments = (f"x{os.urandom(4).hex()}", "=0 60000", *fields)
         return int(await link.call(VOID, (self.names.sequence,), arguments))
 
     async def beat(self, relay: str, number: int) -> None:
@@ -414,7 +414,7 @@ async def test_a_process_that_was_stopped_bypasses_before_it_has_read_its_socket
             assert said[0] == "proven"
             await until(lambda: _state(child.pid) == "T", "a stopped process")
             names = Names("users@main", said[1])
-            redis_server.command("EVAL", VOID.text, 1, names.sequence, "x1", "", "k:1")
+            redis_server.command("EVAL", VOID.text, 1, names.sequence, "x1", "k:1")
             stopped = time.monotonic()
             await until(lambda: time.monotonic() > stopped + 1.1, "the end of its share")
             os.kill(child.pid, signal.SIGCONT)

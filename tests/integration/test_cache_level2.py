@@ -11,7 +11,7 @@ from tests._level2 import HANGS, Thing, level2, linked, primary, stand, standby
 from tests._redis import RedisCluster, RedisServer
 
 from springtide.cache._fence import Mark, Refusal, Rounds, Tombstone, admissible
-from springtide.cache._level2 import BATCH, Entry, Level2
+from springtide.cache._level2 import BATCH, BUS_ENTRIES, Entry, Level2
 from springtide.cache._names import EVERYTHING, Heard, heard
 from springtide.db.seeing import Seen
 from springtide.redis import Link, Redis
@@ -309,3 +309,29 @@ async def serving(redis: Redis, tag: str) -> Link:
         while (link := redis.link(tag)) is None:
             await asyncio.sleep(0.01)
         return link
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+async def test_the_bus_is_bounded_where_no_relay_beats(redis_server: RedisServer, fenced: bool) -> None:
+    """Every thousandth void trims it to what readers need; between them it grows by no more than that."""
+    async with linked(redis_server) as link:
+        level = level2(link, fenced=fenced)
+        sequence = 1_700_000_000_000_998
+        await link.send("SET", level.names.sequence, sequence)
+        for _ in range(3):
+            await asyncio.gather(
+                *(link.send("XADD", level.names.bus, "*", "s", 1, "f", "k:0") for _ in range(4000))
+            )
+        xid = 100 if fenced else None
+        assert await level.void(["k:1"], xid=xid) == sequence + 1
+        assert await link.send("XLEN", level.names.bus) == 12_001
+        assert await level.void(["k:2"], xid=xid) == sequence + 2
+        assert BUS_ENTRIES <= await link.send("XLEN", level.names.bus) <= BUS_ENTRIES + 200
+
+
+async def test_a_void_of_a_tag_that_the_class_has_no_more_does_no_harm(redis_server: RedisServer) -> None:
+    """A row of an older version of the application names one: the relay tells it, and goes on."""
+    async with linked(redis_server) as link:
+        level = level2(link)
+        before = await level.void(["k:1"], xid=100)
+        assert await level.void(["k:2", "t:org:1"], xid=101) == before + 1

@@ -171,7 +171,7 @@ class Level2(Generic[V]):
         self._flags = ("t" if tagged else "") + ("a" if aged else "")
         self._fenced = "f" if epoch is not None and not tagged else ""
         self._tag_ms = _ms(life + TAG_MARGIN)
-        self._lives = f"{_ms(aside) if aside else 0} {self._tag_ms}"
+        self._lives = f"={_ms(aside) if aside else 0} {self._tag_ms}"
 
     async def read(self, names: Sequence[str]) -> Read[V]:
         """The values that are there."""
@@ -304,8 +304,8 @@ class Level2(Generic[V]):
         _printable(fields)
         who = f"x{secrets.token_hex(8)}" if xid is None else str(xid)
         # A class that has no tags may have had some: rows of then name them.
-        lives = self._lives if self.aside or any(field[0] == "t" for field in fields) else ""
-        calls = [self._link.call(VOID, (self._sequence,), (who, lives, *part)) for part in _batches(fields)]
+        lives = (self._lives,) if self.aside or any(field[0] == "t" for field in fields) else ()
+        calls = [self._link.call(VOID, (self._sequence,), (who, *lives, *part)) for part in _batches(fields)]
         return max([int(await call) for call in calls], default=0)
 
     async def release(self, names: Sequence[str], token: str) -> None:

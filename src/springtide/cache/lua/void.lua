@@ -1,9 +1,8 @@
 -- Invalidate fields of one slot for one committed transaction, or for one call where there is no database.
 -- KEYS  1 the slot's sequence; every other key of the slot is named from it and lies on the same node
 -- ARGV  1 the transaction's xid; "x" and a random number where there is no database (then no tombstone is needed)
---       2 "" where values are not kept aside and no field is a tag; else "a t": milliseconds that an old value is
---         kept aside (0: not), and that a tag's version is kept
---       then the fields: "k:<name>", "t:<tag>" or "*", the whole slot
+--       then the fields: "k:<name>", "t:<tag>" or "*", the whole slot; where values are kept aside or one of them is a
+--       tag, before them "=a t": milliseconds that an old value is kept aside (0: not), and that a tag's version is
 -- Answers the sequence up to which a process has to have heard the bus. A transaction that had voided all of
 -- this before changes nothing: its tombstones are there, so whatever was kept since has seen it.
 -- Most calls are for one field that nobody has voided lately: they make four calls (a tombstone, the sequence, the
@@ -13,8 +12,11 @@ local S, xid = KEYS[1], ARGV[1]
 local p = string.sub(S, 1, -2)
 local T = p .. 'T'
 local fenced = string.byte(xid) ~= 120  -- "x"
-local aside, life = '0', nil
-if ARGV[2] ~= '' then aside, life = string.match(ARGV[2], '^(%d+) (%d+)$') end
+local first, aside, life = 2, '0', nil
+if string.byte(ARGV[2]) == 61 then  -- "="
+  first = 3
+  aside, life = string.match(ARGV[2], '^=(%d+) (%d+)$')
+end
 
 local function merged(old, round)  -- the tombstone with this xid; nil when it says it already
   local X = tonumber(xid)
@@ -38,7 +40,7 @@ local function merged(old, round)  -- the tombstone with this xid; nil when it s
 end
 
 local changed, more, tags  -- the first field, and the list of all where there are several
-for at = 3, #ARGV do
+for at = first, #ARGV do
   local field = ARGV[at]
   local kind, new = string.byte(field), true
   if kind == 42 then  -- "*"; without tombstones there is no horizon, and the next one is above all of this
