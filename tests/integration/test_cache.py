@@ -756,3 +756,59 @@ async def test_memory_is_charged_with_what_values_take_there(redis_server: Redis
         assert set(here.entries) == {8}
         assert here.entries[8].weight > 50_000
         assert here.stats.l2_hits == 1
+
+
+async def test_who_leaves_while_redis_gives_him_a_lease_gives_it_back(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """The answer never reaches him, and nobody in another process waits for a load that there is not."""
+    async with node(redis_server, db, hard_timeout=1000.0) as here:
+        await here.write(7, "there")
+        level = here.place.level()
+        link = here.place.link_now(here.place.slot.name)
+        assert level is not None and link is not None
+        call, asked = link.call, asyncio.Event()
+
+        async def late(script: Script, keys: Any, args: Any) -> Any:
+            answer = await call(script, keys, args)
+            if script is GET and args[1]:
+                asked.set()
+                await asyncio.Event().wait()
+            return answer
+
+        link.call = late  # type: ignore[assignment, method-assign]  # the answer stays on its way
+        reader = asyncio.create_task(here.text(7))
+        await asked.wait()
+        assert await link.send("EXISTS", level.names.lease("note:7")) == 1
+        reader.cancel()
+        await asyncio.wait([reader])
+
+        async def back() -> bool:
+            return await link.send("EXISTS", level.names.lease("note:7")) == 0
+
+        await until(back)
+        assert here.loads == []
+
+
+async def test_who_leaves_while_he_looks_for_an_old_value_is_not_waited_for(
+    redis_server: RedisServer, db: Database
+) -> None:
+    """After the soft time-out he asks Redis for what was there before: he is cancelled there, and the load
+    that nobody else wants ends with him."""
+    async with node(redis_server, db, stale_if_error=1000.0, soft_timeout=0.01) as here:
+        await here.write(7, "there")
+        here.hold()
+        asked = asyncio.Event()
+
+        async def old(level: Any, flight: Any) -> Any:
+            asked.set()
+            await asyncio.Event().wait()
+
+        here.notes._keeping.old = old  # type: ignore[method-assign]  # Redis takes its time
+        reader = asyncio.create_task(here.text(7))
+        await asked.wait()
+        await until(lambda: here.reads)
+        reader.cancel()
+        await asyncio.wait([reader])
+        await until(lambda: not here.place.flights)
+        assert here.stats.failed == {"CancelledError": 1}

@@ -28,7 +28,7 @@ from springtide.cache._fence import Known
 from springtide.context import CausalityToken
 from springtide.errors import Unavailable
 
-__all__ = ["ABANDONED", "Flight", "Load", "wait"]
+__all__ = ["ABANDONED", "Flight", "Load", "leave", "wait"]
 
 ABANDONED: Final[Any] = object()
 """What a flight ends with that found nothing out."""
@@ -107,9 +107,14 @@ async def wait(flights: Sequence[Flight], seconds: float | None, *, hold: bool =
         for flight in pending:
             flight.waiting -= 1
         if not (hold and late):
-            for flight in pending:
-                if flight.load is not None:
-                    flight.load.left()
+            leave(pending)
+
+
+def leave(flights: Iterable[Flight]) -> None:
+    """Who waited for these does no more: a load that nobody else wants is cancelled."""
+    for flight in flights:
+        if flight.load is not None:
+            flight.load.left()
 
 
 class Load:

@@ -191,14 +191,16 @@ class Level2(Generic[V]):
             ]
         return Read(int(answer[0] or 0), found)
 
-    async def lease(self, names: Sequence[str], hold: float, *, refresh: bool = False) -> Leased[V]:
+    async def lease(
+        self, names: Sequence[str], hold: float, *, refresh: bool = False, token: str = ""
+    ) -> Leased[V]:
         """Take the right to load what is not there, for `hold` seconds at most; with `refresh` whatever is
         there.
 
-        The token is the same for all names. Without a database the lease has to be taken before the load
-        begins.
+        The token is the same for all names; "": one is made. Without a database the lease has to be taken
+        before the load begins.
         """
-        token = secrets.token_hex(8)
+        token = token or secrets.token_hex(8)
         if len(names) > BATCH:
             raise ValueError(f"at most {BATCH} leases at once, got {len(names)}")
         flags = self._flags + ("r" if refresh else "l") + self._fenced

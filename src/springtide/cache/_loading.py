@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,11 @@ class Loading:
         with activate(self._context):
             since = 0
             if self._leased:
-                since = await self._lease(load)
+                try:
+                    since = await self._lease(load)
+                except BaseException:
+                    self._release(load.flights)
+                    raise
                 if not load.flights:
                     return
             timeout = asyncio.timeout(seconds)
@@ -114,7 +119,8 @@ class Loading:
         give_up = owner.clock.monotonic() + self._patience()
         while True:
             since, others = await self._ask(load.flights)
-            ours = [flight for flight in load.flights if not flight.done and flight not in others]
+            theirs = set(others)
+            ours = [flight for flight in load.flights if not flight.done and flight not in theirs]
             if ours or not others:
                 if others:
                     owner.go_on(others, self, self._place)
@@ -162,11 +168,21 @@ class Loading:
         owner, level, place = self._owner, self._level, self._place
         generation = place.slot.generation
         keys = [flight.key for flight in flights]
-        leased = await level.lease(keys, owner.definition.hard_timeout, refresh=refresh)
+        token = secrets.token_hex(8)
+        for (
+            flight
+        ) in flights:  # before it is asked for: who is cancelled meanwhile gives back what he may get
+            flight.lease = token
+        try:
+            leased = await level.lease(keys, owner.definition.hard_timeout, refresh=refresh, token=token)
+        except BaseException:
+            self._release(flights)
+            raise
         useless: list[Flight] = []
         for at, (flight, found) in enumerate(zip(flights, leased.found, strict=True)):
+            if found is not True:
+                flight.lease = ""
             if found is True:
-                flight.lease = leased.token
                 flight.known = leased.known[at] if leased.known else None
             elif found is False:
                 others.append(flight)
@@ -202,7 +218,8 @@ class Loading:
             flawed = await self._fill(level, flights, found, seen, since)
             if seen is None or not seen.standby:
                 flawed = []
-        whole = [flight for flight in flights if flight not in flawed]
+        broken = set(flawed)
+        whole = [flight for flight in flights if flight not in broken]
         self._release(whole)
         for flight in whole:
             flight.finish(found[flight.name])
@@ -309,10 +326,9 @@ class Loading:
     async def _fail(self, load: Load, error: Exception) -> None:
         """The loader has failed: what was there before is given, where the class wants that."""
         owner = self._owner
-        for flight in load.flights:
-            if flight.done:
-                continue
-            old = await owner.keeping.old(self._level, flight)
+        left = [flight for flight in load.flights if not flight.done]
+        olds = await asyncio.gather(*(owner.keeping.old(self._level, flight) for flight in left))
+        for flight, old in zip(left, olds, strict=True):
             if old is ABANDONED:
                 flight.fail(error)
             else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from springtide.cache._admission import inside
 from springtide.cache._edge import say_old, tell
-from springtide.cache._flight import ABANDONED, Flight, wait
+from springtide.cache._flight import ABANDONED, Flight, leave, wait
 from springtide.cache._keeping import AWAY, Keeping
 from springtide.cache._keys import Argument
 from springtide.cache._loader import loaded
@@ -226,15 +226,18 @@ class Reading:
             and terms.mark is None
             and not await wait(flights, self._left(context, soft), hold=True)
         ):
-            for flight in flights:
-                if (
-                    not flight.done
-                    and (old := await self._keeping.old(place.level(), flight)) is not ABANDONED
-                ):
-                    self._stats.stale_served["soft"] += 1
-                    flight.wanted = True
-                    found[flight.name] = old
-                    say_old(context)
+            try:
+                for flight in flights:
+                    if flight.done:
+                        continue
+                    if (old := await self._keeping.old(place.level(), flight)) is not ABANDONED:
+                        self._stats.stale_served["soft"] += 1
+                        flight.wanted = True
+                        found[flight.name] = old
+                        say_old(context)
+            except BaseException:
+                leave(flights)
+                raise
             flights = [flight for flight in flights if flight.name not in found]
         if not await wait(flights, self._left(context)):
             raise DeadlineExceeded(f"waiting for a load of {self._definition.name}")
