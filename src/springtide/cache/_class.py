@@ -45,9 +45,9 @@ class CacheClass(Generic[T]):
         """Its values in this process's memory; None: they are not kept there."""
         self._cache = cache
         self._monotonic = cache.clock.monotonic
-        self._entries = view.entries if view is not None else {}
         self._single = definition.single
         self._each = definition.key is EACH
+        self._entries = view.entries if view is not None and not self._each else {}
         codec: Codec[T] = Codec(
             definition.type,
             salt=f"{definition.pattern.text} {definition.tagger.text}",
@@ -77,7 +77,8 @@ class CacheClass(Generic[T]):
     # -- for callers -----------------------------------------------------------------------------------
 
     async def get(self, *key: Argument) -> T | None:
-        """The value, None when there is nothing.
+        """The value, None when there is nothing. An argument that equals another one, as True does 1, may find
+        in memory what that has, and is refused elsewhere.
 
         Raises what its loader raises, LoadTimeout, LoadsSaturated and DeadlineExceeded.
         """
