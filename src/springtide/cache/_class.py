@@ -77,10 +77,10 @@ class CacheClass(Generic[T]):
     # -- for callers -----------------------------------------------------------------------------------
 
     async def get(self, *key: Argument) -> T | None:
-        """The value, None when there is nothing. An argument that equals another one, as True does 1, may find
-        in memory what that has, and is refused elsewhere.
+        """The value, None when there is nothing.
 
-        Raises what its loader raises, LoadTimeout, LoadsSaturated and DeadlineExceeded.
+        An argument that equals another one, as True does 1, may find in memory what that has, and is refused
+        elsewhere. Raises what its loader raises, LoadTimeout, LoadsSaturated and DeadlineExceeded.
         """
         name: Any = key[0] if len(key) == 1 else key
         entry = self._entries.get(name)
