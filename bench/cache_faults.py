@@ -47,7 +47,7 @@ from bench._redis_world import redis_world
 READS = 1_000_000
 CACHES = ("aside", "lease", "springtide")
 LONGEST = 330.0
-"""Seconds after which a course ends, however few reads there were; but never before its first cycle."""
+"""Seconds after which a course ends, however little was seen; but never before its first cycle."""
 
 AFTERMATH = 1.0
 """Seconds after a fault in which what fails is laid at its door."""
@@ -56,11 +56,12 @@ AFTERMATH = 1.0
 @dataclass(frozen=True)
 class Course:
     """Cycles of `faults`, each for about `span` seconds to twice that long and `calm` apart, until so many
-    `reads` were seen; at least one. failover: the primary is killed once, after the first."""
+    `reads` were seen, but at least `cycles`. failover: the primary is killed once, after the first."""
 
     faults: Sequence[str]
     span: float
     calm: float
+    cycles: int = 1
     reads: int = 0
     failover: bool = False
 
@@ -69,7 +70,7 @@ def course(cache: str, *, quick: bool) -> Course:
     every = [fault for fault in FAULTS if fault != FAILOVER]
     short = [fault for fault in every if fault != LONG]
     if cache == "springtide":
-        return Course(short, 0.2, 0.1) if quick else Course(every, 1.0, 1.0, READS, failover=True)
+        return Course(short, 0.2, 0.1) if quick else Course(every, 1.0, 1.0, 2, READS, failover=True)
     return Course(FEW if quick else short, 0.35, 0.2)
 
 
@@ -101,16 +102,19 @@ async def observe(fleet: Fleet, cache: str, course: Course, *, seed: int) -> tup
 
 
 async def _trouble(fleet: Fleet, trouble: Trouble, course: Course) -> None:
-    begun = time.monotonic()
+    begun, cycles = time.monotonic(), 0
 
     def enough() -> bool:
-        return fleet.saw >= course.reads or time.monotonic() - begun > LONGEST
+        done = cycles >= course.cycles and fleet.saw >= course.reads
+        return done or time.monotonic() - begun > LONGEST
 
     await trouble.cycle(course.faults, calm=course.calm)
+    cycles = 1
     if course.failover:
         await trouble.fail_over()
     while not enough():
         await trouble.cycle(course.faults, calm=course.calm, enough=enough)
+        cycles += 1
 
 
 async def _true(found: bool) -> bool:
