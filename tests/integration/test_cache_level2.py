@@ -14,6 +14,7 @@ from springtide.cache._fence import Mark, Refusal, Rounds, Tombstone, admissible
 from springtide.cache._level2 import BATCH, BUS_ENTRIES, Entry, Level2
 from springtide.cache._names import EVERYTHING, Heard, heard
 from springtide.db.seeing import Seen
+from springtide.errors import RedisError, RedisUnavailable
 from springtide.redis import Link, Redis
 
 pytestmark = pytest.mark.needs("redis-server")
@@ -300,6 +301,57 @@ async def test_a_slot_works_on_a_cluster(own_redis_cluster: Callable[..., RedisC
             await level.void(["t:x", "k:1"], xid=100)
             assert await values(level, "1") == [None]
             await level.clear(xid=101)
+    finally:
+        await redis.stop()
+
+
+async def test_what_is_swept_is_not_filled_again_by_loads_of_before(redis_server: RedisServer) -> None:
+    """Loads under leases from before end between any two steps of the walk: nothing of them stays, and
+    another slot keeps what it has."""
+    async with linked(redis_server) as link:
+        level, other = level2(link, "a"), level2(link, "b")
+        for one in (level, other):
+            await stand(one, 100)
+        names = [f"late-{number}" for number in range(100)]
+        lease = await level.lease(names, 60)
+        for number in range(0, 4000, 200):
+            kept = [Entry(f"{n}", Thing(n), 60) for n in range(number, number + 200)]
+            for one in (level, other):
+                await one.fill_many(kept, seen=primary(100))
+        late = [
+            Entry(name, Thing(1, "old"), 60, lease.token, known=known)
+            for name, known in zip(names, lease.known, strict=True)
+        ]
+        await level.disown()
+        async for _ in level.sweep([level.names]):
+            await level.fill_many(late, seen=primary(100), since=lease.sequence)
+        assert await values(level, *names, "1", "3999") == [None] * 102
+        assert await values(other, "1", "3999") == ["", ""]
+
+
+async def test_a_void_that_fails_halfway_is_done_again_whole(
+    own_redis_cluster: Callable[..., RedisCluster],
+) -> None:
+    """A slot begins to move to another node, so a key that is not there cannot be asked for any more: the
+    void fails behind its tombstone. The move is given up, the same void comes again, and the value goes."""
+    cluster = await asyncio.to_thread(own_redis_cluster, nodes=3)
+    redis = Redis(cluster.url, timeout=HANGS)
+    await redis.start()
+    try:
+        link = await serving(redis, "a@main")
+        level = level2(link, "a", aside=60.0)
+        await stand(level, 100)
+        assert (await level.fill(Entry("1", Thing(1, "old"), 60), seen=primary(100))).refusal is None
+        owner = cluster.owner("{a@main}")
+        target = next(server for server in cluster.servers if server is not owner)
+        cluster.begin_moving("{a@main}", target)
+        with pytest.raises((RedisError, RedisUnavailable)):
+            await level.void(["k:1"], xid=100)
+        for server in (owner, target):
+            server.command("CLUSTER", "SETSLOT", cluster.slot("{a@main}"), "STABLE")
+        assert await values(level, "1") == ["old"]
+        await level.void(["k:1"], xid=100)
+        assert await values(level, "1") == [None]
     finally:
         await redis.stop()
 

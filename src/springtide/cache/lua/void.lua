@@ -39,60 +39,69 @@ local function merged(old, round)  -- the tombstone with this xid; nil when it s
   return string.format('<%.0f@%s', X, round or 0)
 end
 
-local changed, more, tags  -- the first field, and the list of all where there are several
-for at = first, #ARGV do
-  local field = ARGV[at]
-  local kind, new = string.byte(field), true
-  if kind == 42 then  -- "*"; without tombstones there is no horizon, and the next one is above all of this
-    if fenced then call('UNLINK', T, p .. 'O') end
-  elseif fenced and call('HSETNX', T, field, xid) == 0 then
-    new = merged(unpack(call('HMGET', T, field, '#round')))
-    if new then call('HSET', T, field, new) end
-  end
-  if new then
-    if changed then
-      more = more or {changed}
-      more[#more + 1] = field
-    else
-      changed = field
+local function void()
+  local changed, more, tags  -- the first field, and the list of all where there are several
+  for at = first, #ARGV do
+    local field = ARGV[at]
+    local kind, new = string.byte(field), true
+    if kind == 42 then  -- "*"; without tombstones there is no horizon, and the next one is above all of this
+      if fenced then call('UNLINK', T, p .. 'O') end
+    elseif fenced and call('HSETNX', T, field, xid) == 0 then
+      new = merged(unpack(call('HMGET', T, field, '#round')))
+      if new then call('HSET', T, field, new) end
     end
-    if kind == 107 then  -- "k"
-      local name = string.sub(field, 3)
-      local value = p .. 'v:' .. name
-      if aside == '0' then
-        call('DEL', p .. 'l:' .. name, value)
+    if new then
+      if changed then
+        more = more or {changed}
+        more[#more + 1] = field
       else
-        call('DEL', p .. 'l:' .. name)
-        if call('EXISTS', value) == 1 then
-          call('RENAME', value, p .. 'o:' .. name)
-          call('PEXPIRE', p .. 'o:' .. name, aside, 'LT')
-        end
+        changed = field
       end
-    elseif kind == 116 then  -- "t"
-      tags = tags or {}
-      tags[#tags + 1] = p .. 'g:' .. string.sub(field, 3)
+      if kind == 107 then  -- "k"
+        local name = string.sub(field, 3)
+        local value = p .. 'v:' .. name
+        if aside == '0' then
+          call('DEL', p .. 'l:' .. name, value)
+        else
+          call('DEL', p .. 'l:' .. name)
+          if call('EXISTS', value) == 1 then
+            call('RENAME', value, p .. 'o:' .. name)
+            call('PEXPIRE', p .. 'o:' .. name, aside, 'LT')
+          end
+        end
+      elseif kind == 116 then  -- "t"
+        tags = tags or {}
+        tags[#tags + 1] = p .. 'g:' .. string.sub(field, 3)
+      end
     end
   end
+  if not changed then
+    local sequence = call('GET', S)
+    if sequence then return sequence end
+  end
+  local sequence = call('INCR', S)
+  if sequence == 1 then  -- it was not there: it goes on above where it can have been
+    local time = call('TIME')
+    sequence = time[1] * 1000000 + time[2]
+    call('SET', S, string.format('%.0f', sequence))
+  end
+  if not changed then return sequence end
+  if tags then
+    local version = string.format('%.0f.%s', sequence, xid)  -- never comes twice
+    for _, key in ipairs(tags) do call('SET', key, version, 'PX', life) end
+  end
+  call('XADD', p .. 'B', '*', 's', sequence, 'f', more and table.concat(more, '\n') or changed)
+  if sequence % 1000 == 0 then
+    call('XTRIM', p .. 'B', 'MAXLEN', '~', 10000)
+    -- Tombstones go when the relay beats. Where none does, losing them all is the bound: no horizon, no fills.
+    if fenced and call('HLEN', T) > 200000 then call('UNLINK', T, p .. 'O') end
+  end
+  return sequence
 end
-if not changed then
-  local sequence = call('GET', S)
-  if sequence then return sequence end
-end
-local sequence = call('INCR', S)
-if sequence == 1 then  -- it was not there: it goes on above where it can have been
-  local time = call('TIME')
-  sequence = time[1] * 1000000 + time[2]
-  call('SET', S, string.format('%.0f', sequence))
-end
-if not changed then return sequence end
-if tags then
-  local version = string.format('%.0f.%s', sequence, xid)  -- never comes twice
-  for _, key in ipairs(tags) do call('SET', key, version, 'PX', life) end
-end
-call('XADD', p .. 'B', '*', 's', sequence, 'f', more and table.concat(more, '\n') or changed)
-if sequence % 1000 == 0 then
-  call('XTRIM', p .. 'B', 'MAXLEN', '~', 10000)
-  -- Tombstones go when the relay beats. Where none does, losing them all is the bound: no horizon, no fills.
-  if fenced and call('HLEN', T) > 200000 then call('UNLINK', T, p .. 'O') end
-end
-return sequence
+
+-- In a cluster a call fails when its key has left the node already, whatever was done before it. Then the
+-- tombstones go, and with them the horizon: who tries again must not find this transaction's, as if all were done.
+local done, answer = pcall(void)
+if done then return answer end
+if fenced then redis.pcall('UNLINK', T) end
+return type(answer) == 'table' and answer or {err = tostring(answer)}
