@@ -94,6 +94,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "old purchases": (f"{store.OLD_PURCHASES} order by bought_at limit 100", (OLD,)),
     "old baskets": (f"{store.OLD_BASKETS} order by bought_at limit 100", (OLD,)),
     "authors": (follows.AUTHORS, (PERSON & 1023, PERSON)),
+    "follows": (follows.FOLLOWS, (PERSON & 1023, PERSON, 5000)),
     "followed among": (follows.FOLLOWED, (PERSON & 1023, PERSON, OTHERS)),
     "following": (follows.FOLLOWING, (OTHERS[:9], 10)),
     "fan": (follows.FAN, (5, (5 << 10) + 5, PERSON)),

@@ -311,9 +311,9 @@ async def _load_favored(source: Queries, keys: Sequence[tuple[int, int]]) -> dic
     return {(row["article_id"], row["user_id"]): row["favored"] for row in rows}
 
 
-async def _load_comments(source: Queries, article: int) -> tuple[Comment, ...] | None:
+async def _load_comments(source: Queries, article: int) -> tuple[Comment, ...]:
     rows = await source.fetch(COMMENTS, bucket_of(article), article, MAX_COMMENTS)
-    return tuple(comment_of(row) for row in rows) or None
+    return tuple(comment_of(row) for row in rows)
 
 
 async def _load_newest(source: Queries) -> _Head:

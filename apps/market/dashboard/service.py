@@ -28,7 +28,15 @@ def build(context: ModuleContext) -> DashboardService:
         keys=Idempotency(context.db, sink=context.sink),
         clock=context.clock,
     )
-    return DashboardService(SaleStore(context.db), reports, clock=context.clock)
+    return DashboardService(_sales(context), reports, clock=context.clock)
+
+
+def _sales(context: ModuleContext) -> SaleStore:
+    if not context.cached:
+        return SaleStore(context.db)
+    from market.dashboard.cached import CachedSales
+
+    return CachedSales(context.db, context.cache)
 
 
 class DashboardService:

@@ -16,7 +16,7 @@ from market.dashboard.api import Day, Sale, Top
 from market.money import Money
 from springtide.db import Database, WriteTransaction, bucket_of
 
-__all__ = ["Added", "Line", "OtherCurrency", "SaleStore"]
+__all__ = ["CURRENCY", "DAYS", "TOP", "Added", "Line", "OtherCurrency", "SaleStore", "day_of_row"]
 
 LOCK_SELLER = """
 insert into dashboard.seller as known (bucket, seller_id, currency) values ($1, $2, $3)
@@ -132,6 +132,7 @@ class SaleStore:
     async def lock(self, tx: WriteTransaction, seller: int, currency: str) -> None:
         """Nobody else records for the seller before the transaction ends. Raises OtherCurrency."""
         known = await tx.fetch_value(LOCK_SELLER, bucket_of(seller), seller, currency)
+        self._stale_sales(tx, seller)
         if known != currency:
             raise OtherCurrency(known)
 
@@ -176,6 +177,7 @@ class SaleStore:
             COUNT_LISTINGS, bucket, seller, added.day, [line.listing for line in lines],
             *((none, none, quantities, amounts) if added.back else (quantities, amounts, none, none)),
         )  # fmt: skip
+        self._stale_sales(tx, seller)
 
     async def days(self, seller: int, first: date, last: date) -> tuple[str, dict[date, Day]] | None:
         """The seller's currency, and the days on which something was; None for who never sold anything."""
@@ -185,7 +187,7 @@ class SaleStore:
             if currency is None:
                 return None
             rows = await snapshot.fetch(DAYS, bucket, seller, first, last)
-        return currency, {row["day"]: _day(row, currency) for row in rows}
+        return currency, {row["day"]: day_of_row(row, currency) for row in rows}
 
     async def top(self, seller: int, first: date, last: date, limit: int) -> list[Top]:
         bucket = bucket_of(seller)
@@ -203,8 +205,13 @@ class SaleStore:
             for row in rows
         ]
 
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
 
-def _day(row: Any, currency: str) -> Day:
+    def _stale_sales(self, tx: WriteTransaction, seller: int) -> None:
+        """The seller's figures."""
+
+
+def day_of_row(row: Any, currency: str) -> Day:
     return Day(
         day=row["day"],
         orders=row["orders"],

@@ -54,12 +54,20 @@ DOCUMENT = timedelta(days=DOCUMENT_DAYS)
 def build(context: ModuleContext) -> MediaService:
     settings = context.settings or MediaSettings()
     return MediaService(
-        MediaStore(context.db),
+        _rows(context),
         Blobs(settings, home=context.home, clock=context.clock),
         keys=Idempotency(context.db, sink=context.sink),
         settings=settings,
         clock=context.clock,
     )
+
+
+def _rows(context: ModuleContext) -> MediaStore:
+    if not context.cached:
+        return MediaStore(context.db)
+    from market.media.cached import CachedMedia
+
+    return CachedMedia(context.db, context.cache)
 
 
 class MediaService:
@@ -142,7 +150,7 @@ class MediaService:
         row = Row(
             id=id, owner_id=owner, kind="document", purpose="private", name=name, content_type=content_type,
             size=len(content), width=None, height=None, state="ready", note=None,
-            blobs=[Blob("document", path, content_type, len(content))], expires_at=at + DOCUMENT,
+            blobs=(Blob("document", path, content_type, len(content)),), expires_at=at + DOCUMENT,
             created_at=at, updated_at=at,
         )  # fmt: skip
         async with self.rows.write(owner) as tx:
@@ -157,21 +165,21 @@ class MediaService:
 
     async def media(self, ids: list[int]) -> list[Medium]:
         wanted = rules.check_ids(ids)
-        rows = await self.rows.media(wanted)
+        rows = await self.rows.shown(wanted)
         return [rows[id].shown() for id in wanted if id in rows]
 
     async def medium(self, id: int, owner: int) -> Medium:
         return (await self._own(id, owner)).shown()
 
     async def url(self, id: int, variant: Variant, viewer: int | None = None) -> str:
-        row = await self.rows.medium(id) if rules.is_id(id) else None
+        row = await self._shown(id)
         blob = None if row is None else row.blob(variant)
         if row is None or blob is None or (row.purpose == "private" and row.owner_id != viewer):
             raise NotFound("medium")
         return await self._address(row, blob)
 
     async def urls(self, ids: list[int], variant: Variant) -> dict[int, str]:
-        rows = await self.rows.media(rules.check_ids(ids))
+        rows = await self.rows.shown(rules.check_ids(ids))
         found = ((row, row.blob(variant)) for row in rows.values() if row.purpose == "public")
         return {row.id: await self._address(row, blob) for row, blob in found if blob is not None}
 
@@ -225,10 +233,13 @@ class MediaService:
         await tx.enqueue(Erase([blob.path for blob in row.blobs]))
 
     async def _own(self, id: int, owner: int) -> Row:
-        row = await self.rows.medium(id) if rules.is_id(id) else None
+        row = await self._shown(id)
         if row is None or row.owner_id != owner:
             raise NotFound("medium")
         return row
+
+    async def _shown(self, id: int) -> Row | None:
+        return (await self.rows.shown([id])).get(id) if rules.is_id(id) else None
 
     async def _address(self, row: Row, blob: Blob) -> str:
         name = row.name if row.kind == "document" else None
@@ -241,5 +252,5 @@ def _row(
     return Row(
         id=id, owner_id=owner, kind=found.kind, purpose=purpose, name=name, content_type=found.content_type,
         size=original.size, width=found.width, height=found.height, state="processing", note=None,
-        blobs=[original], expires_at=at + UNATTACHED, created_at=at, updated_at=at,
+        blobs=(original,), expires_at=at + UNATTACHED, created_at=at, updated_at=at,
     )  # fmt: skip

@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from market.media.api import Kind, Medium, Purpose, State, Variant
-from springtide.db import ASC, Consistency, Database, bucket_of
+from springtide.db import ASC, Consistency, Database, WriteTransaction, bucket_of
 
-__all__ = ["Blob", "MediaStore", "Row"]
+__all__ = ["MEDIA", "Blob", "MediaStore", "Row", "row_of"]
 
 COLUMNS = """
     id, owner_id, kind, purpose, name, content_type, size, width, height, state, note, blobs, expires_at,
@@ -130,7 +130,7 @@ class Row(msgspec.Struct, frozen=True):
     height: int | None
     state: State
     note: str | None
-    blobs: list[Blob]
+    blobs: tuple[Blob, ...]
     expires_at: datetime | None
     created_at: datetime
     updated_at: datetime
@@ -180,24 +180,29 @@ class MediaStore:
             row.content_type, row.size, row.width, row.height, row.state, row.blobs, row.expires_at,
             row.created_at,
         )  # fmt: skip
+        self._stale_medium(tx, row.id)
         return id is not None
 
     async def medium(self, id: int) -> Row | None:
-        return _row(await self._db.read(id).fetch_one(MEDIUM, bucket_of(id), id))
+        return row_of(await self._db.read(id).fetch_one(MEDIUM, bucket_of(id), id))
 
     async def lock(self, tx: Any, id: int) -> Row | None:
-        return _row(await tx.fetch_one(LOCK, bucket_of(id), id))
+        return row_of(await tx.fetch_one(LOCK, bucket_of(id), id))
 
     async def document(self, owner: int, key: str) -> Row | None:
         """As it is now: who was not the first to make it must find it."""
         reader = self._db.read(owner, consistency=Consistency.STRONG)
-        return _row(await reader.fetch_one(DOCUMENT, bucket_of(owner), owner, key))
+        return row_of(await reader.fetch_one(DOCUMENT, bucket_of(owner), owner, key))
 
     async def media(self, ids: Sequence[int]) -> dict[int, Row]:
         if not ids:
             return {}
-        rows = [_row(row) for row in await self._db.fetch_many(MEDIA, ids)]
+        rows = [row_of(row) for row in await self._db.fetch_many(MEDIA, ids)]
         return {row.id: row for row in rows if row is not None}
+
+    async def shown(self, ids: Sequence[int]) -> dict[int, Row]:
+        """As pages show them; nothing may be decided by it."""
+        return await self.media(ids)
 
     async def settle(
         self, id: int, state: State, note: str | None, blobs: list[Blob] | None, at: datetime
@@ -205,13 +210,16 @@ class MediaStore:
         """What became of it; False when that was known already, or it is gone."""
         async with self._db.write(id) as tx:
             changed: str = await tx.execute(SETTLE, bucket_of(id), id, state, note, blobs, at)
+            self._stale_medium(tx, id)
         return changed == "UPDATE 1"
 
     async def resume(self, tx: Any, id: int, at: datetime) -> bool:
+        self._stale_medium(tx, id)
         return await tx.fetch_value(RESUME, bucket_of(id), id, at) is not None
 
     async def delete(self, tx: Any, id: int) -> None:
         await tx.execute(DELETE, bucket_of(id), id)
+        self._stale_medium(tx, id)
 
     async def expired(self, now: datetime, limit: int) -> list[int]:
         """The longest expired."""
@@ -238,12 +246,19 @@ class MediaStore:
             await tx.execute(DETACH, bucket, owner, thing, wanted)
             await tx.execute(ATTACH, bucket, owner, thing, wanted)
             await tx.execute(KEEP, bucket, sorted(own), expires_at)
+            for id in own:
+                self._stale_medium(tx, id)
         return sorted(wanted)
 
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
 
-def _row(row: Any) -> Row | None:
+    def _stale_medium(self, tx: WriteTransaction, id: int) -> None:
+        """What is shown of a medium."""
+
+
+def row_of(row: Any) -> Row | None:
     if row is None:
         return None
     values = dict(row)
-    values["blobs"] = msgspec.convert(values["blobs"], list[Blob])
+    values["blobs"] = msgspec.convert(values["blobs"], tuple[Blob, ...])
     return Row(**values)

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 def build(context: ModuleContext) -> NotificationService:
     settings = context.settings or NotificationSettings()
-    store = NotificationStore(context.db)
+    store = _store(context)
     keys = Keys(store, settings)
     deliveries = Deliveries(
         store, keys, Mailer(settings), Pusher(settings), settings=settings, clock=context.clock
@@ -63,6 +63,14 @@ def build(context: ModuleContext) -> NotificationService:
         clock=context.clock,
         once=Idempotency(context.db, sink=context.sink),
     )
+
+
+def _store(context: ModuleContext) -> NotificationStore:
+    if not context.cached:
+        return NotificationStore(context.db)
+    from market.notifications.cached import CachedNotifications
+
+    return CachedNotifications(context.db, context.cache)
 
 
 class NotificationService:

@@ -25,10 +25,10 @@ from market.notifications.api import (
     Subscription,
     Unread,
 )
-from springtide.db import ASC, DESC, Database, Keyset, bucket_of, desc
+from springtide.db import ASC, DESC, Database, Keyset, WriteTransaction, bucket_of, desc
 from springtide.db.expiry import delete_in_batches
 
-__all__ = ["Letter", "NotificationStore", "Parcel", "Row", "Wishes"]
+__all__ = ["NAMES", "NEWEST", "Letter", "NotificationStore", "Parcel", "Row", "Wishes"]
 
 NEWEST = Keyset(desc("number"))
 
@@ -282,6 +282,7 @@ class NotificationStore:
         id = person.id
         async with self._db.write(id) as tx:
             await tx.execute(INTRODUCE, bucket_of(id), id, person.name, person.email, person.version)
+            self._stale_name(tx, id)
 
     async def names(self, ids: Iterable[int]) -> dict[int, str]:
         """Of those who are known."""
@@ -294,6 +295,7 @@ class NotificationStore:
         if await tx.fetch_value(TELL, bucket, recipient, key, at) is None:
             return None
         number: int = await tx.fetch_value(NUMBER, bucket, recipient)
+        self._stale_inbox(tx, recipient)
         return number
 
     async def wishes(self, tx: Any, recipient: int, kind: Kind) -> Wishes:
@@ -334,6 +336,7 @@ class NotificationStore:
     async def read(self, recipient: int, up_to: int) -> Unread:
         async with self._db.write(recipient) as tx:
             row = await tx.fetch_one(READ, bucket_of(recipient), recipient, up_to)
+            self._stale_inbox(tx, recipient)
         newest, read_to = (0, 0) if row is None else row
         return Unread(recipient=recipient, count=newest - read_to, newest=newest)
 
@@ -345,6 +348,7 @@ class NotificationStore:
         """What became of a queued mail."""
         async with self._db.write(recipient) as tx:
             await tx.execute(SETTLE_MAIL, bucket_of(recipient), recipient, number, state)
+            self._stale_inbox(tx, recipient)
 
     async def refused(self, recipient: int, email: str, why: str) -> None:
         """The address takes no mail, unless it is another one by now."""
@@ -424,6 +428,15 @@ class NotificationStore:
         async with self._db.write(recipient) as tx:
             dropped_to = await tx.fetch_value(DROP, bucket, recipient, KEPT)
             await tx.execute(DELETE_NOTICES, bucket, recipient, dropped_to, now - MAILABLE)
+            self._stale_inbox(tx, recipient)
+
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
+
+    def _stale_inbox(self, tx: WriteTransaction, recipient: int) -> None:
+        """The counters or the notices."""
+
+    def _stale_name(self, tx: WriteTransaction, id: int) -> None:
+        """What somebody is called."""
 
 
 def _row(row: Any) -> Row:

@@ -13,7 +13,15 @@ from typing import NamedTuple
 from springtide.db import Bucket, Database, WriteTransaction, bucket_of
 from springtide.db.scatter import ASC, DESC
 
-__all__ = ["CHART_HOME", "MOST_FOLLOWED", "Follow", "FollowStore"]
+__all__ = [
+    "AUTHORS",
+    "CHART",
+    "CHART_HOME",
+    "FOLLOWS",
+    "MOST_FOLLOWED",
+    "Follow",
+    "FollowStore",
+]
 
 CHART_HOME = Bucket(0)
 MOST_FOLLOWED = "most-followed"
@@ -74,6 +82,13 @@ cross join lateral (
 ) as known
 """
 
+FOLLOWS = """
+select followee_id from recommendations.follow
+where bucket = $1 and follower_id = $2 and following
+order by changed_at desc, followee_id desc
+limit $3
+"""
+
 FOLLOWED = """
 select followee_id from recommendations.follow
 where bucket = $1 and follower_id = $2 and following and followee_id = any($3::bigint[])
@@ -116,6 +131,7 @@ class FollowStore:
         if await tx.fetch_value(PUT_FOLLOW, bucket, follower, followee, *follow, at) is None:
             return False
         await tx.execute(NEWS, bucket, follower, at)
+        self._stale_follows(tx, follower)
         return True
 
     async def follow(self, follower: int, followee: int) -> Follow | None:
@@ -155,6 +171,7 @@ class FollowStore:
         """Changes nothing when there is a list that was made from more news."""
         async with self._db.write(person) as tx:
             await tx.execute(PUT_AUTHORS, bucket_of(person), person, authors, version, at)
+            self._stale_authors(tx, person)
 
     async def authors(self, person: int) -> list[int]:
         found = await self._db.read(person).fetch_value(AUTHORS, bucket_of(person), person)
@@ -172,8 +189,20 @@ class FollowStore:
     async def put_chart(self, people: list[int], at: datetime) -> None:
         async with self._db.write(CHART_HOME) as tx:
             await tx.execute(PUT_CHART, CHART_HOME.number, MOST_FOLLOWED, people, at)
+            self._stale_chart(tx)
 
     async def chart(self) -> list[int]:
         """The most followed as of the last look."""
         found = await self._db.read(CHART_HOME).fetch_value(CHART, CHART_HOME.number, MOST_FOLLOWED)
         return list(found or [])
+
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
+
+    def _stale_follows(self, tx: WriteTransaction, person: int) -> None:
+        """Whom the person follows."""
+
+    def _stale_authors(self, tx: WriteTransaction, person: int) -> None:
+        """Whom the person may want to follow."""
+
+    def _stale_chart(self, tx: WriteTransaction) -> None:
+        """The most followed of all."""

@@ -22,9 +22,17 @@ __all__ = ["RecommendationService", "build"]
 
 
 def build(context: ModuleContext) -> RecommendationService:
-    purchases, follows = PurchaseStore(context.db), FollowStore(context.db)
+    purchases, follows = _stores(context)
     making = Making(purchases, follows, clock=context.clock)
     return RecommendationService(purchases, follows, making, clock=context.clock)
+
+
+def _stores(context: ModuleContext) -> tuple[PurchaseStore, FollowStore]:
+    if not context.cached:
+        return PurchaseStore(context.db), FollowStore(context.db)
+    from market.recommendations.cached import CachedFollows, CachedPurchases
+
+    return CachedPurchases(context.db, context.cache), CachedFollows(context.db, context.cache)
 
 
 class RecommendationService:

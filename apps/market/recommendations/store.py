@@ -17,7 +17,7 @@ from market.recommendations.scoring import MIN_SUPPORT, REPEATS, Change, Counted
 from springtide.db import Database, WriteTransaction, bucket_of
 from springtide.db.scatter import ASC
 
-__all__ = ["CANDIDATES", "Basket", "Candidate", "Listed", "Old", "PurchaseStore"]
+__all__ = ["CANDIDATES", "LISTS", "Basket", "Candidate", "Listed", "Old", "PurchaseStore"]
 
 CANDIDATES = 200
 """Pairs of one listing that are scored, those with the most weight."""
@@ -125,10 +125,10 @@ where known.version <= excluded.version
 """
 
 LISTS = """
-select known.others, known.scores
+select known.listing_id, known.others, known.scores
 from unnest($1::bigint[]) as wanted (id)
 cross join lateral (
-    select others, scores from recommendations.also_bought
+    select listing_id, others, scores from recommendations.also_bought
     where bucket = (wanted.id & 1023)::smallint and listing_id = wanted.id
     limit 1
 ) as known
@@ -265,10 +265,11 @@ class PurchaseStore:
         others, worth = [other for other, _ in scores], [score for _, score in scores]
         async with self._db.write(listing) as tx:
             await tx.execute(PUT_LIST, bucket_of(listing), listing, others, worth, version, at)
+            self._stale_list(tx, listing)
 
-    async def lists(self, listings: Sequence[int]) -> list[tuple[list[int], list[float]]]:
+    async def lists(self, listings: Sequence[int]) -> list[tuple[Sequence[int], Sequence[float]]]:
         """In no order; one statement per shard."""
-        return [(row[0], row[1]) for row in await self._db.fetch_many(LISTS, listings)]
+        return [(row["others"], row["scores"]) for row in await self._db.fetch_many(LISTS, listings)]
 
     async def old_lists(self, before: datetime, limit: int) -> list[int]:
         rows = await self._db.scatter(OLD_LISTS, before, order=[("made_at", ASC)], limit=limit)
@@ -285,3 +286,8 @@ class PurchaseStore:
                 order = row["order_id"]
                 await tx.execute(FORGET_BASKET, bucket_of(order), order, before)
         return len(rows)
+
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
+
+    def _stale_list(self, tx: WriteTransaction, listing: int) -> None:
+        """What goes with a listing."""

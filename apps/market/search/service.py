@@ -11,7 +11,7 @@ from market.moments import moment
 from market.search import rules
 from market.search.api import Document, Hit, HitPage, Kind, SearchQuery, Versioned
 from market.search.questions import beginning, question
-from market.search.snippets import SOURCE_LENGTH, snippet
+from market.search.snippets import SOURCE_LENGTH
 from market.search.store import Row, SearchStore
 from market.search.vectors import FORM, vectors
 from market.search.words import words
@@ -29,7 +29,15 @@ SUGGESTED: tuple[Kind, ...] = ("person", "listing")
 
 
 def build(context: ModuleContext) -> SearchService:
-    return SearchService(SearchStore(context.db), clock=context.clock)
+    return SearchService(_store(context), clock=context.clock)
+
+
+def _store(context: ModuleContext) -> SearchStore:
+    if not context.cached:
+        return SearchStore(context.db)
+    from market.search.cached import CachedSearch
+
+    return CachedSearch(context.db, context.cache)
 
 
 class SearchService:
@@ -68,18 +76,18 @@ class SearchService:
         if asked is None:
             return HitPage(items=[], next=None)
         try:
-            page = await self._store.find(asked, query.limit, query.after)
+            page = await self._store.hits(asked, query)
         except InvalidCursor as error:
             raise Invalid({"after": ["is no cursor of this list"]}) from error
         items = [
             Hit(
-                kind=row["kind"],
-                id=row["id"],
-                version=row["version"],
-                title=row["title"],
-                snippet=snippet(row["body"], asked.terms),
+                kind=found.kind,
+                id=found.id,
+                version=found.version,
+                title=found.title,
+                snippet=list(found.snippet),
             )
-            for row in page.items
+            for found in page.items
         ]
         return HitPage(items=items, next=page.next_cursor)
 

@@ -17,13 +17,16 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from market.search.api import Kind
+import msgspec
+
+from market.search.api import Fragment, Kind, SearchQuery
 from market.search.questions import Question
+from market.search.snippets import snippet
 from market.search.vectors import FORM
-from springtide.db import Database, Keyset, Page, bucket_of, desc
+from springtide.db import Database, Keyset, Page, WriteTransaction, bucket_of, desc
 from springtide.db.expiry import delete_in_batches
 
-__all__ = ["CANDIDATES", "Known", "Row", "SearchStore"]
+__all__ = ["BEST", "CANDIDATES", "FIND", "SUGGEST", "Found", "Known", "Row", "SearchStore", "found_of"]
 
 CANDIDATES = 1_000
 NEAR = 100
@@ -141,6 +144,17 @@ class Known(NamedTuple):
     removed: bool
 
 
+class Found(msgspec.Struct, frozen=True):
+    """A document as an answer has it; `rank` in whole millionths."""
+
+    kind: Kind
+    id: int
+    version: int
+    title: str
+    snippet: tuple[Fragment, ...]
+    rank: int
+
+
 class SearchStore:
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -154,14 +168,21 @@ class SearchStore:
             part = [row for id in ids for row in by_id[id]]
             async with self._db.write(ids[0]) as tx:
                 await tx.execute(PUT, *_columns(part), FORM)
+                self._stale_kinds(tx, (row.kind for row in part))
 
     async def remove(self, kind: Kind, id: int, version: int, at: datetime) -> None:
         async with self._db.write(id) as tx:
             await tx.execute(REMOVE, bucket_of(id), kind, id, version, FORM, at)
+            self._stale_kinds(tx, (kind,))
 
     async def known(self, kind: Kind, ids: Iterable[int]) -> list[Known]:
         """In no order."""
         return [Known(*row) for row in await self._db.fetch_many(KNOWN, ids, kind)]
+
+    async def hits(self, asked: Question, query: SearchQuery) -> Page[Found]:
+        """The page that `query` wants of what `asked` is for. Raises InvalidCursor."""
+        page = await self.find(asked, query.limit, query.after)
+        return page.map(lambda row: found_of(row, asked))
 
     async def find(self, question: Question, limit: int, after: str | None) -> Page[Any]:
         """Rows of kind, id, version, title, body and rank. Raises InvalidCursor."""
@@ -183,6 +204,17 @@ class SearchStore:
     async def prune(self, before: datetime) -> int:
         """Forget tombstones that are older than `before`; how many there were."""
         return await delete_in_batches(self._db, PRUNE, before)
+
+    # What a write makes stale; here nothing is kept, so there is nothing to tell (`cached.py`).
+
+    def _stale_kinds(self, tx: WriteTransaction, kinds: Iterable[Kind]) -> None:
+        """All answers in which documents of these kinds may be."""
+
+
+def found_of(row: Any, asked: Question) -> Found:
+    """A row of `find`."""
+    text = tuple(snippet(row["body"], asked.terms))
+    return Found(row["kind"], row["id"], row["version"], row["title"], text, row["rank"])
 
 
 def _columns(rows: Sequence[Row]) -> list[list[Any]]:

@@ -71,6 +71,6 @@ async def _load_people(source: Queries, ids: Sequence[int]) -> dict[int, Person]
     return {row["id"]: Person(*row) for row in await source.fetch(PEOPLE, list(ids))}
 
 
-async def _load_following(source: Queries, follower: int) -> tuple[int, ...] | None:
+async def _load_following(source: Queries, follower: int) -> tuple[int, ...]:
     rows = await source.fetch(FOLLOWING, bucket_of(follower), follower, MAX_KEPT)
-    return tuple(row[0] for row in rows) or None
+    return tuple(row[0] for row in rows)
