@@ -330,6 +330,19 @@ async def test_a_lookup_begins_after_its_request_came(
     assert (await late).token == token(9)
 
 
+async def test_since_when_the_server_runs_is_written_once(database_url: str) -> None:
+    """Not by each lookup of the first minute, which are unsure all the same."""
+    recorder = Recorder()
+    async with Pool(database_url, size=4, reserved=1, sink=recorder) as pool:
+        positions = Positions(pool, sink=recorder)
+        await positions.start()
+        for _ in range(5):
+            assert (await positions.lookup(7)).token.pinned
+        await positions.stop()
+    assert recorder.events == ["unsure"] * 5
+    assert recorder.statements("INSERT") == 1
+
+
 async def test_a_new_table_a_restart_and_a_crash_are_unsure(
     own_postgres: Callable[..., PostgresServer],
 ) -> None:

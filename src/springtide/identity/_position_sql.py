@@ -44,11 +44,13 @@ SELECT s.subject, s.cluster, s.epoch, s.lsn, s.witness, s.version,
 FROM springtide.seen AS s
 WHERE s.subject = ANY ($1::bigint[]) AND s.at > now() - $2::interval
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-WHERE NOT EXISTS (
-    SELECT FROM springtide.generation AS g
-    WHERE g.started = pg_postmaster_start_time() AND g.since <= now() - $2::interval)
+SELECT NULL, NULL, NULL, NULL, NULL, count(*)::integer, NULL, NULL
+FROM springtide.generation AS g
+WHERE g.started = pg_postmaster_start_time()
+HAVING count(*) FILTER (WHERE g.since <= now() - $2::interval) = 0
 """
+"""What is kept of the subjects; and, where that may not be all, a row without a subject. Its `version` is 1
+where this run of the server has its row in `generation`, 0 where it has to be made."""
 
 KEEP = """
 INSERT INTO springtide.seen AS s (subject, cluster, epoch, lsn, witness, version, base, settled, at)

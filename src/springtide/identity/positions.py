@@ -285,8 +285,8 @@ class Positions:
             except ABSENT:
                 await self.prepare()
                 rows = await self._pool.fetch(LOOK, subjects, self._lifetime)
-            unsure = any(row["subject"] is None for row in rows)
-            if unsure:
+            doubts = [row for row in rows if row["subject"] is None]
+            if any(row["version"] == 0 for row in doubts):  # once in a run of the server
                 await self._pool.execute(BEGIN_GENERATION)
         found: dict[int, Found] = {}
         for row in rows:
@@ -302,7 +302,7 @@ class Positions:
             if row["witness"] is not None:
                 kept.token.saw(cluster, row["witness"])
                 kept.age = max(kept.age, row["age"])
-        return unsure, found
+        return bool(doubts), found
 
     async def _keep(self) -> None:
         try:
