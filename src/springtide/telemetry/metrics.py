@@ -430,6 +430,10 @@ class MetricsSink:
             "springtide_cache_relay_leads", "1: this process applies what writes make stale in caches.",
             ["cluster"], registry=registry,
         )  # fmt: skip
+        self._relay_rounds = Counter(
+            "springtide_cache_relay_rounds_total", "Looks of the relay at what was written down.",
+            ["cluster"], registry=registry,
+        )  # fmt: skip
         self._relay_rows = Counter(
             "springtide_cache_relay_rows_total", "Invalidations that the relay applied.",
             ["cluster"], registry=registry,
@@ -533,6 +537,7 @@ class MetricsSink:
         elif isinstance(signal, RelayChanged):
             self._relay_leads.labels(signal.cluster).set(signal.leads)
         elif isinstance(signal, RelayMeasured):
+            self._relay_rounds.labels(signal.cluster).inc(signal.rounds)
             self._relay_rows.labels(signal.cluster).inc(signal.rows)
             self._relay_strangers.labels(signal.cluster).inc(signal.strangers)
             self._relay_oldest.labels(signal.cluster).set(signal.oldest)
