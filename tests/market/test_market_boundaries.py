@@ -21,6 +21,7 @@ from market.content.api import ArticleQuery
 from market.dashboard import lists as dashboard_lists
 from market.dashboard import store as dashboard
 from market.media import store as media
+from market.notifications import cached as notifications_cached
 from market.notifications import store as notifications
 from market.orders import store as orders
 from market.payments import store as payments
@@ -129,7 +130,7 @@ def test_every_other_statement_names_its_bucket() -> None:
     """So it finds its row by the primary key, and reads nothing of buckets that are somebody else's."""
     found = 0
     modules_stores = (users, content, lists, catalog, stock, payments, dashboard, recommendations, follows)
-    cached = (content_cached, catalog_cached)
+    cached = (content_cached, catalog_cached, notifications_cached)
     for store in (
         *modules_stores,
         *cached,

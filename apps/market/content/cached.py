@@ -58,31 +58,38 @@ select wanted.article_id, wanted.user_id, exists (
 from unnest($1::bigint[], $2::bigint[]) as wanted (article_id, user_id)
 """
 
-NEWEST = "select created_at, id from content.article order by created_at desc, id desc limit $1"
+NEWEST = f"""
+select ({COUNT_ALL}) as count, head.created_at, head.id
+from (select 1) as one
+left join lateral (
+    select created_at, id from content.article order by created_at desc, id desc limit $1
+) as head on true
+order by head.created_at desc, head.id desc
+"""  # noqa: S608 - constants only
 
-TAGGED = """
-select created_at, article_id as id from content.article_tag where tag = $2
-order by created_at desc, article_id desc limit $1
-"""
+TAGGED = f"""
+select ({COUNT_TAG}) as count, head.created_at, head.id
+from (select 1) as one
+left join lateral (
+    select created_at, article_id as id from content.article_tag where tag = $1
+    order by created_at desc, article_id desc limit $2
+) as head on true
+order by head.created_at desc, head.id desc
+"""  # noqa: S608 - constants only
 
 AUTHORED = """
-select author.id as author_id, head.created_at, head.id
-from unnest($2::bigint[]) as author (id)
-cross join lateral (
-    select created_at, id from content.article
-    where bucket = (author.id & 1023)::smallint and author_id = author.id
-    order by created_at desc, id desc limit $1
-) as head
-order by head.created_at desc, head.id desc
-"""
-
-AUTHOR_COUNTS = """
-select author.id, counted.articles
+select author.id as author_id, coalesce(counted.articles, 0) as count, head.created_at, head.id
 from unnest($1::bigint[]) as author (id)
-cross join lateral (
+left join lateral (
     select articles from content.author_count
     where bucket = (author.id & 1023)::smallint and author_id = author.id limit 1
-) as counted
+) as counted on true
+left join lateral (
+    select created_at, id from content.article
+    where bucket = (author.id & 1023)::smallint and author_id = author.id
+    order by created_at desc, id desc limit $2
+) as head on true
+order by head.created_at desc, head.id desc
 """
 
 MAX_FEED = 200
@@ -317,21 +324,25 @@ async def _load_comments(source: Queries, article: int) -> tuple[Comment, ...]:
 
 
 async def _load_newest(source: Queries) -> _Head:
-    count = await source.fetch_value(COUNT_ALL)
-    return _Head(count, tuple((row[0], row[1]) for row in await source.fetch(NEWEST, HEAD)))
+    return _head(await source.fetch(NEWEST, HEAD))
 
 
 async def _load_tagged(source: Queries, tag: str) -> _Head:
-    count = await source.fetch_value(COUNT_TAG, tag)
-    return _Head(count, tuple((row[0], row[1]) for row in await source.fetch(TAGGED, HEAD, tag)))
+    return _head(await source.fetch(TAGGED, tag, HEAD))
 
 
 async def _load_authored(source: Queries, authors: Sequence[int]) -> dict[int, _Head]:
-    counts = dict(await source.fetch(AUTHOR_COUNTS, list(authors)))
-    newest: dict[int, list[tuple[datetime, int]]] = {}
-    for row in await source.fetch(AUTHORED, HEAD, list(authors)):
-        newest.setdefault(row["author_id"], []).append((row["created_at"], row["id"]))
-    return {author: _Head(counts.get(author, 0), tuple(newest.get(author, ()))) for author in authors}
+    rows: dict[int, list[Any]] = {}
+    for row in await source.fetch(AUTHORED, list(authors), HEAD):
+        rows.setdefault(row["author_id"], []).append(row)
+    return {author: _head(found) for author, found in rows.items()}
+
+
+def _head(rows: Sequence[Any]) -> _Head:
+    """Of one list: a row at least, without an article where there is none."""
+    return _Head(
+        rows[0]["count"], tuple((row["created_at"], row["id"]) for row in rows if row["id"] is not None)
+    )
 
 
 async def _load_used(source: Queries) -> _Used:
