@@ -234,6 +234,19 @@ async def test_whatever_redis_loses_shows_as_a_gap_and_then_goes_on(
         await until(lambda: "k:2" in users.heard, "a void after the loss")
 
 
+async def test_a_sequence_ahead_of_a_stream_without_news_is_a_gap(redis_server: RedisServer) -> None:
+    """Before any relay came: Redis forgot all, and whoever looked first began the sequence anew."""
+    async with listening(redis_server) as (redis, bus):
+        users = Listener(redis, bus, relayed=True)
+        await until(lambda: users.slot.scope != "", "the slot to be followed")
+        for _ in range(2):
+            before = users.slot.generation
+            redis_server.flush()
+            await until(lambda: users.slot.generation > before, "a gap")  # noqa: B023
+            await until(lambda: users.slot.scope != "", "the slot to be followed again")
+            assert users.slot.position == await bus.sequence(users.slot)
+
+
 async def test_rounds_in_a_stream_that_counts_from_lower_on_are_heard_again(
     redis_server: RedisServer,
 ) -> None:

@@ -260,8 +260,9 @@ class Bus:
             if one.names is not names or self._followed.get(slot.name) is not one:
                 continue  # another server has it by now, or nobody wants it
             if slot.scope == names.scope:
-                if position >= slot.position and _order(entry_id) >= _order(slot.last_id):
-                    continue  # it is only late
+                known = position == slot.position and _order(entry_id) == _order(slot.last_id)
+                if known or (position >= slot.position and _order(entry_id) > _order(slot.last_id)):
+                    continue  # it is only late: what it has not heard is there
                 slot.gap()
             slot.begin(names.scope, position, entry_id, now)
 
