@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bench._write_behind import contest
 from tests.jobs_support import Heard
 from tests.sharded import pools
 
+from springtide.cache import _behind_flush
 from springtide.cache._behind_sql import Sql
 from springtide.cache.behind import Changed, WriteBehind
 from springtide.context import RequestContext, activate
@@ -176,6 +177,29 @@ async def test_a_key_that_fails_does_not_keep_the_others(database: Database) -> 
             await pages.views.flush()
             await asyncio.sleep(0.01)
     assert (await pages.stored())[bad] == 2
+
+
+async def test_more_keys_that_fail_than_can_be_left_in_peace_do_not_keep_the_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, whoever can be applied has his turn; that so many fail is an error."""
+    monkeypatch.setattr(_behind_flush, "MAX_ILL", 5)
+    monkeypatch.setattr(_behind_flush, "MAX_OVER", 3)
+    pages = Pages(database, every=60.0, batch=10)
+    keys = [id * 1024 + 5 for id in range(60)]
+    await asyncio.gather(*(pages.views.put(key, 1) for key in keys))
+    pages.failing |= set(keys[:45])
+    with pytest.raises(ValueError, match="no page"):
+        await pages.views.flush()
+    async with asyncio.timeout(60):
+        while await pages.stored() != dict.fromkeys(keys[45:], 1):
+            with suppress(ValueError):
+                await pages.views.flush()
+    assert await pages.waiting() == 45
+    pages.failing.clear()
+    async with asyncio.timeout(60):
+        while await pages.waiting() > 5:  # the five are left in peace
+            await pages.views.flush()
 
 
 async def test_a_value_that_cannot_be_read_any_more_is_kept(database: Database) -> None:

@@ -118,6 +118,43 @@ async def test_the_view_counter(database_url: str, tmp_path: Path) -> None:
         assert await started["main"].fetch_value("select views from pages.page") == 20
 
 
+async def test_what_is_applied_and_what_waits_are_one_exact_number(database_url: str, tmp_path: Path) -> None:
+    """While others put and flush, a reader never sees fewer than were put before he asked, nor more than ever
+    were: no view is missing between the two places, and none is in both."""
+    made = await example("behind")
+    exec(block("behind exact"), made)
+    (tmp_path / "0001_page.sql").write_text(
+        "create table pages.page"
+        " (bucket smallint, id bigint, views bigint not null, primary key (bucket, id));"
+    )
+    async with pools([database_url]) as started:
+        await Migrator("pages", tmp_path, started).apply()
+        database = Database("pages", ShardMap.even(["main"]), started)
+        pages = made["Pages"](database)
+        done = asked = 0
+
+        async def views() -> None:
+            nonlocal done, asked
+            for _ in range(100):
+                asked += 1
+                await pages.seen(7)
+                done += 1
+
+        async def flushes() -> None:
+            while done < 100:
+                await pages.flush()
+
+        async def reads() -> None:
+            while done < 100:
+                least = done
+                assert least <= await made["exactly"](database, pages, 7) <= asked
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            for body in (views, flushes, reads, reads):
+                group.create_task(body())
+        assert await made["exactly"](database, pages, 7) == 100
+
+
 async def test_the_headers_of_the_edge() -> None:
     """As the page shows them."""
     app = (await example("edge"))["app"]

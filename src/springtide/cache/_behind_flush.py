@@ -3,6 +3,7 @@
     page taken and applied -> the next one, until a page is not full
     page failed -> its halves, each on its own, down to the keys that fail alone: these are ill
     ill key -> left out of pages; tried alone when its time has come; well again when that succeeds
+    too many are ill -> the pass goes on as long as few more fail, and ends with an error
 
 A page holds an advisory lock of its shard that ends with the transaction, so one flush at a time is at work
 there: that keeps the order of a key, and a killed worker leaves nothing behind. That the database is away
@@ -31,7 +32,11 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_ILL = 1000
-"""Keys of a shard that are left in peace at once; when more fail, it is not their fault."""
+"""Keys of a shard that are left in peace at once; when more fail, it may not be their fault."""
+
+MAX_OVER = 100
+"""Keys beyond those that fail before a pass is given up: what the database refuses altogether is not tried
+for every key, every time. The next pass begins behind the page where this one ended."""
 
 LONGEST_PEACE = 300.0
 """Seconds between two tries of a key that keeps failing, at most; the first pauses are short and double."""
@@ -105,6 +110,9 @@ class Flusher(Generic[T]):
         self._lock = lock_of(database.schema, rows.name)
         self._ill: dict[str, dict[Changed, _Ill]] = {shard: {} for shard in database.pools}
         self._counted: dict[str, float] = {}
+        self._over: dict[str, list[Exception]] = {shard: [] for shard in database.pools}
+        self._from: dict[str, _Place] = {}
+        """Where the next pass begins, on shards where the last one was given up."""
         owners = (database.shards.shard_of(Bucket(number)) for number in range(BUCKETS))
         self._homes = {shard: Bucket(number) for number, shard in enumerate(owners)}
         """A bucket of each shard: by it a write is opened there."""
@@ -113,10 +121,11 @@ class Flusher(Generic[T]):
         """How many rows were applied. Raises what the database raises when it is away."""
         ill = self._ill[shard]
         now = self._clock.monotonic()
+        over = self._over[shard] = []
         flushed = 0
         for key in [key for key, state in ill.items() if state.until <= now]:
             flushed += await self._take_keys(shard, [key])
-        place: _Place | None = START
+        place: _Place | None = self._from.pop(shard, START)
         while place is not None:
             excluded = [self._rows.text(key) for key in ill]
             try:
@@ -127,8 +136,14 @@ class Flusher(Generic[T]):
             except _Failed as failed:
                 page = failed.page
                 flushed += await self._halve(shard, failed)
+            if len(over) > MAX_OVER:
+                if page.rows >= self._batch:
+                    self._from[shard] = page.last
+                break
             place = page.last if page.rows >= self._batch else None
         await self._count(shard)
+        if over:
+            raise over[0]
         return flushed
 
     async def _count(self, shard: str) -> None:
@@ -145,6 +160,8 @@ class Flusher(Generic[T]):
 
     async def _take_keys(self, shard: str, keys: Sequence[Changed]) -> int:
         """Apply what waits for `keys`, as far as it can be."""
+        if len(self._over[shard]) > MAX_OVER:
+            return 0
         _, buckets, texts = self._rows.names_of(keys)
         try:
             page = await self._page(shard, self._sql.take_keys, buckets, texts)
@@ -160,7 +177,9 @@ class Flusher(Generic[T]):
         keys = failed.page.keys
         if len(keys) > 1:
             middle = len(keys) // 2
-            return await self._take_keys(shard, keys[:middle]) + await self._take_keys(shard, keys[middle:])
+            halves = [keys[:middle], keys[middle:]]
+            random.shuffle(halves)  # where a pass is given up, each key has its turn in another one
+            return sum([await self._take_keys(shard, half) for half in halves])
         for key in keys:
             self._fell_ill(shard, key, failed.cause)
         return 0
@@ -168,7 +187,8 @@ class Flusher(Generic[T]):
     def _fell_ill(self, shard: str, key: Changed, error: Exception) -> None:
         ill = self._ill[shard]
         if key not in ill and len(ill) >= MAX_ILL:
-            raise error
+            self._over[shard].append(error)
+            return
         failures = ill[key].failures + 1 if key in ill else 1
         pause = min(self._every * 2 ** min(failures, 20), LONGEST_PEACE)
         pause *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads tries

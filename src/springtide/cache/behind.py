@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
-import asyncpg
 import msgspec
 
 from springtide.cache._behind_flush import Flusher
@@ -29,7 +28,7 @@ from springtide.cache._behind_put import Keeper
 from springtide.cache._behind_sql import Changed, Rows, Sql
 from springtide.clock import Clock
 from springtide.db import Database, WriteTransaction
-from springtide.errors import ConfigurationError, SpringtideError
+from springtide.errors import ConfigurationError
 from springtide.lifecycle import Periodic
 from springtide.signals import NullSink, Sink
 
@@ -132,15 +131,15 @@ class WriteBehind(Generic[T]):
         """Apply what has been put, on every shard; how many rows that were. For a module's background work.
 
         A shard on which another flush is at work is left to that. A key whose changes cannot be applied is
-        logged, counted, and tried again later. A shard that is away is left for the next call, and its error
-        is raised after the others are done.
+        logged, counted, and tried again later. A shard that is away is left for the next call, and so is one
+        on which very many keys fail; its error is raised after the others are done.
         """
         flushed = 0
         failed: Exception | None = None
         for shard in self.database.pools:
             try:
                 flushed += await self._flusher.flush(shard)
-            except (SpringtideError, asyncpg.PostgresError, TimeoutError) as error:
+            except Exception as error:  # raised below: what one shard or `apply` says keeps no other shard
                 failed = failed or error
         if failed is not None:
             raise failed
