@@ -24,7 +24,7 @@ from bench._cache_sessions import Plan
 from bench._cluster import Cluster, scratch, until
 from bench._pinned import ROOT, Server
 from bench._redis_world import RedisWorld, SteppedClock
-from bench._sessions import Connection
+from bench._sessions import Connection, Lost
 from bench.cached.app import CROWD, modules
 from bench.cached.crowd import CrowdPlan
 from bench.cached.journal import Record, Wrote, stamp
@@ -141,6 +141,8 @@ class Fleet:
             lines = [f"X-Cache: {self.cache}"]
             status, _, body = await connection.ask(method, path, lines)
             return json.loads(body) if status == 200 else None
+        except Lost:
+            return None
         finally:
             connection.close()
 
