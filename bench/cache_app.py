@@ -151,6 +151,10 @@ class Side:
         self._world = world
         self._site: Site | None = None
 
+    async def prepare(self) -> None:
+        """Look around and sign in."""
+        await self._driver(rate=1.0, seconds=1.0, seed=1)
+
     async def window(self, *, rate: float, seconds: float, seed: int) -> Window:
         generator = await self._driver(rate=rate, seconds=seconds, seed=seed)
         before, db, app = await self.metrics(), await self._database_cpu(), self.server.cpu()
@@ -315,6 +319,9 @@ def median(windows: list[Window], of: str) -> float:
 
 async def measure(both: list[Side], *, rounds: int, scale: Scale) -> dict[str, Any]:
     off, on = both
+    for side in both:  # the first one opens shops, which the replicas show the other one a little later
+        await side.prepare()
+        await asyncio.sleep(5 * max(LAGS))
     await asyncio.gather(
         *(side.window(rate=GUESS, seconds=scale.warm_up, seed=2) for side in both)
     )  # the same requests for both
