@@ -95,7 +95,7 @@ class Scale:
 
 
 QUICK = Scale(users=150, warm_up=6.0, seconds=1.0, trial=0.8, searches=1)
-FULL = Scale(users=2_000, warm_up=90.0, seconds=10.0, trial=4.0, searches=2)
+FULL = Scale(users=2_000, warm_up=180.0, seconds=10.0, trial=4.0, searches=2)
 
 BACKENDS = "select coalesce(array_agg(pid), '{{}}') as pids from pg_stat_activity where usename = '{role}'"
 

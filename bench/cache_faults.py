@@ -195,7 +195,7 @@ def wrong(figures: dict[str, Any], least: int) -> list[str]:
         for key in ("stale_beyond_budget", "own_writes_lost", "phantoms", "failed_reads")
         if figures.get(key)
     ]
-    if figures.get("writes", least) < least / 100 or figures.get("reads", least) < least:
+    if figures.get("writes", least) < least / 500 or figures.get("reads", least) < least:
         found.append(f"{figures['reads']} reads and {figures['writes']} writes are too few to say anything")
     found += [
         f"{key} is 0: the harness would not notice a stale read"

@@ -21,6 +21,9 @@ from tests.market.harness import Api, Person, one_platform, one_shard, serving
 from tests.market.media import picture
 from tests.market.notices import comment
 
+from market.catalog.api import NewShop
+from market.catalog.cached import CachedCatalog, Kept
+from market.catalog.store import CatalogStore
 from market.dashboard.cached import CachedSales
 from market.dashboard.rules import day_of
 from market.dashboard.store import Added, Line, SaleStore
@@ -58,20 +61,20 @@ class Shelf:
     def __init__(self, cache: Cache, kept: Any, plain: Any) -> None:
         self.kept = kept
         self._cache = cache
-        self._plain = plain
+        self.plain = plain
 
     async def follows(self, read: Read, *writes: Write) -> None:
         """What is read after each write is new, and what the database has, although it was kept before."""
         for write in writes:
             before = await read(self.kept)
-            await until(lambda: self._is_kept(read))
-            assert before == await read(self._plain)
+            await until(lambda: self.keeps(read))
+            assert before == await read(self.plain)
             await write()
             after = await read(self.kept)
-            assert after == await read(self._plain)
+            assert after == await read(self.plain)
             assert after != before
 
-    async def _is_kept(self, read: Read) -> bool:
+    async def keeps(self, read: Read) -> bool:
         loads = self._loads()
         await read(self.kept)
         return self._loads() == loads
@@ -82,7 +85,7 @@ class Shelf:
 
 @asynccontextmanager
 async def shelf(
-    api: Api, redis_server: RedisServer, module: str, kept: type, plain: type
+    api: Api, redis_server: RedisServer, module: str, kept: Callable[..., Any], plain: type
 ) -> AsyncIterator[Shelf]:
     """As a session has it, which reads its own writes over replicas too."""
     db = api.platform.database(module)
@@ -127,6 +130,18 @@ async def test_what_is_done_to_a_medium_is_seen(api: Api, redis_server: RedisSer
             lambda: store.settle(id, "ready", None, [blob, blob], AT),
             inside(lambda tx: store.delete(tx, id)),
         )
+
+
+async def test_who_has_a_shop_is_decided_by_the_database(api: Api, redis_server: RedisServer) -> None:
+    """Also while it is kept that he has none, which a page may show for as long as the budget allows."""
+
+    def kept(db: Any, cache: Cache) -> CachedCatalog:
+        return CachedCatalog(db, cache, Kept(db, cache))
+
+    async with shelf(api, redis_server, "catalog", kept, CatalogStore) as over:
+        await until(lambda: over.keeps(lambda of: of.shop(ME)))
+        await over.plain.insert_shop(ME, "untold", NewShop(name="Untold", currency="EUR"), AT, None)
+        assert await over.kept.own_shop(ME) is not None
 
 
 async def test_lists_that_were_made_anew_are_given(api: Api, redis_server: RedisServer) -> None:

@@ -145,7 +145,7 @@ class CatalogService:
             shop = await self._store.update_shop(owner, changes, version, moment(self._clock))
             if shop is not None:
                 return shop
-            if await self._store.shop(owner) is None:
+            if await self._store.own_shop(owner) is None:
                 raise NotFound("shop")
             raise Stale("shop")
 
@@ -161,7 +161,7 @@ class CatalogService:
         ]
 
     async def create(self, owner: int, new: NewListing, once: Once | None = None) -> Listing:
-        shop = await self._store.shop(owner)
+        shop = await self._store.own_shop(owner)
         if shop is None:
             raise NotFound("shop")
         checked = rules.check_new(new, shop.currency)

@@ -207,6 +207,11 @@ class CatalogStore:
         return await self._db.lookup("slug", slug)
 
     async def shop(self, owner: int) -> Shop | None:
+        """As pages show it."""
+        return await self.own_shop(owner)
+
+    async def own_shop(self, owner: int) -> Shop | None:
+        """As its owner's writes decide by it."""
         row = await self._db.read(owner).fetch_one(SHOP, bucket_of(owner), owner)
         return None if row is None else Shop(**dict(row))
 
