@@ -10,6 +10,7 @@ import pytest
 
 from springtide.cache import Cache
 from springtide.cache._terms import of_refresh
+from springtide.context import Identity, Position, RequestContext, activate, current
 
 HANGS = 30.0
 """Seconds that only tell a slow machine from one that hangs."""
@@ -113,3 +114,34 @@ async def test_a_loader_that_is_not_async_says_so() -> None:
     async with asyncio.timeout(HANGS), cache:
         with pytest.raises(TypeError, match="the loader of value must be an async function"):
             await values.get(1)
+
+
+async def test_a_load_has_what_is_kept_of_a_client_without_a_token() -> None:
+    """What he has written is found by who he is. The load is nobody's, and has it all the same; so has he."""
+    recalled: list[int] = []
+
+    async def recall(context: RequestContext) -> None:
+        if context.known is None:
+            return
+        recalled.append(context.known.subject)
+        context.causality.observe("main", Position(1, 700))
+        context.recall = None
+
+    async def load(id: int) -> int:
+        own = current()
+        assert own is not None
+        assert own.known is None
+        if own.recall is not None:
+            await own.recall(own)
+        seen = own.causality.position("main")
+        return 0 if seen is None else seen.lsn
+
+    cache = Cache("app")
+    values = cache.define("value:{id}", int, load=load)
+    bearer = RequestContext(known=Identity(9, "token"), unproven=set(), recall=recall)
+    async with asyncio.timeout(HANGS), cache:
+        with activate(bearer):
+            assert await values.get(1) == 700
+            assert await values.get(2) == 700
+        assert bearer.causality.position("main") == Position(1, 700)
+        assert recalled == [9]

@@ -177,9 +177,25 @@ async def test_an_unproven_client_is_not_answered_from_this_process_when_nobody_
         assert levels(context, slot, 100.0) == Levels.SECOND
 
 
+async def test_a_sequence_below_what_was_heard_says_nothing() -> None:
+    """It was evicted and begun anew by a clock that had been set back: what has been heard here is above it,
+    and does not have the write."""
+    slot = slot_at(900)
+
+    async def begun_anew(slot: Slot) -> int | None:
+        return 7
+
+    asking = RequestContext(unproven=set(), known=Identity(7, "token"))
+    await prove(asking, slot, begun_anew, now=100.0, budget=2.0)
+    writing = RequestContext()
+    voided(writing, slot.name, "aa", 7, heard=slot.position, now=100.0, budget=2.0)
+    for context in (asking, writing):
+        assert levels(context, slot, 100.0) == Levels.SECOND
+
+
 def test_own_writes_are_noted_and_those_that_could_not_be_told_hold_the_answer() -> None:
     slot, context = slot_at(5), RequestContext()
-    voided(context, slot.name, "aa", 6, now=100.0, budget=2.0)
+    voided(context, slot.name, "aa", 6, heard=5, now=100.0, budget=2.0)
     assert context.causality.written
     assert levels(context, slot, 100.0) == Levels.SECOND
     slot.position = 6

@@ -14,7 +14,7 @@ from springtide.cache._admission import Turn
 from springtide.cache._flight import Flight, Load
 from springtide.cache._loading import Loading
 from springtide.cache._terms import Terms, of_refresh
-from springtide.context import CausalityToken, Priority, RequestContext
+from springtide.context import CausalityToken, Priority, Recall, RequestContext
 
 if TYPE_CHECKING:
     from springtide.cache._keeping import Keeping
@@ -49,15 +49,12 @@ class Loads:
         """Bring these by one load on `terms`. refresh: load although a value is there."""
         context = RequestContext(priority=Priority.BULK if refresh else Priority.NORMAL)
         if caller is not None:
-            token = CausalityToken(caller.causality.positions, None, caller.causality.marks)
-            if caller.causality.pinned:
-                token.pinned = True
             context = RequestContext(
                 request_id=caller.request_id,
                 priority=caller.priority,
                 trace=caller.trace,
-                causality=token,
-                recall=caller.recall,
+                causality=_seen_by(caller),
+                recall=None if caller.recall is None else _recalling(caller),
                 ledger=caller.ledger,
             )
         for flight in flights:
@@ -98,3 +95,23 @@ class Loads:
         flight = place.open(name, key, arguments, self.clock.monotonic())
         flight.wanted = True
         self.begin(place, (flight,), of_refresh(self.definition.parts), caller=None, refresh=True)
+
+
+def _seen_by(caller: RequestContext) -> CausalityToken:
+    """What a load of his has to have; a witness would be of no use to it, and its own is no news to him."""
+    seen = CausalityToken(caller.causality.positions, None, caller.causality.marks)
+    if caller.causality.pinned:
+        seen.pinned = True
+    return seen
+
+
+def _recalling(caller: RequestContext) -> Recall:
+    """A load is nobody's: what is kept of a client that brought no token is found by who that is."""
+
+    async def recall(context: RequestContext) -> None:
+        if caller.recall is not None:
+            await caller.recall(caller)
+        context.causality.merge(_seen_by(caller))
+        context.recall = None
+
+    return recall

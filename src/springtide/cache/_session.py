@@ -39,10 +39,10 @@ async def prove(
     proven = context.unproven
     if proven is None or context.known is None or slot.name in proven:
         return
-    scope = slot.scope
+    scope, heard = slot.scope, slot.position
     asked = await sequence(slot)
     mark = Mark(SECOND, 0, mark_until(now, budget))
-    if asked is not None and scope == slot.scope:
+    if asked is not None and scope == slot.scope and asked >= heard:  # else it was lost, and begun anew
         mark = Mark(scope, asked, mark.until)
     token = context.causality
     grown = token.grown
@@ -52,10 +52,12 @@ async def prove(
 
 
 def voided(
-    context: RequestContext, slot: str, scope: str, sequence: int, *, now: float, budget: float
+    context: RequestContext, slot: str, scope: str, sequence: int, *, heard: int, now: float, budget: float
 ) -> None:
-    """The request has written, and its invalidation had this sequence in this scope."""
-    context.causality.invalidated(slot, Mark(scope, sequence, mark_until(now, budget)))
+    """The request has written, and its invalidation had this sequence in this scope. heard: what had been
+    heard there before; a sequence that is not above it was lost and begun anew below, so it says nothing."""
+    mark = Mark(scope, sequence, mark_until(now, budget))
+    context.causality.invalidated(slot, mark if sequence > heard else Mark(SECOND, 0, mark.until))
 
 
 def missed(

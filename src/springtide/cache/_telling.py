@@ -110,6 +110,7 @@ class Telling:
         if self._redis is None:
             return None
         levels = place.levels_now(epoch)
+        heard = {place.slot.scope: place.slot.position}
         if len(levels) == 1:
             told = [await self._void_one(place, level, named, xid) for level in levels.values()]
         else:
@@ -125,7 +126,9 @@ class Telling:
                     share = place.slot.share
                     _session.missed(context, slot, now=now, budget=budget, committed=committed, share=share)
             elif context is not None and level is not None:
-                _session.voided(context, slot, level.names.scope, answer, now=now, budget=budget)
+                scope = level.names.scope
+                known = heard.get(scope, 0) if slot == place.slot.name else 0
+                _session.voided(context, slot, scope, answer, heard=known, now=now, budget=budget)
         if failure is None:
             cls.stats.voided += 1
         else:
