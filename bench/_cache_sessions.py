@@ -117,7 +117,7 @@ class Clients:
         session.heard(head)
         if status != 200:
             said = json.loads(body) if body[:1] == b"{" else {}
-            kind = said.get("detail") or said.get("title", "")
+            kind = f"{said.get('title', '')}: {said.get('detail', '')}"
             self.journal.failed.append((asked, time.monotonic(), f"{method} {status} {kind}"))
             return None
         return json.loads(body)

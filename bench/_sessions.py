@@ -83,6 +83,11 @@ class _Wire(asyncio.Protocol):
         self._buffer = b""
 
     @property
+    def answered(self) -> bool:
+        """Whether a part of the answer to the last message has come."""
+        return bool(self._buffer)
+
+    @property
     def fresh(self) -> bool:
         open = self.transport is not None and not self.transport.is_closing()
         return open and time.monotonic() - self.used < IDLE
@@ -124,20 +129,34 @@ class Connection:
         self._wire: _Wire | None = None
 
     async def ask(self, method: str, path: str, headers: Sequence[str]) -> tuple[int, bytes, bytes]:
-        """Status, head and body. Raises Lost."""
+        """Status, head and body. Raises Lost.
+
+        A server may close a connection that idles, at the moment in which it is used again. A GET that got no
+        byte on a used connection is asked once more on a new one, as every client does (RFC 9112, 9.3.1).
+        """
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}", *headers]
+        if method == "POST":
+            lines.append("Content-Length: 0")
+        message = "\r\n".join([*lines, "", ""]).encode()
         try:
             async with asyncio.timeout(TIMEOUT):
-                if self._wire is None or not self._wire.fresh:
-                    self.close()
-                    loop = asyncio.get_running_loop()
-                    _, self._wire = await loop.create_connection(_Wire, *self._address)
-                lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}", *headers]
-                if method == "POST":
-                    lines.append("Content-Length: 0")
-                return await self._wire.send("\r\n".join([*lines, "", ""]).encode())
+                wire, used = self._wire, True
+                if wire is None or not wire.fresh:
+                    wire, used = await self._connect(), False
+                try:
+                    return await wire.send(message)
+                except ConnectionError:
+                    if not used or wire.answered or method != "GET":
+                        raise
+                return await (await self._connect()).send(message)
         except (OSError, TimeoutError) as error:
             self.close()
             raise Lost(type(error).__name__) from error
+
+    async def _connect(self) -> _Wire:
+        self.close()
+        _, self._wire = await asyncio.get_running_loop().create_connection(_Wire, *self._address)
+        return self._wire
 
     def close(self) -> None:
         wire, self._wire = self._wire, None

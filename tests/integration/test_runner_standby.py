@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -231,26 +232,38 @@ async def test_a_copy_confirms_no_commit(primary: EmbeddedPostgres) -> None:
 
     def copying() -> dict[int, bool]:
         """Its processes; True: the one that it forked for the log."""
-        found = [pid for folder in staging.glob(".new-r1-*") for pid in pgdata.inside(folder)]
-        return {pid: os.getsid(pid) != pid for pid in found}
+        found = {}
+        for pid in (pid for folder in staging.glob(".new-r1-*") for pid in pgdata.inside(folder)):
+            with contextlib.suppress(ProcessLookupError):
+                found[pid] = os.getsid(pid) != pid
+        return found
 
     async def said() -> str:
         return await primary.query("select sync_state from pg_stat_replication where state = 'streaming'")
 
-    async def forked() -> list[int]:
-        found = await asyncio.to_thread(copying)
-        return [pid for pid, log in found.items() if not log] if any(found.values()) else []
+    def stop_copying() -> list[int]:
+        """Once the log has its process; whoever ended meanwhile is not among those that were stopped."""
+        found, held = copying(), []
+        for pid, log in found.items():
+            if not log and any(found.values()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    held.append(pid)
+        return held
 
-    await until(forked)
-    stopped = await forked()
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+    async def stopping() -> list[int]:
+        stopped.extend(await asyncio.to_thread(stop_copying))
+        return stopped
+
+    stopped: list[int] = []
+    await until(stopping)
     try:
         await until(said)
         assert await said() == "async"
     finally:
         for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
     await starting
 
     async def confirms() -> bool:

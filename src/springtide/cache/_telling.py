@@ -110,7 +110,8 @@ class Telling:
         if self._redis is None:
             return None
         levels = place.levels_now(epoch)
-        heard = {place.slot.scope: place.slot.position}
+        before = place.slot.name, place.slot.scope
+        position = place.slot.position
         if len(levels) == 1:
             told = [await self._void_one(place, level, named, xid) for level in levels.values()]
         else:
@@ -127,7 +128,7 @@ class Telling:
                     _session.missed(context, slot, now=now, budget=budget, committed=committed, share=share)
             elif context is not None and level is not None:
                 scope = level.names.scope
-                known = heard.get(scope, 0) if slot == place.slot.name else 0
+                known = position if (slot, scope) == before else 0
                 _session.voided(context, slot, scope, answer, heard=known, now=now, budget=budget)
         if failure is None:
             cls.stats.voided += 1
