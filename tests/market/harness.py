@@ -44,6 +44,11 @@ one_platform = pytest.mark.asyncio(loop_scope="module")
 one_shard = pytest.mark.parametrize("shards", [1], ids=["one-shard"], indirect=True)
 """For tests of what is decided before any shard is asked."""
 
+uncached = pytest.mark.skipif(
+    tiers.cached(), reason="a cache saves statements, and repeats loads on the primary"
+)
+"""For tests that count the statements of what is asked for the first time."""
+
 
 PATIENCE = 0.8
 """Part of the request's time that it may wait for a connection: tests hold however busy the machine is, and

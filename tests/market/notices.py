@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.market.harness import Recorder, topology
+from tests.market.harness import Recorder, settled, topology
 
 from market.notifications.api import Kind, Notice, Notifications, Recipient
 from market.notifications.settings import NotificationSettings, Smtp
@@ -93,7 +93,8 @@ class World:
         return ran
 
     async def mail_states(self, recipient: int) -> list[str]:
-        """Of the notices of an inbox, the newest first."""
+        """Of the notices of an inbox, the newest first, once everybody has what was written."""
+        await settled(self.platform)
         return [item.mail for item in (await self.notifications.inbox(recipient)).items]
 
     @asynccontextmanager

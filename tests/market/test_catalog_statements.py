@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 from tests.market.catalog import ANNA, BERT, lines, opened
-from tests.market.harness import Recorder, topology
+from tests.market.harness import Recorder, topology, uncached
 from tests.market.plans import explain, nodes, paged, plan_faults, scaled
 
 from market.catalog import stock, store
@@ -119,6 +119,7 @@ async def test_counting_reads_counters(large: asyncpg.Connection) -> None:
     assert not {node.get("Relation Name") for node in nodes(plan)} & {"listing", "stock"}
 
 
+@uncached
 async def test_statements_do_not_grow_with_listings(urls: list[str], home: Path) -> None:
     """A page of twenty, twenty by their ids, an order of twenty lines: as many statements as for one."""
     recorder = Recorder()

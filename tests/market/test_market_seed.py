@@ -11,7 +11,7 @@ from datetime import date
 
 import asyncpg
 import pytest
-from tests.market.harness import Api, Person
+from tests.market.harness import Api, Person, settled
 
 import market.seed
 from market.catalog import bulk as catalog_bulk
@@ -147,6 +147,7 @@ async def test_what_is_counted_is_there_and_rows_are_where_they_belong(api: Api,
 async def test_the_application_goes_on_where_the_seed_ended(api: Api) -> None:
     """Log in as a seeded person, find seeded things by name, register, post: no id or name collides."""
     await seed(api.platform, users=100, seed=1, progress=Silent())
+    await settled(api.platform)
     name = username(3, 1)
     body = {"user": {"email": f"{name}@example.com", "password": PASSWORD}}
     user = (await api.call("POST", "/users/login", body, expect=200))["user"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.market.harness import Api
+from tests.market.harness import Api, settled
 
 from market.catalog.api import Catalog, ListingQuery
 from market.dashboard.api import Dashboard
@@ -41,6 +41,7 @@ where (status = 'sold_out') <> (on_hand = 0) or listing.bucket <> seller_id & 10
 async def test_stock_is_what_its_log_says(api: Api) -> None:
     """Movements are numbered without a gap and add up, never below nothing."""
     await seed(api.platform, users=200, seed=1, progress=Silent())
+    await settled(api.platform)
     catalog, orders = api.platform.database("catalog"), api.platform.database("orders")
     for question in (WRONG_STOCK, WRONG_LOG, WRONG_STATUS):
         assert await catalog.scatter(question) == []
@@ -55,6 +56,7 @@ async def test_stock_is_what_its_log_says(api: Api) -> None:
 async def test_money_is_booked_and_orders_agree_with_it(api: Api) -> None:
     """The comparison that operators run finds nothing wrong; the ledger adds up to the confirmed orders."""
     await seed(api.platform, users=200, seed=1, progress=Silent())
+    await settled(api.platform)
     found = await api.service(Orders).reconcile()
     assert found.checked > 250 and found.open == found.confirmed_not_paid == found.confirmed_not_sold == 0
     assert found.ended_still_paid == found.ended_still_held == 0
@@ -74,6 +76,7 @@ async def test_money_is_booked_and_orders_agree_with_it(api: Api) -> None:
 async def test_what_modules_tell_each_other_is_told(api: Api) -> None:
     """Everything is found by its words, sellers see their days, and there are things to recommend."""
     report = await seed(api.platform, users=200, seed=1, progress=Silent())
+    await settled(api.platform)
     catalog, search = api.service(Catalog), api.service(Search)
     (listing,) = (await catalog.newest(ListingQuery(limit=1))).items
     hits = (await search.find(SearchQuery(text=listing.title, kind="listing", limit=50))).items
@@ -100,6 +103,7 @@ async def test_workers_that_ran_before_do_not_stand_in_the_way(api: Api) -> None
         for task in module.background:
             await task.method(made)
     await seed(api.platform, users=20, seed=1, progress=Silent())
+    await settled(api.platform)
     chart = await api.platform.database("recommendations").scatter("select people from recommendations.chart")
     assert len(chart) == 1 and len(chart[0]["people"]) > 3
 
@@ -107,6 +111,7 @@ async def test_workers_that_ran_before_do_not_stand_in_the_way(api: Api) -> None
 async def test_a_seller_of_the_notes_can_log_in_and_go_on_selling(api: Api) -> None:
     """The notes name somebody with a shop and sales; what they do next collides with nothing."""
     report = await seed(api.platform, users=50, seed=1, progress=Silent())
+    await settled(api.platform)
     email, password = report.notes[0].partition("e-mail ")[2].split(", password ")
     body = {"user": {"email": email, "password": password}}
     token = (await api.call("POST", "/users/login", body, expect=200))["user"]["token"]

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
-from tests.market.harness import Api, one_platform
+from tests.market.harness import Api, one_platform, uncached
 from tests.market.plans import plan_faults, scaled
 
 from market.content import lists
@@ -59,6 +59,7 @@ async def test_statements_do_not_grow_with_comments(api: Api) -> None:
     assert many <= one + len(api.platform.database("users").shards.shards) - 1
 
 
+@uncached
 async def test_one_article_takes_three_statements(api: Api) -> None:
     """Its slug with itself, its author, whether the viewer follows them."""
     jake, anna = await api.person(), await api.person()

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.market import tiers
 from tests.market.harness import Api, Recorder, lifespan, one_shard, settled, topology
 from tests.market.test_catalog_api import good, offer, refused, seller, send
 from tests.market.working import work
@@ -167,7 +168,8 @@ async def test_pages_live_without_the_database_of_recommendations(
             lamp, bulb = [await offer(api, shop, title=title) for title in ("Lamp", "Bulb")]
             await bought(api, lamp, bulb)
             path = f"/listings/{lamp['id']}/also-bought"
-            assert [one["title"] for one in (await good(api, "GET", path))["items"]] == ["Bulb"]
+            shown = await good(api, "GET", path)
+            assert [one["title"] for one in shown["items"]] == ["Bulb"]
             assert heard == []
             for stop, again in ((server.kill, server.restart), (server.freeze, server.thaw)):
                 await asyncio.to_thread(stop)
@@ -176,8 +178,11 @@ async def test_pages_live_without_the_database_of_recommendations(
                     *(good(api, "GET", path) for _ in range(5)),
                     *(good(api, "GET", "/recommendations/authors", by=other) for _ in range(5)),
                 )
-                assert [page["items"] for page in pages] == [[]] * 10
-                assert {signal.part for signal in heard} == {"also-bought", "authors"}
+                if tiers.cached():  # what is kept may be shown
+                    assert all(page["items"] == [] or page == shown for page in pages)
+                else:
+                    assert [page["items"] for page in pages] == [[]] * 10
+                    assert {signal.part for signal in heard} == {"also-bought", "authors"}
                 await api.call("POST", f"/profiles/{shop.username}/follow", by=other, expect=200)
                 await api.call("DELETE", f"/profiles/{shop.username}/follow", by=other, expect=200)
                 await asyncio.to_thread(again)

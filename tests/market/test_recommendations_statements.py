@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.market.harness import Api
+from tests.market.harness import Api, uncached
 from tests.market.plans import plan_faults, scaled
 
 from market.dashboard import lists
@@ -130,6 +130,7 @@ async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
     assert not await plan_faults(large, HOT, rows=250)
 
 
+@uncached
 async def test_questions_take_few_statements_however_much_they_ask(api: Api) -> None:
     """One per shard for a cart of forty, three at most for authors, two and a snapshot for figures."""
     recommendations, figures = api.service(Recommendations), api.service(Dashboard)

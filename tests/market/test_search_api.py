@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.market.harness import Api, one_platform
+from tests.market.harness import Api, one_platform, uncached
 from tests.market.test_catalog_api import good, offer, refused, seller, send
 from tests.market.test_search import HOSTILE
 from tests.market.working import work
@@ -225,6 +225,7 @@ async def test_a_hit_of_nothing_is_left_out(api: Api) -> None:
     assert [item["username"] for item in await find(api, "walnut")] == ["walnut"]
 
 
+@uncached
 async def test_statements_do_not_grow_with_hits(api: Api) -> None:
     """Of each kind all are asked for at once."""
     anna = await seller(api)

@@ -14,7 +14,7 @@ import pytest
 import tests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.market.harness import Api, one_platform
+from tests.market.harness import Api, forgotten, one_platform
 from tests.market.paying import APPS
 from tests.market.test_catalog_api import good, offer, seller
 from tests.market.test_search import document
@@ -138,6 +138,7 @@ async def test_the_sweep_finds_what_no_job_told_of(api: Api, monkeypatch: pytest
         assert len(await titles(api, "walnut")) == 7 + 7 + 6
         for pool in api.platform.database("search").pools.values():
             await pool.execute("update search.document set form = 0, names = '', words = ''")
+        await forgotten(api.platform)
 
 
 async def test_a_sweep_that_finds_nothing_to_do_is_short(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

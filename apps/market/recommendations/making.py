@@ -7,6 +7,9 @@
 Each step may be repeated and may meet its own repetition: a purchase is counted when its row appears, and a
 list that was made from older counts never replaces one from newer. What nobody buys any more decays, is made
 anew once a day, and is forgotten after a year.
+
+What is made stays for up to a day, so it is made of what the primaries have: a job's position covers its own
+shard alone, and half of what it asks is on others.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from market.recommendations.follows import FollowStore
 from market.recommendations.scoring import Purchase
 from market.recommendations.store import Basket, Old, PurchaseStore
 from springtide.clock import Clock
+from springtide.context import Consistency, reading
 from springtide.jobs import job
 
 __all__ = ["DEBOUNCE", "KEPT", "REFRESH_EVERY", "CopyFollow", "MakeAuthors", "MakeList", "Making", "Tally"]
@@ -98,6 +102,10 @@ class Making:
             await tx.enqueue(MakeList(listing), delay=DEBOUNCE, unique_key=str(listing))
 
     async def make_list(self, listing: int) -> None:
+        with reading(Consistency.STRONG):
+            await self._make_list(listing)
+
+    async def _make_list(self, listing: int) -> None:
         listed = await self._purchases.listed(listing)
         if listed is None:
             return
@@ -115,6 +123,10 @@ class Making:
             await self._follows.copy(follower, followee, follow)
 
     async def make_authors(self, person: int) -> None:
+        with reading(Consistency.STRONG):
+            await self._make_authors(person)
+
+    async def _make_authors(self, person: int) -> None:
         version = await self._follows.changes(person)
         followed = (await self._follows.following([person], BETWEEN)).get(person, [])
         between = await self._follows.following(followed, BETWEEN) if followed else {}
