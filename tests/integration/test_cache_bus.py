@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 from tests._redis import RedisCluster, RedisServer, SentinelGroup
 
+from springtide.cache import Cache
 from springtide.cache._bus import COUNT, GATHER, Bus
 from springtide.cache._names import Names, scope_name
 from springtide.cache._scripts import BEAT, VOID
 from springtide.cache._slot import EVERYTHING, Slot, round_text
-from springtide.redis import Redis
+from springtide.context import Identity, RequestContext, activate
+from springtide.errors import RedisUnavailable
+from springtide.redis import Redis, _keeper
 from springtide.testing import stress
 
 pytestmark = pytest.mark.needs("redis-server")
@@ -354,6 +357,50 @@ async def test_a_failover_is_another_scope(own_sentinel: Callable[..., SentinelG
         await until(lambda: users.slot.scope not in (before, ""), "another scope")
         assert users.heard[0] == EVERYTHING
         await users.proven_anew()
+
+
+async def test_a_primary_that_was_replaced_vouches_for_nothing(
+    own_sentinel: Callable[..., SentinelGroup],
+    own_redis: Callable[..., RedisServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For a moment there are two, and who brings no token may have written at the other: what is kept here is
+    not for him. And of what he writes here the other knows nothing: that is said, or waited for."""
+    monkeypatch.setattr(_keeper, "LOOK_EVERY", 2 * HANGS)  # the moment lasts
+    group, other, loads = own_sentinel(replicas=0), own_redis(), list[int]()
+
+    async def load(id: int) -> int:
+        loads.append(id)
+        return id
+
+    def bearer() -> RequestContext:
+        return RequestContext(known=Identity(9, "token"), unproven=set())
+
+    cache = Cache("app", redis=group.url)
+    values = cache.define("value:{id}", int, load=load)
+    async with asyncio.timeout(HANGS), cache:
+        slot = values.places[None].slot
+        await until(lambda: slot.proof > 0, "proof")
+        with activate(bearer()):
+            await values.invalidate(1)
+            await values.get(1)
+        for _ in range(2):
+            with activate(bearer()):
+                assert await values.get(1) == 1
+        assert len(loads) == 1
+        for sentinel in group.sentinels:
+            sentinel.command("SENTINEL", "REMOVE", "main")
+            sentinel.command("SENTINEL", "MONITOR", "main", "127.0.0.1", other.port, 2)
+        with activate(bearer()):
+            assert await values.get(1) == 1
+        assert len(loads) == 2
+        with activate(bearer()) as context, pytest.raises(RedisUnavailable, match="another server"):
+            await values.invalidate(1)
+        assert context.settled > 0.0
+        with activate(RequestContext()):
+            await values.get(1)
+            await values.get(1)
+        assert len(loads) <= 3
 
 
 async def test_in_a_cluster_each_node_is_listened_to(

@@ -127,15 +127,17 @@ class Bus:
 
     async def sequence(self, slot: Slot) -> int | None:
         """The slot's sequence in its scope, now: all that was invalidated before this was called is in it.
-        None when nobody can say."""
+        None when nobody can say, or whoever says it may be a primary that has been replaced."""
         followed, link = self._followed.get(slot.name), self._redis.link(slot.name)
         if followed is None or link is None or not slot.scope or followed.scope(link.run_id) != slot.scope:
             return None
+        asking = link.send("GET", Names(slot.name, slot.scope).sequence)
+        leads = await self._redis.leads(link)
         try:
-            answer = await link.send("GET", Names(slot.name, slot.scope).sequence)
+            answer = await asking
         except (RedisError, RedisUnavailable):
             return None
-        return None if answer is None else int(answer)
+        return int(answer or 0) if leads else None
 
     # -- who reads where -------------------------------------------------------------------------------
 

@@ -123,7 +123,6 @@ class Level2(Generic[V]):
     __slots__ = (
         "_fenced",
         "_flags",
-        "_link",
         "_lives",
         "_plain",
         "_sequence",
@@ -135,6 +134,7 @@ class Level2(Generic[V]):
         "codec",
         "epoch",
         "life",
+        "link",
         "names",
         "tagged",
     )  # fmt: skip
@@ -164,7 +164,7 @@ class Level2(Generic[V]):
         self.aged = aged
         self.life = life
         self.aside = aside
-        self._link = link
+        self.link = link
         self._plain = not tagged and not aged
         self._values = names.values
         self._sequence = names.sequence
@@ -180,10 +180,10 @@ class Level2(Generic[V]):
             return Read(min(part.sequence for part in parts), [one for part in parts for one in part.found])
         values = self._values
         if self._plain:
-            answer = await self._link.send("MGET", self._sequence, *[values + name for name in names])
+            answer = await self.link.send("MGET", self._sequence, *[values + name for name in names])
             found = [self._found(data, None) for data in answer[1:]]
         else:
-            answer = await self._link.call(GET, (self._sequence,), (self._flags, "", 0, *names))
+            answer = await self.link.call(GET, (self._sequence,), (self._flags, "", 0, *names))
             step = 2 if self.aged else 1
             found = [
                 self._found(answer[at], answer[at + 1] / 1000 if self.aged else None)
@@ -204,7 +204,7 @@ class Level2(Generic[V]):
         if len(names) > BATCH:
             raise ValueError(f"at most {BATCH} leases at once, got {len(names)}")
         flags = self._flags + ("r" if refresh else "l") + self._fenced
-        answer = await self._link.call(GET, (self._sequence,), (flags, token, _ms(hold), *names))
+        answer = await self.link.call(GET, (self._sequence,), (flags, token, _ms(hold), *names))
         found: list[Found[V] | bool | None] = []
         step = 2 if self.aged else 1
         said = answer.pop() if self._fenced else None
@@ -274,7 +274,7 @@ class Level2(Generic[V]):
         for entry, data in offered:
             keys += (self.names.lease(entry.name), self._values + entry.name)
             arguments += (entry.lease, _ms(min(entry.ttl, self.life)), data)
-        answer = await self._link.call(KEEP, keys, arguments)
+        answer = await self.link.call(KEEP, keys, arguments)
         return [None if one == _KEPT else Refusal.LEASE for one in answer]
 
     async def _judge(
@@ -285,7 +285,7 @@ class Level2(Generic[V]):
             _printable(entry.tags)
             tags = (len(entry.tags), *entry.tags) if self.tagged else ("",)
             arguments += (entry.name, entry.lease, _ms(min(entry.ttl, self.life)), data, *tags)
-        sequence, *said = await self._link.call(FILL, (self._sequence,), (*head, *arguments))
+        sequence, *said = await self.link.call(FILL, (self._sequence,), (*head, *arguments))
         return [_REFUSALS[one] for one in said], int(sequence)
 
     async def put(self, entry: Entry[V], *, seen: Seen, xid: int) -> Outcome:
@@ -307,17 +307,17 @@ class Level2(Generic[V]):
         who = f"x{secrets.token_hex(8)}" if xid is None else str(xid)
         # A class that has no tags may have had some: rows of then name them.
         lives = (self._lives,) if self.aside or any(field[0] == "t" for field in fields) else ()
-        calls = [self._link.call(VOID, (self._sequence,), (who, *lives, *part)) for part in _batches(fields)]
+        calls = [self.link.call(VOID, (self._sequence,), (who, *lives, *part)) for part in _batches(fields)]
         return max([int(await call) for call in calls], default=0)
 
     async def release(self, names: Sequence[str], token: str) -> None:
         """Give leases back whose load failed, so that the next who asks may load at once."""
-        await self._link.call(RELEASE, (self._sequence,), (token, *names))
+        await self.link.call(RELEASE, (self._sequence,), (token, *names))
 
     async def old(self, name: str) -> Found[V] | None:
         """A value that may not be served any more, except when the database cannot be asked: what was moved
         aside, or what lies there with tags that were voided."""
-        for data in await self._link.send("MGET", self.names.aside(name), self.names.value(name)):
+        for data in await self.link.send("MGET", self.names.aside(name), self.names.value(name)):
             if data is not None:
                 found = self._found(data.partition(b"\n")[2] if self.tagged else data, None)
                 if found is not None:
@@ -327,7 +327,7 @@ class Level2(Generic[V]):
     async def drop(self, names: Sequence[str]) -> None:
         """Forget values. Whoever has them in memory keeps them: to invalidate is to `void`."""
         for part in _batches(names):
-            await self._link.send("UNLINK", *map(self.names.value, part))
+            await self.link.send("UNLINK", *map(self.names.value, part))
 
     async def clear(self, *, xid: int | None = None) -> int:
         """Invalidate the whole slot: nothing that was there when this began is there when it returns.
@@ -339,18 +339,18 @@ class Level2(Generic[V]):
         for kind in "lvo":
             async for keys in self._scan(_GLOB.sub(r"\\\g<0>", self.names.prefix) + kind + ":*"):
                 if keys:
-                    await self._link.send("UNLINK", *keys)
+                    await self.link.send("UNLINK", *keys)
         return sequence
 
     @property
     def place(self) -> tuple[int, str]:
         """What `sweep` goes over: a link, and the scope of the keys."""
-        return id(self._link), self.names.scope
+        return id(self.link), self.names.scope
 
     async def disown(self) -> None:
         """Have everybody forget what he holds of the slot, and let no load in that is under way. For the
         relay; where nobody can have been yet, nothing is said."""
-        if await self._link.send("EXISTS", self._sequence, self.names.prefix + "T"):
+        if await self.link.send("EXISTS", self._sequence, self.names.prefix + "T"):
             await self.void((EVERYTHING,), xid=None if self.epoch is None else 0)
 
     async def sweep(self, slots: Sequence[Names]) -> AsyncIterator[None]:
@@ -360,13 +360,13 @@ class Level2(Generic[V]):
             prefixes = tuple(f"{names.prefix}{kind}:".encode() for names in slots for kind in kinds)
             async for keys in self._scan(f"{{*}}:{self.names.scope}:[{kinds}]:*"):
                 if mine := [key for key in keys if key.startswith(prefixes)]:
-                    await self._link.send("UNLINK", *mine)
+                    await self.link.send("UNLINK", *mine)
                 yield
 
     async def _scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         cursor = b"0"
         while True:
-            cursor, keys = await self._link.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            cursor, keys = await self.link.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
             yield keys
             if cursor == b"0":
                 return
@@ -378,7 +378,7 @@ class Level2(Generic[V]):
         horizon = rounds.due(now)
         newest, stand_in = ("" if mark is None else str(mark) for mark in (rounds.newest, horizon))
         arguments = (secrets.token_hex(8), rounds.life, newest, stand_in, says, BUS_ENTRIES, _ms(IDLE))
-        life, number, stands = await self._link.call(BEAT, (self._sequence,), arguments)
+        life, number, stands = await self.link.call(BEAT, (self._sequence,), arguments)
         rounds.answered(life.decode(), number, horizon=stands == 1, sent=horizon)
 
     def _found(self, data: bytes | None, remaining: float | None) -> Found[V] | None:

@@ -12,6 +12,9 @@ everything else that this process sends to Redis in that moment. Its write was i
 answered, so that sequence covers it. Where an invalidation failed, there is no sequence: then the answer to
 such a client waits until every process has heard of the write or answers from nothing that is kept
 (`settled`), which takes no longer than the class's share. So nothing is kept anywhere for such clients.
+Where Redis has Sentinels, they are asked as well, by the write after its invalidation and by the read with
+its question: for a moment there can be two primaries, and of a write that told one the other knows nothing.
+A server that they do not name has told nobody, and its word is none: the read has nothing that is kept.
 
 Who has neither a token nor an identity is promised nothing.
 """
@@ -24,7 +27,12 @@ from springtide._marks import NEITHER, SECOND, Mark, mark_until
 from springtide.cache._slot import Slot
 from springtide.context import RequestContext
 
-__all__ = ["missed", "prove", "voided"]
+__all__ = ["brings_nothing", "missed", "prove", "voided"]
+
+
+def brings_nothing(context: RequestContext) -> bool:
+    """Whether the client is known and brought no token of what it has written."""
+    return context.unproven is not None and context.known is not None
 
 
 async def prove(
@@ -37,11 +45,11 @@ async def prove(
 ) -> None:
     """Give an unproven request the mark of what the slot has now; `sequence` asks (`Bus.sequence`)."""
     proven = context.unproven
-    if proven is None or context.known is None or slot.name in proven:
+    if proven is None or slot.name in proven or not brings_nothing(context):
         return
     scope, heard = slot.scope, slot.position
     asked = await sequence(slot)
-    mark = Mark(SECOND, 0, mark_until(now, budget))
+    mark = Mark(SECOND if asked is not None else NEITHER, 0, mark_until(now, budget))
     if asked is not None and scope == slot.scope and asked >= heard:  # else it was lost, and begun anew
         mark = Mark(scope, asked, mark.until)
     token = context.causality

@@ -149,4 +149,11 @@ class Telling:
             return error
         if level.names.slot == place.slot.name:
             place.hear(named, sequence)  # what was begun or filled while it was told
+        context = current()
+        if (
+            context is not None
+            and _session.brings_nothing(context)
+            and not await self._redis.leads(level.link)
+        ):
+            return RedisUnavailable(level.link.address, "another server may be the primary now")
         return sequence

@@ -3,6 +3,8 @@
 All are asked at once. Each names a server and the epoch of the failover that made it the primary; the
 greatest epoch is the newest truth, whoever says it, and of equal ones the server that most name. So a
 Sentinel that was cut off leads nobody back to an old primary, and one that knows is enough to leave it.
+
+Whoever asks while a question is under way shares the next one: an answer was asked for after the call.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from springtide.redis.link import Link
 
 __all__ = ["Sentinels", "newest"]
 
+Answer = tuple[int, Endpoint]
+"""The epoch of a failover, and the primary that it made."""
 
-def newest(named: Sequence[tuple[int, Endpoint]]) -> tuple[int, Endpoint] | None:
+
+def newest(named: Sequence[Answer]) -> Answer | None:
     """Of what Sentinels say, (epoch, primary) each: the one to believe; None when nobody said anything."""
     if not named:
         return None
@@ -42,6 +47,7 @@ class Sentinels:
         self._connect = connect
         self._links: dict[Endpoint, Link | None] = dict.fromkeys(endpoints)
         self._asking = asyncio.Lock()
+        self._next: asyncio.Task[list[Answer | Exception]] | None = None
         self._epoch = -1
 
     @property
@@ -65,19 +71,33 @@ class Sentinels:
         found = newest([(epoch, place) for epoch, place in named if epoch >= self._epoch])
         return found is None or found[1] == endpoint
 
+    async def leads(self, address: str) -> bool:
+        """True only when somebody says now that the primary is there, and nobody who knows more another."""
+        named, _ = await self._ask()
+        found = newest([(epoch, place) for epoch, place in named if epoch >= self._epoch])
+        return found is not None and str(found[1]) == address
+
     def close(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
         for endpoint, link in self._links.items():
             if link is not None:
                 link.close()
             self._links[endpoint] = None
 
-    async def _ask(self) -> tuple[list[tuple[int, Endpoint]], list[Exception]]:
-        async with self._asking:  # links of one process share the finder
-            answers = await asyncio.gather(*map(self._ask_one, self._links))
+    async def _ask(self) -> tuple[list[Answer], list[Exception]]:
+        if self._next is None:
+            self._next = asyncio.create_task(self._ask_all(), name=f"{self._name}:sentinels")
+        answers = await asyncio.shield(self._next)
         named = [answer for answer in answers if isinstance(answer, tuple)]
         return named, [answer for answer in answers if isinstance(answer, Exception)]
 
-    async def _ask_one(self, sentinel: Endpoint) -> tuple[int, Endpoint] | Exception:
+    async def _ask_all(self) -> list[Answer | Exception]:
+        async with self._asking:  # a link is made once
+            self._next = None
+            return await asyncio.gather(*map(self._ask_one, self._links))
+
+    async def _ask_one(self, sentinel: Endpoint) -> Answer | Exception:
         try:
             link = self._links[sentinel]
             if link is None or not link.alive:
@@ -88,5 +108,5 @@ class Sentinels:
             return error
 
 
-def _named(answer: Mapping[bytes, bytes]) -> tuple[int, Endpoint]:
+def _named(answer: Mapping[bytes, bytes]) -> Answer:
     return int(answer[b"config-epoch"]), Endpoint(answer[b"ip"].decode(), int(answer[b"port"]))

@@ -167,6 +167,14 @@ class Redis:
         keeper = self._keeper_of(tag)
         return keeper.link if keeper is not None else None
 
+    async def leads(self, link: Link) -> bool:
+        """Whether the server of `link` is still the one that everybody is led to, asked now.
+
+        Sentinels are asked, and False is the answer where none of them gives one. Without Sentinels nobody
+        can say otherwise.
+        """
+        return self._sentinels is None or await self._sentinels.leads(link.address)
+
     def _keeper_of(self, tag: bytes | str) -> Keeper | None:
         if self._cluster is not None:
             return self._cluster.keeper_of(tag)
