@@ -103,13 +103,10 @@ class Making:
 
     async def make_list(self, listing: int) -> None:
         with reading(Consistency.STRONG):
-            await self._make_list(listing)
-
-    async def _make_list(self, listing: int) -> None:
-        listed = await self._purchases.listed(listing)
-        if listed is None:
-            return
-        weights = await self._purchases.weights([pair.other for pair in listed.pairs])
+            listed = await self._purchases.listed(listing)
+            if listed is None:
+                return
+            weights = await self._purchases.weights([pair.other for pair in listed.pairs])
         scores = [
             (pair.other, scoring.near(pair.counted, listed.weight, weights.get(pair.other, 0.0)))
             for pair in listed.pairs
@@ -124,12 +121,9 @@ class Making:
 
     async def make_authors(self, person: int) -> None:
         with reading(Consistency.STRONG):
-            await self._make_authors(person)
-
-    async def _make_authors(self, person: int) -> None:
-        version = await self._follows.changes(person)
-        followed = (await self._follows.following([person], BETWEEN)).get(person, [])
-        between = await self._follows.following(followed, BETWEEN) if followed else {}
+            version = await self._follows.changes(person)
+            followed = (await self._follows.following([person], BETWEEN)).get(person, [])
+            between = await self._follows.following(followed, BETWEEN) if followed else {}
         best = scoring.rank(between, without={person, *followed}, limit=KEPT)
         await self._follows.put_authors(person, best, version, moment(self._clock))
 

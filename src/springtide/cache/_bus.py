@@ -131,13 +131,11 @@ class Bus:
         followed, link = self._followed.get(slot.name), self._redis.link(slot.name)
         if followed is None or link is None or not slot.scope or followed.scope(link.run_id) != slot.scope:
             return None
-        asking = link.send("GET", Names(slot.name, slot.scope).sequence)
-        leads = await self._redis.leads(link)
         try:
-            answer = await asking
+            answer = await link.send("GET", Names(slot.name, slot.scope).sequence)
         except (RedisError, RedisUnavailable):
             return None
-        return int(answer or 0) if leads else None
+        return int(answer or 0) if await self._redis.leads(link) else None
 
     # -- who reads where -------------------------------------------------------------------------------
 

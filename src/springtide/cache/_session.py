@@ -48,10 +48,13 @@ async def prove(
     if proven is None or slot.name in proven or not brings_nothing(context):
         return
     scope, heard = slot.scope, slot.position
-    asked = await sequence(slot)
-    mark = Mark(SECOND if asked is not None else NEITHER, 0, mark_until(now, budget))
-    if asked is not None and scope == slot.scope and asked >= heard:  # else it was lost, and begun anew
-        mark = Mark(scope, asked, mark.until)
+    asked, until = await sequence(slot), mark_until(now, budget)
+    if asked is None:
+        mark = Mark(NEITHER, 0, until)
+    elif scope == slot.scope and asked >= heard:
+        mark = Mark(scope, asked, until)
+    else:  # it was lost, and begun anew
+        mark = Mark(SECOND, 0, until)
     token = context.causality
     grown = token.grown
     token.mark(slot.name, mark)

@@ -13,6 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from springtide.context import detached
 from springtide.errors import ConfigurationError, RedisError, RedisUnavailable
 from springtide.redis._address import Endpoint
 from springtide.redis.link import Link
@@ -48,6 +49,7 @@ class Sentinels:
         self._links: dict[Endpoint, Link | None] = dict.fromkeys(endpoints)
         self._asking = asyncio.Lock()
         self._next: asyncio.Task[list[Answer | Exception]] | None = None
+        self._rounds: set[asyncio.Task[list[Answer | Exception]]] = set()
         self._epoch = -1
 
     @property
@@ -67,28 +69,38 @@ class Sentinels:
         raise RedisUnavailable(self._shown, f"no Sentinel answers: {'; '.join(map(str, errors))}")
 
     async def still(self, endpoint: Endpoint) -> bool:
-        named, _ = await self._ask()
-        found = newest([(epoch, place) for epoch, place in named if epoch >= self._epoch])
-        return found is None or found[1] == endpoint
+        found = await self._newest()
+        return found is None or found == endpoint
 
     async def leads(self, address: str) -> bool:
         """True only when somebody says now that the primary is there, and nobody who knows more another."""
-        named, _ = await self._ask()
-        found = newest([(epoch, place) for epoch, place in named if epoch >= self._epoch])
-        return found is not None and str(found[1]) == address
+        found = await self._newest()
+        return found is not None and str(found) == address
 
     def close(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
+        for asked in self._rounds:
+            asked.cancel()
         for endpoint, link in self._links.items():
             if link is not None:
                 link.close()
             self._links[endpoint] = None
 
+    async def _newest(self) -> Endpoint | None:
+        """The primary that is named now; None when nobody says anything, or what was true before."""
+        named, _ = await self._ask()
+        found = newest([(epoch, place) for epoch, place in named if epoch >= self._epoch])
+        return None if found is None else found[1]
+
     async def _ask(self) -> tuple[list[Answer], list[Exception]]:
-        if self._next is None:
-            self._next = asyncio.create_task(self._ask_all(), name=f"{self._name}:sentinels")
-        answers = await asyncio.shield(self._next)
+        asked = self._next
+        if asked is None:
+            asked = self._next = asyncio.get_running_loop().create_task(
+                self._ask_all(), name=f"{self._name}:sentinels", context=detached()
+            )
+            self._rounds.add(asked)
+            asked.add_done_callback(self._rounds.discard)
+        await asyncio.wait([asked])
+        answers = [] if asked.cancelled() else asked.result()
         named = [answer for answer in answers if isinstance(answer, tuple)]
         return named, [answer for answer in answers if isinstance(answer, Exception)]
 
