@@ -150,6 +150,30 @@ async def test_a_primary_that_lives_on_cut_off_is_left(
         assert link.why == "another server is the primary now"
 
 
+async def test_a_question_to_sentinels_ends_with_its_client(
+    own_sentinel: Callable[..., SentinelGroup],
+) -> None:
+    """Whoever waits for one, or for the next, is told that nobody says so, and is not cancelled."""
+    group = own_sentinel(replicas=0)
+    async with started(group.url, timeout=60.0) as redis:
+        link = await linked(redis)
+        assert await redis.leads(link)
+        for sentinel in group.sentinels:
+            sentinel.freeze()
+        try:
+            first = asyncio.ensure_future(redis.leads(link))
+            await asyncio.sleep(0)  # asked
+            await asyncio.sleep(0)
+            second = asyncio.ensure_future(redis.leads(link))
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                await redis.stop()
+                assert await asyncio.gather(first, second) == [False, False]
+        finally:
+            for sentinel in group.sentinels:
+                sentinel.thaw()
+
+
 async def test_a_primary_that_was_a_replica_meanwhile_is_another_run(
     own_redis: Callable[..., RedisServer],
 ) -> None:
