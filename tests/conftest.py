@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -35,6 +36,10 @@ __all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup", "pytest_term
 # How long an example takes says how busy the machine is, and nothing about the property.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# Who is started in the background of a shell ignores Ctrl-C, and so would what tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
