@@ -91,13 +91,27 @@ async def working(*arguments: Any, **options: Any) -> AsyncIterator[Worker]:
 
 
 async def rows(database: Database, where: str = "true") -> list[Any]:
-    """Every job row, in the order of enqueueing."""
+    """Every job row, in the order of enqueueing; those of the history have the state done."""
+    same = (
+        "select bucket, id, kind, version, attempt, max_attempts, priority, worker, error, started_at,"
+        " enqueued_at, context, "
+    )
     found = await database.scatter(
-        "select bucket, id, kind, version, state, attempt, max_attempts, priority, run_at, worker, error,"
-        " leased_until, started_at, finished_at, enqueued_at, unique_key, context"
-        f" from deeds._job where {where}"
+        f"select * from ({same} state, run_at, leased_until, finished_at, unique_key from deeds._job"
+        f" union all {same} 'done', due_at, null, finished_at, null from deeds._job_done) as job"
+        f" where {where}"
     )
     return sorted(found, key=lambda row: row["enqueued_at"])
+
+
+def again(schema: str, where: str = "true") -> str:
+    """SQL that makes jobs that are done ready again, as after a crash before their end was written."""
+    kept = "bucket, id, kind, version, payload, context, priority, attempt, max_attempts, enqueued_at, due_at"
+    return (
+        f"with gone as (delete from {schema}._job_done where {where} returning *)"
+        f" insert into {schema}._job ({kept}, state, run_at)"
+        f" select {kept}, 'ready', clock_timestamp() from gone"
+    )
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
@@ -110,6 +124,24 @@ async def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
             if found:
                 return found
             await asyncio.sleep(0.02)
+
+
+async def listening(database: Database) -> None:
+    """Wait until a listener of each shard listens and what it found at first has been claimed."""
+
+    async def both() -> bool:
+        counts = await asyncio.gather(
+            *(
+                pool.fetch_value(
+                    "select count(*) from pg_stat_activity where application_name = 'springtide listener'"
+                    " and datname = current_database() and query like 'LISTEN%'"
+                )
+                for pool in database.pools.values()
+            )
+        )
+        return all(counts)
+
+    await until(both)
 
 
 async def states(database: Database) -> list[str]:

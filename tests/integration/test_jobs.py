@@ -249,7 +249,8 @@ async def test_claims_read_the_index(database: Database) -> None:
     async with pool.transaction() as tx:
         for _ in range(7):  # past asyncpg's and PostgreSQL's custom plans
             plan = await tx.fetch_value(
-                f"explain (analyze, buffers, format json) {store._claim}", ["deed.do/1"], 10, "w", 30.0
+                f"explain (analyze, buffers, format json) {store.statements.claim}",
+                *(["deed.do/1"], 10, "w", 30.0, store.cursor.floors),
             )
     text = msgspec.json.encode(plan).decode()
     assert "_job_ready" in text and "Seq Scan" not in text, text
@@ -457,7 +458,7 @@ async def test_transactional_effects_happen_with_the_end_of_the_job(
     pool = database.pools[database.shards.shard_of(Bucket(row["bucket"]))]
     xids = await pool.fetch_one(
         "select (select xmin::text::bigint from deeds.effect) as effect, (select xmin::text::bigint"
-        " from deeds._job) as job"
+        " from deeds._job_done) as job"
     )
     assert xids is not None
     assert len(writers) == 2 and xids["job"] == writers[-1]
@@ -476,20 +477,6 @@ async def test_only_transactional_handlers_have_the_transaction(
 
 
 # -- upkeep --------------------------------------------------------------------------------------------
-
-
-async def test_finished_jobs_are_deleted_after_their_time(database: Database, database_urls: Urls) -> None:
-    """Done jobs go after keep_done, dead ones stay."""
-
-    async def fail(deed: Deed, run: Run) -> None:
-        if deed.what == "bad":
-            raise JobFailed("bad")
-
-    await add(database, "bad")
-    for number in range(5):
-        await add(database, f"good {number}")
-    async with working(database, database_urls, [DO], Doer(fail), keep_done=0.5):
-        await reach(database, "dead")
 
 
 async def test_depth_and_age_are_measured(database: Database, database_urls: Urls) -> None:

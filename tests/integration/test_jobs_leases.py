@@ -18,6 +18,7 @@ from tests.jobs_support import (
     Heard,
     add,
     deeds,
+    listening,
     reach,
     rows,
     states,
@@ -319,7 +320,7 @@ async def test_a_commit_wakes_the_worker(database: Database, database_urls: Urls
     """Without a poll within a minute, a job is run because of the bell alone."""
     doer = Doer()
     async with working(database, database_urls, [DO], doer, poll=60.0):
-        await _listening(database)
+        await listening(database)
         for number in range(5):
             await add(database, str(number))
             await until(lambda: len(doer.calls) == number + 1)  # noqa: B023 - awaited at once
@@ -331,27 +332,9 @@ async def test_without_the_bell_workers_poll(database_urls: Urls, tmp_path: Path
         database.enqueue = Enqueuer()
         doer = Doer()
         async with working(database, database_urls, [DO], doer, poll=0.2):
-            await _listening(database)
+            await listening(database)
             await add(database, "a")
             await until(lambda: doer.calls)
-
-
-async def _listening(database: Database) -> None:
-    """Wait until a listener of each shard listens and what it found at first has been claimed."""
-
-    async def both() -> bool:
-        counts = await asyncio.gather(
-            *(
-                pool.fetch_value(
-                    "select count(*) from pg_stat_activity where application_name = 'springtide listener'"
-                    " and datname = current_database() and query like 'LISTEN%'"
-                )
-                for pool in database.pools.values()
-            )
-        )
-        return all(counts)
-
-    await until(both)
 
 
 async def test_a_listener_that_loses_its_connection_listens_again(

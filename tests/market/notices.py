@@ -65,10 +65,12 @@ class World:
         return id
 
     async def jobs(self, where: str = "true") -> list[Any]:
+        same = "select bucket, id, kind, payload, attempt, error, enqueued_at, "
         found = await self.db.scatter(
             "select bucket, id, kind, state, attempt, error, run_at, enqueued_at,"
             " statement_timestamp() as now, convert_from(payload, 'UTF8') as payload"
-            f" from notifications._job where {where}"
+            f" from ({same} state, run_at from notifications._job"
+            f" union all {same} 'done', due_at from notifications._job_done) as job where {where}"
         )
         return sorted(found, key=lambda row: row["enqueued_at"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests import jobs_support
 from tests.market.harness import Api, Person, one_platform
 from tests.market.working import work
 
@@ -26,8 +27,7 @@ async def again(api: Api, kind: str) -> None:
     """Jobs of that kind, done already, are run once more, as after a crash before their end was written."""
     module = kind.split(".")[0]
     for pool in api.platform.database(module).pools.values():
-        done = f"update {module}._job set state = 'ready', finished_at = null where kind = $1"
-        await pool.execute(done, kind)
+        await pool.execute(jobs_support.again(module, "kind = $1"), kind)
     assert await work(api.platform, TELLING) >= 1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests import jobs_support
 from tests.jobs_support import until
 from tests.market.harness import one_platform, one_shard
 from tests.market.mailing import MailboxProcess, header
@@ -68,7 +69,7 @@ async def test_one_mail_for_one_cause(told: World, mailbox: MailboxProcess) -> N
         await told.notifications.notify(comment(ann, ann, "job-1"))
     await told.run_jobs()
     for pool in told.db.pools.values():
-        await pool.execute("update notifications._job set state = 'ready', finished_at = null")
+        await pool.execute(jobs_support.again("notifications"))
     assert await told.run_jobs() == 1
     assert len(await mailbox.mails()) == 1
     assert await told.mail_states(ann) == ["sent"]

@@ -4,6 +4,12 @@ One loop for all databases of the process. A claim asks for at most the free slo
 (one module's jobs on one shard) that may have something; lines take turns, and each has one claim under way
 at most, so neither a full nor a frozen database keeps the others waiting.
 A line is due when its bell rang, when its last claim was filled, or when its polling time has come.
+A slot is free again when the handler has ended; how it ended is written meanwhile, for at most as many runs
+as there are slots.
+
+Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED jobs, within READ_BUSY seconds
+after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending. Every
+CHECK seconds, or less often where that takes long, it looks for jobs that the cursor has passed.
 
 running -> draining: no more claims; what a claim still brings is handed back; running jobs get `drain`
 seconds, then they are cancelled and handed back. A handler that ignores that is left behind with its lease
@@ -25,10 +31,11 @@ from typing import Any, TypeVar
 import asyncpg
 
 from springtide.clock import Clock
-from springtide.context import Priority, RequestContext, activate, detached
+from springtide.context import RequestContext, activate, detached
 from springtide.errors import SpringtideError
+from springtide.jobs._finish import Finisher
 from springtide.jobs._heart import GRACE, Heart, Lease
-from springtide.jobs._run import JobRun, Route
+from springtide.jobs._run import JobRun, Outcome, Route
 from springtide.jobs._store import Claimed, Ending, RunName, Store
 from springtide.lifecycle import StartStop, Supervised
 from springtide.signals import JobFinished, Sink, TaskFailed
@@ -40,7 +47,15 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STATEMENT_TIMEOUT = 5.0
-"""Seconds that a claim or the end of a run may take before it counts as failed."""
+"""Seconds that a claim may take before it counts as failed."""
+
+SEARCH_TIMEOUT = 60.0
+"""Seconds for a statement that may have to pass everything that a held transaction keeps."""
+
+READ_CLAIMED, READ_LEAST, READ_BUSY, READ_IDLE = 500, 0.05, 1.0, 5.0
+
+CHECK, CHECK_SHARE = 60.0, 50.0
+"""Seconds between two looks below the cursor; at least so many times what the last one took."""
 
 MAX_PAUSE = 10.0
 """Longest pause, in seconds, between claims on a database that fails."""
@@ -60,6 +75,12 @@ class Line:
         self.claiming = False
         self.rung = False
         self.failures = 0
+        self.finisher: Finisher  # set with each start, which gives the worker its name
+        self.reading = False
+        self.read_at = 0.0
+        self.unread = 0
+        self.checking = False
+        self.check_at = 0.0
 
 
 class Dispatcher:
@@ -90,7 +111,9 @@ class Dispatcher:
         self._worker = ""
         self._draining = False
         self._reserved = 0
-        self._runs: dict[tuple[str, RunName], tuple[JobRun, asyncio.Task[None]]] = {}
+        self._runs: dict[tuple[str, RunName], JobRun] = {}
+        self._ended: dict[JobRun, tuple[Outcome, float]] = {}
+        self._empty = detached()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._loop = Supervised(f"{self.name} loop", self._dispatch, clock=clock, sink=sink)
@@ -117,23 +140,31 @@ class Dispatcher:
             if line.store.shard == shard and schema in (None, line.store.schema):
                 line.rung = True
                 line.due_at = 0.0
+                if line.store.cursor.pending:
+                    line.read_at = 0.0
         self._wake.set()
 
     def lose(self, leases: list[Lease]) -> None:
         """These runs are not ours any more: their handlers are cancelled."""
         for lease in leases:
             found = self._runs.get((lease.store.schema, lease.run))
-            if found is not None and found[0].lease is lease:
-                if found[0].ended_by != "lost":
+            if found is not None and found.lease is lease:
+                if found.ended_by != "lost":
                     _log.warning("the lease of job %s was lost; its handler is cancelled", lease.run.id)
-                found[0].cancel("lost")
+                found.cancel("lost")
 
     async def _open(self) -> None:
         # a name per start: (attempt, worker) must name one run, also after attempts were handed back
         self._worker = f"{self._label}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._draining = False
+        self._empty = detached()
         for line in self._lines:
-            line.due_at = 0.0
+            line.due_at = line.read_at = 0.0
+            line.check_at = self._clock.monotonic() + CHECK * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
+            line.store.cursor.forget()
+            line.finisher = Finisher(
+                line.store, self._worker, spawn=self._spawn, written=self._written, clock=self._clock
+            )
         await self._loop.start()
 
     async def _close(self) -> None:
@@ -141,16 +172,19 @@ class Dispatcher:
         await self._loop.stop()
         until = self._clock.monotonic() + self._drain
         await self._finished(until)
-        for run, _ in list(self._runs.values()):
-            run.cancel("returned")
+        for run in list(self._runs.values()):
+            if run not in self._ended:
+                run.cancel("returned")
         await self._finished(self._clock.monotonic() + CANCEL_TIMEOUT)
-        for run, task in list(self._runs.values()):
+        for run in list(self._runs.values()):
             _log.error(
-                "job %s of kind %s ignores its cancellation; it is left behind, and its lease will run out",
+                "job %s of kind %s %s; it is left behind, and its lease will run out",
                 run.claimed.run.id,
                 run.route.kind.name,
+                "cannot be finished" if run in self._ended else "ignores its cancellation",
             )
-            task.cancel()
+            if run.task is not None:
+                run.task.cancel()
         tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
@@ -166,7 +200,7 @@ class Dispatcher:
         while True:
             self._wake.clear()
             now = self._clock.monotonic()
-            free = self._slots - len(self._runs) - self._reserved
+            free = self._free()
             due = [line for line in self._lines if not line.claiming and line.due_at <= now]
             while due and free > 0:
                 share = -(-free // len(due))
@@ -175,10 +209,73 @@ class Dispatcher:
                 self._lines.remove(line)
                 self._lines.append(line)  # who was served last comes last
                 self._begin_claim(line, share)
-            waiting = [line.due_at for line in self._lines if not line.claiming]
+            for line in self._lines:
+                self._look(line, now)
+            waiting = [line.due_at for line in self._lines if not line.claiming and free > 0]
+            waiting += [line.read_at for line in self._lines if not line.reading]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(min(waiting) - now, 0.0) if waiting and free > 0 else None):
+                async with asyncio.timeout(max(min(waiting) - now, 0.0) if waiting else None):
                     await self._wake.wait()
+
+    def _free(self) -> int:
+        """How many jobs may be claimed now."""
+        if len(self._ended) > self._slots:
+            return 0
+        return self._slots - (len(self._runs) - len(self._ended)) - self._reserved
+
+    def _look(self, line: Line, now: float) -> None:
+        """Move the cursor of a line, and look below it, when it is time."""
+        if not line.reading and line.read_at <= now:
+            line.reading, line.unread = True, 0
+            task = self._spawn(self._within(SEARCH_TIMEOUT, line.store.read()), f"{line.store.module} read")
+            task.add_done_callback(lambda done: self._read(line, done))
+        if not line.checking and line.check_at <= now:
+            line.checking = True
+            task = self._spawn(self._within(SEARCH_TIMEOUT, line.store.check()), f"{line.store.module} check")
+            task.add_done_callback(lambda done: self._checked(line, now, done))
+
+    async def _within(self, seconds: float, body: Coroutine[Any, Any, T]) -> T:
+        with activate(RequestContext(deadline=self._clock.monotonic() + seconds)):
+            return await body
+
+    def _read(self, line: Line, done: asyncio.Task[bool]) -> None:
+        line.reading = False
+        now = self._clock.monotonic()
+        line.read_at = now + READ_IDLE * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
+        if self._went_well(line, done, "reading the cursor of") and done.result():
+            line.due_at, line.rung = now, True
+            line.read_at = now + READ_LEAST
+        elif line.unread:
+            self._claimed_some(line, 0, now)
+        self._wake.set()  # the loop did not know how long to wait while this line was reading
+
+    def _checked(self, line: Line, begun: float, done: asyncio.Task[bool]) -> None:
+        line.checking = False
+        now = self._clock.monotonic()
+        pause = max(CHECK, CHECK_SHARE * (now - begun))
+        line.check_at = now + pause * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
+        if self._went_well(line, done, "looking for passed jobs of") and done.result():
+            _log.warning("a job of %s was not found at its time; it is now", line.store.module)
+            line.due_at, line.rung = now, True
+            self._wake.set()
+
+    def _went_well(self, line: Line, done: asyncio.Task[Any], what: str) -> bool:
+        if done.cancelled():
+            return False
+        if (error := done.exception()) is not None:
+            unexpected = not isinstance(error, SpringtideError | asyncpg.PostgresError)
+            where = f"{line.store.module} on {line.store.shard}"
+            _log.log(
+                logging.WARNING if unexpected else logging.INFO,
+                "%s %s failed: %s", what, where, error, exc_info=error if unexpected else None,
+            )  # fmt: skip
+        return error is None
+
+    def _claimed_some(self, line: Line, count: int, now: float) -> None:
+        """After claims the cursor moves soon."""
+        line.unread += count
+        pause = READ_LEAST if line.unread >= READ_CLAIMED else READ_BUSY
+        line.read_at = min(line.read_at, now + pause)
 
     def _begin_claim(self, line: Line, share: int) -> None:
         line.claiming, line.rung = True, False
@@ -210,6 +307,8 @@ class Dispatcher:
         line.failures = 0
         more = line.rung or len(claimed) == share
         line.due_at = now if more else now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - see above
+        if claimed:
+            self._claimed_some(line, len(claimed), now)
         for job in claimed:
             self._begin_run(line, job, asked)
 
@@ -223,48 +322,66 @@ class Dispatcher:
             renew_until=asked + route.kind.max_run + GRACE,
         )
         run = JobRun(claimed, route, line.store, lease, clock=self._clock)
+        self._runs[line.store.schema, claimed.run] = run
+        self.heart.hold(lease)
         if self._draining:
             run.cancel("returned")
-        self.heart.hold(lease)
-        task = self._spawn(self._run(run), f"job {route.kind.name}")
-        task.add_done_callback(self._broken)
-        self._runs[line.store.schema, claimed.run] = (run, task)
+            self._end(line, run, run.judged(asyncio.CancelledError()))
+            return
+        run.task = task = asyncio.get_running_loop().create_task(
+            run.perform(), name=f"job {route.kind.name}", context=self._empty.copy()
+        )
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._performed(line, run, done))
 
-    # -- running ---------------------------------------------------------------------------------------
+    # -- ending ----------------------------------------------------------------------------------------
 
-    async def _run(self, run: JobRun) -> None:
-        begun = self._clock.monotonic()
-        try:
-            outcome, ending, error = await run.perform()
-            seconds = self._clock.monotonic() - begun
-            if ending is not None and not await self._write(run, ending):
-                outcome = "lost"
-            with activate(run.context):  # log lines carry the request and the trace
-                self._tell(run, outcome, ending, error, seconds)
-        finally:
-            self.heart.release(run.lease)
-            del self._runs[run.store.schema, run.claimed.run]
-            self._wake.set()
+    def _performed(self, line: Line, run: JobRun, task: asyncio.Task[Outcome]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            self._end(line, run, task.result())
+        elif run.ended_by is not None:  # cancelled before its first step
+            self._end(line, run, run.judged(asyncio.CancelledError()))
+        else:
+            self._forget(run)
+            if not task.cancelled():
+                self._sink.emit(TaskFailed(task.get_name(), repr(task.exception()), None))
+                _log.error("%s broke; its lease will run out", task.get_name(), exc_info=task.exception())
 
-    async def _write(self, run: JobRun, ending: Ending) -> bool:
-        """Write how the run ended, again and again while the lease lasts; False when it is not ours."""
-        pause = 0.1
-        while True:
-            deadline = self._clock.monotonic() + STATEMENT_TIMEOUT
-            try:
-                with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
-                    return await run.store.end(run.claimed.run, run.lease.worker, ending)
-            except (SpringtideError, asyncpg.PostgresError) as error:
-                if run.ended_by == "lost" or self._clock.monotonic() > run.lease.until:
-                    _log.warning("how job %s ended could not be written: %s", run.claimed.run.id, error)
-                    return False
-            await self._clock.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
-            pause = min(pause * 2, 2.0)
+    def _end(self, line: Line, run: JobRun, outcome: Outcome) -> None:
+        self._ended[run] = outcome, self._clock.monotonic() - run.begun
+        self._wake.set()  # a slot is free
+        ending = outcome[1]
+        if ending is None:
+            self._written(run, True)
+        elif ending.state == "done":
+            line.finisher.done(run)
+        else:
+            line.finisher.end(run, ending)
+
+    def _written(self, run: JobRun, held: bool) -> None:
+        (outcome, ending, error), seconds = self._ended[run]
+        self._forget(run)
+        context = run.context if run.context is not None else RequestContext()
+        with activate(context):  # log lines carry the request and the trace
+            self._tell(run, context, outcome if held else "lost", ending, error, seconds)
+
+    def _forget(self, run: JobRun) -> None:
+        self.heart.release(run.lease)
+        del self._runs[run.store.schema, run.claimed.run]
+        self._ended.pop(run, None)
+        self._wake.set()
 
     def _tell(
-        self, run: JobRun, outcome: str, ending: Ending | None, error: BaseException | None, seconds: float
+        self,
+        run: JobRun,
+        context: RequestContext,
+        outcome: str,
+        ending: Ending | None,
+        error: BaseException | None,
+        seconds: float,
     ) -> None:
-        claimed, context = run.claimed, run.context
+        claimed = run.claimed
         text = ending.error if ending is not None else repr(error) if error is not None else None
         name = f"job {claimed.kind}/{claimed.version} {claimed.run.id}"
         attempt = f"run {claimed.run.attempt} of {claimed.max_attempts}"
@@ -295,10 +412,8 @@ class Dispatcher:
         """Run `body` beside the loop; bounded by the slots and the lines."""
         task = asyncio.get_running_loop().create_task(body, name=what, context=detached())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ran)
         return task
 
-    def _broken(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._sink.emit(TaskFailed(task.get_name(), repr(error), None))
-            _log.error("%s broke; its lease will run out", task.get_name(), exc_info=error)
+    def _ran(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)

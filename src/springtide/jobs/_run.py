@@ -1,9 +1,10 @@
 """One run of one job: decode it, call its handler, judge how that ended.
 
-The handler runs in a task of its own inside a new request context, so that it can be cancelled (max_run, lost
-lease, shutdown) while the run itself goes on to write how it ended. A transactional handler's run is finished
-inside its own transaction. The context has seen what the request had that enqueued the job, and all that the
-job's shard had when it was claimed: the handler's session reads find what the job is about, on any server.
+The handler runs in a task of its own inside a new request context, which can be cancelled (max_run, lost
+lease, shutdown): the task ends with the judgement, and whoever made it writes down how the run ended. A
+transactional handler's run is finished inside its own transaction. The context has seen what the request had
+that enqueued the job, and all that the job's shard had when it was claimed: the handler's session reads find
+what the job is about, on any server.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from springtide.clock import Clock
-from springtide.context import Priority, RequestContext, activate, detached
+from springtide.context import Priority, RequestContext, activate
 from springtide.db import Bucket, Database
 from springtide.errors import DeadlineExceeded, JobFailed, JobLost
 from springtide.jobs import _retry
@@ -25,7 +26,9 @@ from springtide.jobs._store import Claimed, Ending, Store
 from springtide.jobs.job import Handler, JobKind, Run
 from springtide.outbox.envelope import Envelope
 
-__all__ = ["JobRun", "Route", "judge"]
+__all__ = ["JobRun", "Outcome", "Route", "judge"]
+
+Outcome = tuple[str, Ending | None, BaseException | None]
 
 
 class Route:
@@ -42,7 +45,13 @@ class Route:
 
 
 class JobRun:
-    """A claimed job on its way. `ended_by` is why we cancelled its handler: lost, returned, overrun."""
+    """A claimed job on its way. `ended_by` is why we cancelled its handler: lost, returned, overrun.
+
+    `task` is the one that runs `perform`; it is cancelled by `cancel` alone.
+    """
+
+    __slots__ = ("_clock", "_timer", "begun", "claimed", "context", "ended_by", "lease", "route", "store",
+                 "task")  # fmt: skip
 
     def __init__(self, claimed: Claimed, route: Route, store: Store, lease: Lease, *, clock: Clock) -> None:
         self.claimed = claimed
@@ -50,60 +59,69 @@ class JobRun:
         self.store = store
         self.lease = lease
         self.ended_by: str | None = None
-        self.context: RequestContext = RequestContext()
+        self.context: RequestContext | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.begun = clock.monotonic()
         self._clock = clock
-        self._handling: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def cancel(self, reason: str) -> None:
         """End the handler because the run is `lost` or must be `returned`; a lost run stays lost."""
         if self.ended_by != "lost":
             self.ended_by = reason
-        if self._handling is not None:
-            self._handling.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
-    async def perform(self) -> tuple[str, Ending | None, BaseException | None]:
+    def _overrun(self) -> None:
+        if self.ended_by is None:
+            self.ended_by = "overrun"
+        if self.task is not None:
+            self.task.cancel()
+
+    async def perform(self) -> Outcome:
         """Outcome, what is to be written (None: nothing, or it is written already) and the error."""
         claimed, spec = self.claimed, self.route.kind
+        if self.task is None:
+            self.task = asyncio.current_task()
         try:
             envelope = Envelope.load(claimed.context)
             job = self.route.decode(claimed.payload)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             text = f"cannot be read as {spec.name}: {_retry.describe(error)}"
             return "dead", Ending("dead", error=text), error
-        self.context = envelope.open(
+        self.context = context = envelope.open(
             deadline=self._clock.monotonic() + spec.max_run,
             priority=Priority(claimed.priority),
             attempt=claimed.run.attempt,
         )
         if claimed.position is not None:
-            self.context.causality.cover(self.store.cluster, claimed.position)
-        if self.ended_by is None:
-            context = detached()
-            self._handling = handling = asyncio.get_running_loop().create_task(
-                self._handle(job), name=f"job {spec.name} {claimed.run.id}", context=context
-            )
-            done, _ = await asyncio.wait([handling], timeout=spec.max_run)
-            if not done:
-                if self.ended_by is None:
-                    self.ended_by = "overrun"
-                handling.cancel()
-                await asyncio.wait([handling])
-            error_: BaseException | None = (
-                asyncio.CancelledError() if handling.cancelled() else handling.exception()
-            )
-        else:
-            error_ = asyncio.CancelledError()
+            context.causality.cover(self.store.cluster, claimed.position)
+        self._timer = asyncio.get_running_loop().call_later(spec.max_run, self._overrun)
+        try:
+            await self._handle(job, context)
+        except asyncio.CancelledError as error:
+            if self.ended_by is None and self.task is not None and self.task.cancelling():
+                raise  # the loop is closing
+            return self.judged(error)
+        except Exception as error:
+            return self.judged(error)
+        finally:
+            self._timer.cancel()
+        return self.judged(None)
+
+    def judged(self, error: BaseException | None) -> Outcome:
+        """What it means that the handler ended with `error`."""
         return judge(
-            spec,
-            claimed.run.attempt,
-            claimed.max_attempts,
-            error_,
+            self.route.kind,
+            self.claimed.run.attempt,
+            self.claimed.max_attempts,
+            error,
             ended_by=self.ended_by,
             transactional=self.route.handler.effect == "transactional",
             spread=random.uniform(0.5, 1.5),  # noqa: S311 - spreads retries
         )
 
-    async def _handle(self, job: Any) -> None:
+    async def _handle(self, job: Any, context: RequestContext) -> None:
         claimed, route = self.claimed, self.route
         run = Run(
             id=claimed.run.id,
@@ -113,7 +131,7 @@ class JobRun:
             enqueued_at=claimed.enqueued_at,
         )
         method = route.handler.method
-        with activate(self.context):
+        with activate(context):
             if route.handler.effect == "any":
                 await method(route.implementation, job, run)
                 return
@@ -132,7 +150,7 @@ def judge(
     ended_by: str | None,
     transactional: bool,
     spread: float,
-) -> tuple[str, Ending | None, BaseException | None]:
+) -> Outcome:
     """What a run's end means; pure. Success counts even when it came after we had cancelled."""
     if error is None:
         return "done", None if transactional else Ending("done"), None

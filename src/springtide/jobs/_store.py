@@ -1,41 +1,42 @@
-"""The rows of one module's jobs on one shard: every statement of the queue.
+"""The rows of one module's jobs on one shard: what the queue does to them, and nothing else.
 
-    ready -> running -> done
-               |-> ready     retry, hand-back, rescue of an expired lease
-               `-> dead      no attempts left, or the handler said that trying again cannot help
-    ready <-> parked         no worker that looked at it knows its kind and version
+    ready -> running -> done     the row moves from `_job` to the history `_job_done`
+               |-> ready         retry, hand-back, rescue of an expired lease
+               `-> dead          no attempts left, or the handler said that trying again cannot help
+    ready <-> parked             no worker that looked at it knows its kind and version
+
+`_job` has what is unfinished or needs a look (dead, parked), so it is small and what has ended slows nothing.
 
 `attempt` is counted by the claim, so a job that kills its worker reaches the dead letters. A run is named
 by (id, attempt, worker); every statement that ends one is guarded by that name and tells whether it held.
 Where replicas exist, a claim also tells where the log stood: after the commit that made the job visible, so
-a replica that has replayed that far has what the job is about. Time is the database's alone. `unique_key`
-is held until the job begins: the claim clears it, so what was enqueued while a job of the same key was
-running is not lost to it.
+a replica that has replayed that far has what the job is about. Time is the database's alone. `run_at` orders
+what is ready and is never earlier than when the row became so; `due_at` is since when the job waits.
+`unique_key` is held until the job begins: the claim clears it, so what was enqueued while a job of the same
+key was running is not lost to it.
+
+The texts are in `_statements.py`. `cursor` is where claims begin to look; `read` moves it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from springtide.context import LOST, Position
+from springtide.clock import Clock, SystemClock
+from springtide.context import Position
 from springtide.db import Database
-from springtide.db.causality import PLACE, position_of
+from springtide.db.causality import position_of
+from springtide.jobs._cursor import EVERYTHING, PRIORITIES, Cursor, Reading
+from springtide.jobs._statements import BATCH, MEASURED, Statements
 
-__all__ = ["BATCH", "Claimed", "Ending", "Found", "MEASURED", "RunName", "Store", "insert_sql"]
+__all__ = ["BATCH", "MEASURED", "Claimed", "Ending", "Found", "RunName", "Store"]
 
-BATCH = 1000
-"""Rows that one statement of upkeep changes at most."""
-
-MEASURED = 100_000
-"""Rows of a shard that a measurement counts per state; more are shown as that many."""
-
-
-MAX_CAUSALITY_CHARS = 2000
-"""Of tokens that were put together for one job; with more, it reads from the primaries."""
+RESCUED_AGAIN = timedelta(minutes=2)
+"""How far before the last rescue the next one begins to look: for leases written by slow statements."""
 
 
 class Queries(Protocol):
@@ -98,171 +99,34 @@ class Found:
     age: float
 
 
-def insert_sql(schema: str) -> str:
-    """Add a job and return (its id, how many seconds until it is due).
-
-    A job of the same unique key that has not begun takes its place, with the earlier time and the more
-    important priority of both, and what either caller has seen. Its row is locked by that until the caller's
-    commit, so it cannot begin before what the caller wrote can be seen.
-    """
-    return f"""
-        INSERT INTO {schema}._job AS j
-            (bucket, id, kind, version, payload, context, unique_key, priority, state, max_attempts,
-             run_at, enqueued_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'ready', $9,
-            coalesce($10::timestamptz, clock_timestamp() + make_interval(secs => $11)), clock_timestamp())
-        ON CONFLICT (bucket, kind, version, unique_key) WHERE unique_key IS NOT NULL
-        DO UPDATE SET run_at = least(j.run_at, excluded.run_at),
-            priority = least(j.priority, excluded.priority),
-            context = CASE
-                WHEN excluded.context ->> 'causality' IS NULL THEN j.context
-                WHEN length(j.context ->> 'causality') > {MAX_CAUSALITY_CHARS}
-                    THEN jsonb_set(j.context, '{{causality}}', '"{LOST}"')
-                ELSE jsonb_set(j.context, '{{causality}}', to_jsonb(
-                    concat_ws(',', j.context ->> 'causality', excluded.context ->> 'causality')))
-                END
-        RETURNING id, greatest(extract(epoch FROM run_at - clock_timestamp()), 0)::float8 AS due_in
-    """  # noqa: S608 - the schema is an identifier checked by Database
-
-
 class Store:
     """The jobs of `database` on `shard`."""
 
-    def __init__(self, database: Database, shard: str) -> None:
+    def __init__(self, database: Database, shard: str, *, clock: Clock | None = None) -> None:
         self.module = database.name
         self.schema = database.schema
         self.shard = shard
         self.pool = database.pools[shard]
+        self.cursor = Cursor()
+        self.statements = Statements(database.schema)
         self._servers = database.servers.get(shard)
         self.cluster = self._servers.cluster if self._servers is not None else shard
-        table = f"{database.schema}._job"
-        mine = "j.attempt = $3 AND j.worker = $4"
-        self._claim = f"""
-            WITH due AS MATERIALIZED (
-                SELECT found.bucket, found.id
-                FROM (VALUES (0::smallint), (1::smallint), (2::smallint)) AS class (priority)
-                CROSS JOIN LATERAL (
-                    SELECT w.bucket, w.id FROM {table} AS w
-                    WHERE w.state = 'ready' AND w.priority = class.priority
-                        AND w.run_at <= statement_timestamp()
-                        AND w.kind || '/' || w.version = ANY ($1::text[])
-                    ORDER BY w.run_at, w.id LIMIT $2
-                    FOR UPDATE SKIP LOCKED
-                ) AS found
-                LIMIT $2
-            )
-            UPDATE {table} AS j
-            SET state = 'running', attempt = j.attempt + 1, worker = $3, unique_key = NULL,
-                leased_until = clock_timestamp() + make_interval(secs => $4),
-                started_at = clock_timestamp(), finished_at = NULL
-            FROM due WHERE j.bucket = due.bucket AND j.id = due.id
-            RETURNING j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
-                j.max_attempts, j.enqueued_at, j.run_at,
-                greatest(extract(epoch FROM j.started_at - j.run_at), 0)::float8 AS waited
-        """  # noqa: S608 - the schema is an identifier checked by Database, here and below
-        self._claim_placed = f"{self._claim}, {PLACE}"
-        # The second state makes the statement repeatable when its answer was lost: the row is still named
-        # after this run until the next claim.
-        self._end = f"""
-            UPDATE {table} AS j
-            SET state = $5, error = $6,
-                run_at = CASE WHEN $5 = 'ready' THEN clock_timestamp() + make_interval(secs => $7)
-                    ELSE j.run_at END,
-                finished_at = CASE WHEN $5 <> 'ready' THEN clock_timestamp() END, leased_until = NULL
-            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state IN ('running', $5)
-            RETURNING 1
-        """  # noqa: S608
-        self._hand_back = f"""
-            UPDATE {table} AS j
-            SET state = 'ready', attempt = j.attempt - 1, worker = NULL, leased_until = NULL
-            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
-            RETURNING 1
-        """  # noqa: S608
-        # A row that a finishing transaction has locked is neither renewed nor lost; nor is one that this run
-        # has just finished, while the answer to its COMMIT is on the way.
-        self._renew = f"""
-            WITH named AS (
-                SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)
-            ), held AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j JOIN named AS n
-                    ON j.bucket = n.bucket AND j.id = n.id AND j.attempt = n.attempt
-                WHERE j.worker = $4 AND j.state = 'running'
-                FOR UPDATE OF j SKIP LOCKED
-            ), renewed AS (
-                UPDATE {table} AS j SET leased_until = clock_timestamp() + make_interval(secs => $5)
-                FROM held WHERE j.bucket = held.bucket AND j.id = held.id
-            )
-            SELECT n.id FROM named AS n WHERE NOT EXISTS (
-                SELECT FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
-                    AND j.attempt = n.attempt AND j.worker = $4 AND j.state IN ('running', 'done'))
-        """  # noqa: S608
-        self._rescue = f"""
-            WITH expired AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j
-                WHERE j.state = 'running' AND j.leased_until < clock_timestamp()
-                LIMIT {BATCH} FOR UPDATE SKIP LOCKED
-            )
-            UPDATE {table} AS j
-            SET state = CASE WHEN j.attempt >= j.max_attempts THEN 'dead' ELSE 'ready' END,
-                finished_at = CASE WHEN j.attempt >= j.max_attempts THEN clock_timestamp() END,
-                error = 'its worker ' || coalesce(j.worker, '') || ' stopped renewing the lease',
-                worker = NULL, leased_until = NULL
-            FROM expired AS e WHERE j.bucket = e.bucket AND j.id = e.id
-            RETURNING j.id, j.kind, j.version, j.attempt, j.state
-        """  # noqa: S608
-        # Only the head of each priority is looked at: what no worker claims gathers there.
-        self._park = f"""
-            WITH head AS MATERIALIZED (
-                SELECT found.* FROM (VALUES (0::smallint), (1::smallint), (2::smallint)) AS class (priority)
-                CROSS JOIN LATERAL (
-                    SELECT w.bucket, w.id, w.kind || '/' || w.version AS name FROM {table} AS w
-                    WHERE w.state = 'ready' AND w.priority = class.priority
-                        AND w.run_at < statement_timestamp() - make_interval(secs => $2)
-                    ORDER BY w.run_at, w.id LIMIT {BATCH}
-                ) AS found
-            ), strange AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j JOIN head USING (bucket, id)
-                WHERE NOT head.name = ANY ($1::text[]) AND j.state = 'ready'
-                FOR UPDATE OF j SKIP LOCKED
-            )
-            UPDATE {table} AS j SET state = 'parked', error = 'no worker knows this kind and version'
-            FROM strange AS s WHERE j.bucket = s.bucket AND j.id = s.id
-            RETURNING j.kind || '/' || j.version AS name
-        """  # noqa: S608
-        self._release = f"""
-            WITH known AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j
-                WHERE j.state = 'parked' AND j.kind || '/' || j.version = ANY ($1::text[])
-                LIMIT {BATCH} FOR UPDATE SKIP LOCKED
-            )
-            UPDATE {table} AS j SET state = 'ready', error = NULL
-            FROM known AS k WHERE j.bucket = k.bucket AND j.id = k.id
-            RETURNING j.id
-        """  # noqa: S608
-        self._purge = f"""
-            WITH old AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j
-                WHERE j.state = 'done' AND j.finished_at < clock_timestamp() - make_interval(secs => $1)
-                ORDER BY j.finished_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
-            )
-            DELETE FROM {table} AS j USING old WHERE j.bucket = old.bucket AND j.id = old.id
-            RETURNING 1
-        """  # noqa: S608
-        self._measure = " UNION ALL ".join(
-            f"""
-            SELECT '{state}' AS state, s.kind, count(*)::integer AS jobs, greatest(
-                extract(epoch FROM statement_timestamp() - min(s.run_at)), 0)::float8 AS age
-            FROM (SELECT kind, run_at FROM {table} WHERE state = '{state}' LIMIT {MEASURED}) AS s
-            GROUP BY s.kind"""  # noqa: S608
-            for state in ("ready", "running", "parked", "dead")
-        )
+        self._monotonic = (clock or SystemClock()).monotonic
+        self._rescued: datetime | None = None
+
+    # -- claiming --------------------------------------------------------------------------------------
 
     async def claim(self, names: Sequence[str], limit: int, worker: str, lease: float) -> list[Claimed]:
         """Up to `limit` due jobs of the kinds `names`, most important first, then oldest."""
         placed = self._servers is not None and self._servers.replicated
-        sql = self._claim_placed if placed else self._claim
-        rows = await self.pool.fetch(sql, list(names), limit, worker, lease)
-        rows.sort(key=lambda row: (row["priority"], row["run_at"], row["id"]))
+        sql = self.statements.claim_placed if placed else self.statements.claim
+        try:
+            rows = await self.pool.fetch(sql, names, limit, worker, lease, self.cursor.floors)
+        except BaseException:
+            self.cursor.forget()  # the server may be another one, which has lost some claims
+            raise
+        if len(rows) > 1:
+            rows.sort(key=_order)
         return [
             Claimed(
                 RunName(row["bucket"], UUID(int=row["id"].int), row["attempt"]),
@@ -279,45 +143,88 @@ class Store:
             for row in rows
         ]
 
+    async def read(self) -> bool:
+        """Move the cursor; whether there is something to claim that the last claims did not look at.
+
+        One call at a time.
+        """
+        sent = self._monotonic()
+        try:
+            (row,) = await self.pool.fetch(self.statements.read, self.cursor.floors)
+        except BaseException:
+            self.cursor.forget()
+            raise
+        return self.cursor.advance(
+            Reading(row["running"], row["number"], row["clock"], row["first"], sent, self._monotonic())
+        )
+
+    async def check(self) -> bool:
+        """Look below the cursor, which may take long; whether something was there. Then it is forgotten."""
+        (row,) = await self.pool.fetch(self.statements.first, [EVERYTHING] * PRIORITIES)
+        if self.cursor.below(row["first"]):
+            self.cursor.forget()
+            return True
+        return False
+
+    # -- ending ----------------------------------------------------------------------------------------
+
+    async def finish(self, runs: Sequence[RunName], worker: str) -> set[UUID]:
+        """These runs are done: the ids of those that could be written down. The others: ask `end`."""
+        names = [run.bucket for run in runs], [run.id for run in runs], [run.attempt for run in runs]
+        rows = await self.pool.fetch(self.statements.finish, *names, worker)
+        return {row["id"] for row in rows}
+
     async def end(self, run: RunName, worker: str, ending: Ending, queries: Queries | None = None) -> bool:
         """Write how a run ended; False when it was not this worker's any more. May be repeated."""
         queries = queries or self.pool
         name = (run.bucket, run.id, run.attempt, worker)
+        if ending.state == "done":
+            if await queries.fetch(self.statements.finish_one, *name):
+                return True
+            finished = (run.id, run.bucket, run.attempt, worker)
+            return bool(await queries.fetch(self.statements.finished, *finished))
         if ending.uncounted:
-            return bool(await queries.fetch(self._hand_back, *name))
-        return bool(await queries.fetch(self._end, *name, ending.state, ending.error, ending.delay))
+            return bool(await queries.fetch(self.statements.hand_back, *name))
+        return bool(await queries.fetch(self.statements.end, *name, ending.state, ending.error, ending.delay))
+
+    # -- leases ----------------------------------------------------------------------------------------
 
     async def renew(self, runs: Sequence[RunName], worker: str, lease: float, queries: Queries) -> set[UUID]:
-        """Renew the leases of `runs`; the ids of those that are not this worker's any more."""
-        lost = await queries.fetch(
-            self._renew,
-            [run.bucket for run in runs],
-            [run.id for run in runs],
-            [run.attempt for run in runs],
-            worker,
-            lease,
-        )
+        """Extend these leases; the ids of those that are not this worker's any more."""
+        names = [run.bucket for run in runs], [run.id for run in runs], [run.attempt for run in runs]
+        lost = await queries.fetch(self.statements.renew, *names, worker, lease)
         return {UUID(int=row["id"].int) for row in lost}
 
-    async def rescue(self) -> list[Any]:
-        """Make jobs whose lease has expired ready again, or dead when they have no attempts left."""
-        return await self.pool.fetch(self._rescue)
+    async def rescue(self, *, whole: bool = False) -> list[Any]:
+        """Make jobs whose lease has expired ready again, or dead when they have no attempts left.
+
+        Looks at leases that have passed since shortly before the last rescue; `whole`: at all.
+        """
+        since = None if whole or self._rescued is None else self._rescued - RESCUED_AGAIN
+        rows = await self.pool.fetch(self.statements.rescue, since)
+        rescued = [row for row in rows if row["id"] is not None]
+        if len(rescued) < BATCH:
+            self._rescued = rows[0]["scanned"]
+        return rescued
+
+    # -- upkeep ----------------------------------------------------------------------------------------
 
     async def park(self, names: Sequence[str], after: float) -> list[str]:
         """Set aside what has been due for `after` seconds and is none of `names`; what it is."""
-        return [row["name"] for row in await self.pool.fetch(self._park, list(names), after)]
+        rows = await self.pool.fetch(self.statements.park, list(names), after, self.cursor.floors)
+        return [row["name"] for row in rows]
 
     async def release(self, names: Sequence[str]) -> int:
         """Make parked jobs of the kinds `names` ready again."""
-        return len(await self.pool.fetch(self._release, list(names)))
+        return len(await self.pool.fetch(self.statements.release, list(names)))
 
-    async def purge(self, keep: float) -> int:
-        """Delete a batch of jobs that were done more than `keep` seconds ago."""
-        return len(await self.pool.fetch(self._purge, keep))
+    async def sweep(self) -> int:
+        """Move a batch of jobs that are done but still in the queue to the history; how many."""
+        return len(await self.pool.fetch(self.statements.sweep))
 
     async def measure(self) -> list[Found]:
         by_kind: dict[str, dict[str, Any]] = {}
-        for row in await self.pool.fetch(self._measure):
+        for row in await self.pool.fetch(self.statements.measure, self.cursor.floors):
             by_kind.setdefault(row["kind"], {})[row["state"]] = row
         return [
             Found(
@@ -330,3 +237,7 @@ class Store:
             )
             for kind, states in by_kind.items()
         ]
+
+
+def _order(row: Any) -> Any:
+    return row["priority"], row["run_at"], row["id"]

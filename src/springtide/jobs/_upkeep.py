@@ -3,7 +3,8 @@
 Rescue: jobs whose lease has expired are ready again, or dead when they have no attempts left.
 Park: jobs that nobody here knows and nobody took for `park_after` seconds are set aside, visible; whichever
 worker knows their kind and version makes them ready again. So a rolling deploy loses nothing in either
-direction. Purge: jobs done more than `keep_done` seconds ago are deleted in batches. Measure: depth and age.
+direction. History: its partitions are made ahead, and dropped when all in them is older than `keep_done`
+seconds. Measure: depth and age.
 Every statement skips rows that another worker has, so any number of workers may do this at once.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from springtide.clock import Clock
 from springtide.context import Ledger, Priority, RequestContext, activate
 from springtide.jobs._dispatch import Line
+from springtide.jobs._history import History
 from springtide.jobs._store import BATCH
 from springtide.lifecycle import Periodic
 from springtide.signals import JobFinished, JobsMeasured, Sink
@@ -25,8 +27,14 @@ __all__ = ["Upkeep"]
 _log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
-MAX_PURGES = 20
-"""Batches that one call deletes at most."""
+MAX_SWEEPS = 20
+"""Batches that one call moves at most."""
+
+RESCUE_ALL = 600.0
+"""Seconds between two rescues that look at every lease, however long ago it passed."""
+
+HISTORY = 60.0
+"""Seconds between two looks at the partitions of the history."""
 
 
 class Upkeep:
@@ -52,7 +60,8 @@ class Upkeep:
         self._ring = ring
         self._clock = clock
         self._sink = sink
-        self._measured = float("-inf")
+        self._measured = self._rescued = self._kept = float("-inf")
+        self._history = History(self._store.pool, self._store.schema)
         self._kinds = {route.kind.kind for route in line.routes.values()}
         self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
         self._task = Periodic(self.name, self._tend, every=every, clock=clock, sink=sink)
@@ -72,15 +81,27 @@ class Upkeep:
         with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
             await self._rescue()
             await self._park()
-            for _ in range(MAX_PURGES):
-                if await self._store.purge(self._keep_done) < BATCH:
-                    break
-            if self._clock.monotonic() - self._measured >= self._measure_every:
+            if self._passed(self._kept, min(HISTORY, self._keep_done)):
+                await self._keep()
+                self._kept = self._clock.monotonic()
+            if self._passed(self._measured, self._measure_every):
                 await self._measure()
                 self._measured = self._clock.monotonic()
 
+    def _passed(self, since: float, seconds: float) -> bool:
+        return self._clock.monotonic() - since >= seconds
+
+    async def _keep(self) -> None:
+        for _ in range(MAX_SWEEPS):
+            if await self._store.sweep() < BATCH:
+                break
+        await self._history.tend(self._keep_done)
+
     async def _rescue(self) -> None:
-        rescued = await self._store.rescue()
+        whole = self._passed(self._rescued, RESCUE_ALL)
+        rescued = await self._store.rescue(whole=whole)
+        if whole:
+            self._rescued = self._clock.monotonic()
         for row in rescued:
             dead = row["state"] == "dead"
             text = "its worker stopped renewing the lease"

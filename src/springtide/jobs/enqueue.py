@@ -18,7 +18,7 @@ import msgspec
 
 from springtide.context import Priority
 from springtide.errors import JobError
-from springtide.jobs._store import insert_sql
+from springtide.jobs._statements import insert_sql
 from springtide.jobs.job import kind_of
 from springtide.outbox.bell import Bell
 from springtide.outbox.envelope import Envelope

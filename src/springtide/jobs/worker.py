@@ -63,7 +63,8 @@ class Worker:
     measure:   seconds between measurements of depth and age.
     drain:     seconds that running jobs have when the worker stops.
     park_after: seconds that a job of unknown kind may be due before it is parked.
-    keep_done: seconds that finished jobs are kept. Dead letters are kept for good.
+    keep_done: seconds that finished jobs are kept at least; a day of them goes as a whole. Dead letters are
+               kept for good.
     name:      of this worker, for people.
     """
 

@@ -1,0 +1,268 @@
+"""The texts of the queue's statements for one schema; `_store.py` says what they mean.
+
+Order on the clock: whatever makes a row ready evaluates `MARKED_NOW`, which takes a transaction number
+*before* it reads the clock, and `run_at` is never earlier than that. Claims begin at a floor because of it
+(`_cursor.py`).
+
+A row leaves `_job` when it is done: one statement deletes the rows of many runs and puts them into the
+history `_job_done`, which nothing of the queue reads but the question whether a run has ended already.
+"""
+
+from __future__ import annotations
+
+from springtide.context import LOST
+from springtide.db.causality import PLACE
+
+__all__ = ["BATCH", "MARKED_NOW", "MEASURED", "Statements", "insert_sql"]
+
+BATCH = 1000
+"""Rows that one statement of upkeep changes at most."""
+
+MEASURED = 100_000
+"""Rows of a shard that a measurement counts per state; more are shown as that many."""
+
+MAX_CAUSALITY_CHARS = 2000
+"""Of tokens that were put together for one job; with more, it reads from the primaries."""
+
+MARKED_NOW = "CASE WHEN pg_current_xact_id() IS NOT NULL THEN clock_timestamp() END"
+"""The time, read after this transaction has a number."""
+
+HISTORY = (
+    "bucket, id, kind, version, payload, context, priority, attempt, max_attempts, worker, enqueued_at,"
+    " due_at, started_at"
+)
+"""What `_job_done` keeps of a row, besides `finished_at` and `error`."""
+
+
+def insert_sql(schema: str) -> str:
+    """Add a job and return (its id, how many seconds until it is due).
+
+    A job of the same unique key that has not begun takes its place, with the earlier time and the more
+    important priority of both, and what either caller has seen. Its row is locked by that until the caller's
+    commit, so it cannot begin before what the caller wrote can be seen.
+    """
+    return f"""
+        INSERT INTO {schema}._job AS j
+            (bucket, id, kind, version, payload, context, unique_key, priority, state, max_attempts,
+             run_at, due_at, enqueued_at)
+        SELECT $1::smallint, $2::uuid, $3::text, $4::integer, $5::bytea, $6::jsonb, $7::text, $8::smallint,
+            'ready', $9::integer,
+            greatest(coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now),
+            coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now
+        FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
+        ON CONFLICT (bucket, kind, version, unique_key) WHERE unique_key IS NOT NULL
+        DO UPDATE SET run_at = least(j.run_at, excluded.run_at), due_at = least(j.due_at, excluded.due_at),
+            priority = least(j.priority, excluded.priority),
+            context = CASE
+                WHEN excluded.context ->> 'causality' IS NULL THEN j.context
+                WHEN length(j.context ->> 'causality') > {MAX_CAUSALITY_CHARS}
+                    THEN jsonb_set(j.context, '{{causality}}', '"{LOST}"')
+                ELSE jsonb_set(j.context, '{{causality}}', to_jsonb(
+                    concat_ws(',', j.context ->> 'causality', excluded.context ->> 'causality')))
+                END
+        RETURNING id, greatest(extract(epoch FROM run_at - clock_timestamp()), 0)::float8 AS due_in
+    """  # noqa: S608 - the schema is an identifier checked by Database
+
+
+class Statements:
+    """Each attribute is one statement; the parameters are those that `Store` gives it."""
+
+    def __init__(self, schema: str) -> None:
+        table, history = f"{schema}._job", f"{schema}._job_done"
+        mine = "j.attempt = $3 AND j.worker = $4"
+        named = "unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)"
+        self.claim = f"""
+            WITH due AS MATERIALIZED (
+                SELECT found.bucket, found.id
+                FROM unnest($5::timestamptz[]) WITH ORDINALITY AS class (floor, number)
+                CROSS JOIN LATERAL (
+                    SELECT w.bucket, w.id FROM {table} AS w
+                    WHERE w.state = 'ready' AND w.priority = class.number - 1
+                        AND w.run_at >= class.floor AND w.run_at <= statement_timestamp()
+                        AND w.kind || '/' || w.version = ANY ($1::text[])
+                    ORDER BY w.run_at, w.id LIMIT $2
+                    FOR UPDATE SKIP LOCKED
+                ) AS found
+                LIMIT $2
+            )
+            UPDATE {table} AS j
+            SET state = 'running', attempt = j.attempt + 1, worker = $3, unique_key = NULL,
+                leased_until = clock_timestamp() + make_interval(secs => $4),
+                started_at = clock_timestamp(), finished_at = NULL
+            FROM due WHERE j.bucket = due.bucket AND j.id = due.id
+            RETURNING j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
+                j.max_attempts, j.enqueued_at, j.run_at, greatest(
+                    extract(epoch FROM j.started_at - coalesce(j.due_at, j.run_at)), 0)::float8 AS waited
+        """  # noqa: S608 - the schema is an identifier checked by Database, here and below
+        self.claim_placed = f"{self.claim}, {PLACE}"
+        first = f"""
+            ARRAY(
+                SELECT (
+                    SELECT w.run_at FROM {table} AS w
+                    WHERE w.state = 'ready' AND w.priority = class.number - 1 AND w.run_at >= class.floor
+                    ORDER BY w.run_at LIMIT 1
+                ) FROM unnest($1::timestamptz[]) WITH ORDINALITY AS class (floor, number)
+                ORDER BY class.number
+            ) AS first
+        """  # noqa: S608
+        self.first = f"SELECT {first}"
+        # the clock before the number: whoever has a greater one reads the clock later
+        self.read = f"""
+            SELECT ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(pg_current_snapshot()) AS x) AS running,
+                t.clock, CASE WHEN t.clock IS NOT NULL THEN pg_current_xact_id()::text::bigint END AS number,
+                {first}
+            FROM (SELECT clock_timestamp() AS clock OFFSET 0) AS t
+        """  # noqa: S608
+        # A row that somebody has locked is left out, so that it keeps the others from nothing.
+        self.finish = f"""
+            WITH mine AS MATERIALIZED (
+                SELECT j.bucket, j.id FROM {table} AS j JOIN {named}
+                    ON j.bucket = n.bucket AND j.id = n.id AND j.attempt = n.attempt
+                WHERE j.worker = $4 AND j.state = 'running'
+                FOR UPDATE OF j SKIP LOCKED
+            ), gone AS (
+                DELETE FROM {table} AS j USING mine WHERE j.bucket = mine.bucket AND j.id = mine.id
+                RETURNING j.*
+            )
+            INSERT INTO {history} ({HISTORY}, finished_at)
+            SELECT {HISTORY}, clock_timestamp() FROM gone
+            RETURNING id
+        """  # noqa: S608
+        self.finish_one = f"""
+            WITH gone AS (
+                DELETE FROM {table} AS j
+                WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
+                RETURNING j.*
+            )
+            INSERT INTO {history} ({HISTORY}, finished_at)
+            SELECT {HISTORY}, clock_timestamp() FROM gone
+            RETURNING id
+        """  # noqa: S608
+        self.finished = f"""
+            SELECT id FROM {history} WHERE id = $1 AND bucket = $2 AND attempt = $3 AND worker = $4
+        """  # noqa: S608
+        # The second state makes the statement repeatable when its answer was lost: the row is still named
+        # after this run until the next claim.
+        self.end = f"""
+            UPDATE {table} AS j
+            SET state = $5, error = $6, leased_until = NULL,
+                run_at = CASE WHEN $5 = 'ready' THEN t.now + make_interval(secs => $7) ELSE j.run_at END,
+                due_at = CASE WHEN $5 = 'ready' THEN t.now + make_interval(secs => $7) ELSE j.due_at END,
+                finished_at = CASE WHEN $5 = 'dead' THEN t.now END
+            FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
+            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state IN ('running', $5)
+            RETURNING 1
+        """  # noqa: S608
+        self.hand_back = f"""
+            UPDATE {table} AS j
+            SET state = 'ready', attempt = j.attempt - 1, worker = NULL, leased_until = NULL,
+                due_at = coalesce(j.due_at, j.run_at), run_at = t.now
+            FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
+            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
+            RETURNING 1
+        """  # noqa: S608
+        # A row that a finishing transaction has locked is neither renewed nor lost; nor is one that this run
+        # has just finished, while the answer to its COMMIT is on the way.
+        self.renew = f"""
+            WITH named AS (
+                SELECT * FROM {named}
+            ), held AS MATERIALIZED (
+                SELECT j.bucket, j.id FROM {table} AS j JOIN named AS n
+                    ON j.bucket = n.bucket AND j.id = n.id AND j.attempt = n.attempt
+                WHERE j.worker = $4 AND j.state = 'running'
+                FOR UPDATE OF j SKIP LOCKED
+            ), renewed AS (
+                UPDATE {table} AS j SET leased_until = clock_timestamp() + make_interval(secs => $5)
+                FROM held WHERE j.bucket = held.bucket AND j.id = held.id
+            )
+            SELECT n.id FROM named AS n WHERE NOT EXISTS (
+                SELECT FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
+                    AND j.attempt = n.attempt AND j.worker = $4 AND j.state = 'running'
+            ) AND NOT EXISTS (
+                SELECT FROM {history} AS d WHERE d.id = n.id AND d.bucket = n.bucket
+                    AND d.attempt = n.attempt AND d.worker = $4
+            )
+        """  # noqa: S608
+        self.rescue = f"""
+            WITH expired AS MATERIALIZED (
+                SELECT j.bucket, j.id FROM {table} AS j
+                WHERE j.state = 'running' AND j.leased_until < statement_timestamp()
+                    AND j.leased_until >= coalesce($1::timestamptz, '-infinity')
+                LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+            ), rescued AS (
+                UPDATE {table} AS j
+                SET state = CASE WHEN j.attempt >= j.max_attempts THEN 'dead' ELSE 'ready' END,
+                    finished_at = CASE WHEN j.attempt >= j.max_attempts THEN t.now END,
+                    due_at = coalesce(j.due_at, j.run_at), run_at = t.now,
+                    error = 'its worker ' || coalesce(j.worker, '') || ' stopped renewing the lease',
+                    worker = NULL, leased_until = NULL
+                FROM expired AS e, (SELECT {MARKED_NOW} AS now FROM expired LIMIT 1) AS t
+                WHERE j.bucket = e.bucket AND j.id = e.id
+                RETURNING j.id, j.kind, j.version, j.attempt, j.state
+            )
+            SELECT statement_timestamp() AS scanned, r.* FROM (SELECT) AS once LEFT JOIN rescued AS r ON true
+        """  # noqa: S608
+        # Only the head of each priority is looked at: what no worker claims gathers there.
+        self.park = f"""
+            WITH head AS MATERIALIZED (
+                SELECT found.*
+                FROM unnest($3::timestamptz[]) WITH ORDINALITY AS class (floor, number)
+                CROSS JOIN LATERAL (
+                    SELECT w.bucket, w.id, w.kind || '/' || w.version AS name FROM {table} AS w
+                    WHERE w.state = 'ready' AND w.priority = class.number - 1 AND w.run_at >= class.floor
+                        AND w.run_at < statement_timestamp() - make_interval(secs => $2)
+                    ORDER BY w.run_at, w.id LIMIT {BATCH}
+                ) AS found
+            ), strange AS MATERIALIZED (
+                SELECT j.bucket, j.id FROM {table} AS j JOIN head USING (bucket, id)
+                WHERE NOT head.name = ANY ($1::text[]) AND j.state = 'ready'
+                FOR UPDATE OF j SKIP LOCKED
+            )
+            UPDATE {table} AS j SET state = 'parked', error = 'no worker knows this kind and version'
+            FROM strange AS s WHERE j.bucket = s.bucket AND j.id = s.id
+            RETURNING j.kind || '/' || j.version AS name
+        """  # noqa: S608
+        self.release = f"""
+            WITH known AS MATERIALIZED (
+                SELECT j.bucket, j.id FROM {table} AS j
+                WHERE j.state = 'parked' AND j.kind || '/' || j.version = ANY ($1::text[])
+                LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+            )
+            UPDATE {table} AS j
+            SET state = 'ready', error = NULL, due_at = coalesce(j.due_at, j.run_at), run_at = t.now
+            FROM known AS k, (SELECT {MARKED_NOW} AS now FROM known LIMIT 1) AS t
+            WHERE j.bucket = k.bucket AND j.id = k.id
+            RETURNING j.id
+        """  # noqa: S608
+        # Workers of the version before history say `done` in place.
+        self.sweep = f"""
+            WITH ended AS MATERIALIZED (
+                SELECT j.bucket, j.id FROM {table} AS j WHERE j.state = 'done'
+                LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+            ), gone AS (
+                DELETE FROM {table} AS j USING ended WHERE j.bucket = ended.bucket AND j.id = ended.id
+                RETURNING j.*
+            )
+            INSERT INTO {history} ({HISTORY}, finished_at)
+            SELECT {HISTORY}, coalesce(finished_at, clock_timestamp()) FROM gone
+            RETURNING id
+        """  # noqa: S608
+        age = "greatest(extract(epoch FROM statement_timestamp() - min(due)), 0)::float8 AS age"
+        counted = f"count(*)::integer AS jobs, {age}"
+        self.measure = f"""
+            SELECT 'ready' AS state, r.kind, {counted}
+            FROM unnest($1::timestamptz[]) WITH ORDINALITY AS class (floor, number)
+            CROSS JOIN LATERAL (
+                SELECT w.kind, coalesce(w.due_at, w.run_at) AS due FROM {table} AS w
+                WHERE w.state = 'ready' AND w.priority = class.number - 1 AND w.run_at >= class.floor
+                LIMIT {MEASURED}
+            ) AS r GROUP BY r.kind
+        """  # noqa: S608
+        for state in ("running", "parked", "dead"):
+            self.measure += f"""
+                UNION ALL SELECT '{state}' AS state, s.kind, {counted}
+                FROM (
+                    SELECT w.kind, coalesce(w.due_at, w.run_at) AS due FROM {table} AS w
+                    WHERE w.state = '{state}' LIMIT {MEASURED}
+                ) AS s GROUP BY s.kind
+            """  # noqa: S608
