@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.integration.test_platform import topology_of
 from tests.jobs_support import until
 
-from springtide.jobs import Worker, enqueue, job
+from springtide.jobs import Enqueuer, Queue, Worker, enqueue, job
 from springtide.jobs.enqueue import MAX_PAYLOAD_BYTES
 from springtide.lifecycle import Group
 from springtide.platform import Platform
@@ -108,6 +109,43 @@ async def test_a_worker_without_a_platform(
         await until(lambda: len(mail.sent) == 2)
 
     await asyncio.wait_for(scope["work"](database, dsns, service, handlers, sent), 30)
+
+
+async def test_many_in_order_with_a_result(
+    platform: tuple[Platform, Mail, dict[str, Any]], database_urls: tuple[str, str]
+) -> None:
+    """The guide's second example: batches, an old version, an order, a result, each as it says."""
+    made, _, _ = platform
+    (code,) = [text for kind, text in BLOCKS if kind == "python" and "async def a_day" in text]
+    scope: dict[str, Any] = {"__name__": "guide"}
+    exec(code, scope)
+    database, office = made.database("users"), scope["Office"]()
+    emails = [f"{number}@example.org" for number in range(5)] + ["nobody"]
+
+    @job(kind="users.invite", version=1)
+    class Before(msgspec.Struct, frozen=True):
+        email: str
+
+    async with database.write(7) as tx:
+        await enqueue(tx, Before("old@example.org"))
+    database.enqueue = Enqueuer()
+    dsns = dict(zip(("main", "second"), database_urls, strict=True))
+    queue = Queue(database=database, handlers=scope["HANDLERS"], implementation=office)
+    worker = Worker([queue], dsns=dsns, poll=0.2)
+    await worker.start()
+    try:
+        assert await scope["a_day"](database, 7, emails) == {"rows": 2}
+
+        async def over() -> bool:
+            return await database.scatter_sum("select count(*) from users._job where state <> 'dead'") == 0
+
+        await until(over)
+    finally:
+        await worker.stop()
+    assert sorted(office.invited) == sorted([*emails[:-1], "old@example.org"])
+    assert office.balance == [0, 10, 7, 12]
+    (dead,) = await database.scatter("select error from users._job")
+    assert dead["error"] == "JobFailed: nobody is no address"
 
 
 def test_the_numbers_of_the_guide_are_the_defaults() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -74,22 +75,26 @@ async def test_a_locked_job_does_not_hold_up_the_end_of_the_others(
     database: Database, database_urls: Urls
 ) -> None:
     """Of jobs that end together, the one whose row somebody has locked is finished later, alone."""
-    async with database.write("a") as tx:
-        ids = [await tx.enqueue(Deed(str(number))) for number in range(5)]
-    store = Store(database, "main")
-    claimed = await store.claim(KINDS, 5, "w", 30.0)
-    async with database.pools["main"].transaction() as tx2:
-        await tx2.execute("select from deeds._job where id = $1 for update", ids[2])
-        done = await store.finish([job.run for job in claimed], "w")
-    assert done == set(ids) - {ids[2]}
-    doer = Doer()
-    async with working(database, database_urls[:1], [DO], doer):
+    go = asyncio.Event()
+
+    async def wait(deed: Deed, run: Run) -> None:
+        await go.wait()
+
+    doer, pool = Doer(wait), database.pools["main"]
+    async with working(database, database_urls[:1], [DO], doer, lease=60.0, heartbeat=20.0, slots=5):
         async with database.write("a") as tx:
-            for number in range(5):
-                await tx.enqueue(Deed(str(number)))
+            ids = await tx.enqueue_many([Deed(str(number)) for number in range(5)])
         await until(lambda: len(doer.calls) == 5)
-        await database.pools["main"].execute("delete from deeds._job where worker = 'w'")
-        await reach(database, *["done"] * 9)
+        async with pool.transaction() as tx2:
+            await tx2.execute("select from deeds._job where id = $1 for update", ids[2])
+            go.set()
+
+            async def others() -> bool:
+                left = await pool.fetch("select id from deeds._job")
+                return [row["id"] for row in left] == [ids[2]]
+
+            await until(others)
+        await reach(database, *["done"] * 5)
 
 
 async def test_jobs_that_end_together_are_one_statement(database: Database, database_urls: Urls) -> None:

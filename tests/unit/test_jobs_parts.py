@@ -23,10 +23,10 @@ from springtide.context import (
     activate,
 )
 from springtide.errors import JobError, JobFailed, JobLost, ModuleError, Unavailable
-from springtide.jobs import Handler, JobKind, Run, Worker, job, kind_of
+from springtide.jobs import Handler, JobKind, Run, Upcast, Worker, job, kind_of
 from springtide.jobs._retry import delay, describe
 from springtide.jobs._run import judge
-from springtide.jobs.enqueue import _new_id
+from springtide.jobs.enqueue import _new_ids
 from springtide.outbox import Bell, Envelope
 from springtide.services import Module
 
@@ -42,6 +42,9 @@ SPEC = kind_of(Welcome)
 class Service:
     async def welcome(self, job: Welcome, run: Run) -> None:
         """Nobody is welcomed."""
+
+    async def asked(self, job: Any, run: Any) -> None:
+        """Whatever it is."""
 
 
 # -- declarations --------------------------------------------------------------------------------------
@@ -103,6 +106,33 @@ def test_a_faulty_handler_is_refused() -> None:
         Handler(int, Service.welcome)  # type: ignore[arg-type, type-var]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"upcasts": [Upcast(2, dict)]}, r"upcasts must be of each version up to 1, oldest first, got \[2\]"),
+        ({"upcasts": [Upcast(1, dict), Upcast(1, dict)]}, r"got \[1, 1\]"),
+        ({"batch": 0}, "batch must be 1 to 1000, got 0"),
+        ({"wait": 1.0}, "wait must be 0 to 5 seconds, and 0 without batch, got 1.0"),
+        ({"batch": 2, "wait": 6.0}, "got 6.0"),
+    ],
+)
+def test_a_faulty_option_of_a_handler_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        Handler(Welcome, Service.welcome, **options)
+
+    @job(kind="a", result=True)
+    class Asked(msgspec.Struct, frozen=True):
+        pass
+
+    with pytest.raises(JobError, match="jobs that keep a result are run one by one"):
+        Handler(Asked, Service.asked, batch=2)
+
+
+def test_a_handler_takes_the_versions_of_its_upcasts() -> None:
+    handler = Handler(Welcome, Service.welcome, upcasts=[Upcast(1, dict)])
+    assert handler.names == ["mail.welcome/2", "mail.welcome/1"]
+
+
 def test_a_module_lists_each_kind_once_and_has_a_database_for_them() -> None:
     class Api(Protocol):
         async def nothing(self) -> None: ...
@@ -112,6 +142,17 @@ def test_a_module_lists_each_kind_once_and_has_a_database_for_them() -> None:
     Module("users", migrations=Path("m"), jobs=[handler], **options)
     with pytest.raises(ModuleError, match=r"two handlers take the job mail\.welcome/2"):
         Module("users", migrations=Path("m"), jobs=[handler, handler], **options)
+
+    @job(kind="mail.welcome", version=1)
+    class Before(msgspec.Struct, frozen=True):
+        pass
+
+    older: list[Handler[Any]] = [
+        Handler(Welcome, Service.welcome, upcasts=[Upcast(1, dict)]),
+        Handler(Before, Service.asked),
+    ]
+    with pytest.raises(ModuleError, match=r"two handlers take the job mail\.welcome/1"):
+        Module("users", migrations=Path("m"), jobs=older, **options)
     with pytest.raises(ModuleError, match="has jobs but no migrations"):
         Module("users", migrations=None, jobs=[handler], **options)
 
@@ -247,8 +288,9 @@ def test_an_unreadable_token_reads_from_the_primaries() -> None:
 
 
 def test_ids_are_of_version_7_and_differ() -> None:
-    ids = [_new_id() for _ in range(1000)]
+    ids = [*_new_ids(500), *(_new_ids(1)[0] for _ in range(500))]
     assert len(set(ids)) == 1000
+    assert ids[:500] == sorted(ids[:500])
     assert {made.version for made in ids} == {7}
     assert {made.variant for made in ids} == {"specified in RFC 4122"}
 

@@ -48,7 +48,21 @@ class Enqueue(Protocol):
         run_at: datetime | None,
         priority: Priority | None,
         unique_key: str | None,
+        ordering_key: str | None,
+        deadline: float | datetime | None,
     ) -> UUID: ...
+
+    async def many(
+        self,
+        tx: WriteTransaction,
+        jobs: Sequence[Any],
+        *,
+        delay: float | None,
+        run_at: datetime | None,
+        priority: Priority | None,
+        ordering_key: str | None,
+        deadline: float | datetime | None,
+    ) -> list[UUID]: ...
 
 
 class WriteTransaction:
@@ -133,19 +147,54 @@ class WriteTransaction:
         run_at: datetime | None = None,
         priority: Priority | None = None,
         unique_key: str | None = None,
+        ordering_key: str | None = None,
+        deadline: float | datetime | None = None,
     ) -> UUID:
         """Add a job that exists if and only if this transaction commits; see `springtide.jobs.enqueue`.
 
         It lies in the bucket of the key that this write was opened with. Returns its id.
         Raises JobError, and ConfigurationError when the database was built without a platform's jobs.
         """
+        return await self._enqueue()(
+            self,
+            job,
+            delay=delay,
+            run_at=run_at,
+            priority=priority,
+            unique_key=unique_key,
+            ordering_key=ordering_key,
+            deadline=deadline,
+        )
+
+    async def enqueue_many(
+        self,
+        jobs: Sequence[Any],
+        *,
+        delay: float | None = None,
+        run_at: datetime | None = None,
+        priority: Priority | None = None,
+        ordering_key: str | None = None,
+        deadline: float | datetime | None = None,
+    ) -> list[UUID]:
+        """Add jobs by one statement, with the same options for all; see `springtide.jobs.enqueue_many`."""
+        return await self._enqueue().many(
+            self,
+            jobs,
+            delay=delay,
+            run_at=run_at,
+            priority=priority,
+            ordering_key=ordering_key,
+            deadline=deadline,
+        )
+
+    def _enqueue(self) -> Enqueue:
         enqueue: Enqueue | None = self.database.enqueue
         if enqueue is None:
             raise ConfigurationError(
                 f"database {self.database.name!r} was built without jobs;"
                 " use springtide.jobs.enqueue(tx, job)"
             )
-        return await enqueue(self, job, delay=delay, run_at=run_at, priority=priority, unique_key=unique_key)
+        return enqueue
 
     def invalidate(self, cls: Any, *key: Any, tags: Sequence[str] = ()) -> None:
         """Values of a cache class that are stale once this commits: that of `key`, those with one of `tags`.

@@ -34,11 +34,12 @@ from springtide.clock import Clock
 from springtide.context import RequestContext, activate, detached
 from springtide.errors import SpringtideError
 from springtide.jobs._finish import Finisher
-from springtide.jobs._heart import GRACE, Heart, Lease
-from springtide.jobs._run import JobRun, Outcome, Route
-from springtide.jobs._store import Claimed, Ending, RunName, Store
+from springtide.jobs._hands import Hands
+from springtide.jobs._heart import Heart, Lease
+from springtide.jobs._run import Route
+from springtide.jobs._store import Claimed, Store
 from springtide.lifecycle import StartStop, Supervised
-from springtide.signals import JobFinished, Sink, TaskFailed
+from springtide.signals import Sink, TaskFailed
 
 __all__ = ["Dispatcher", "Line"]
 
@@ -111,9 +112,14 @@ class Dispatcher:
         self._worker = ""
         self._draining = False
         self._reserved = 0
-        self._runs: dict[tuple[str, RunName], JobRun] = {}
-        self._ended: dict[JobRun, tuple[Outcome, float]] = {}
-        self._empty = detached()
+        self._hands = Hands(
+            lease=lease,
+            heart=lambda: self.heart,
+            changed=self._wake_up,
+            next_of_key=lambda run: self.ring(run.store.shard, run.store.schema),
+            clock=clock,
+            sink=sink,
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
         self._loop = Supervised(f"{self.name} loop", self._dispatch, clock=clock, sink=sink)
@@ -126,7 +132,7 @@ class Dispatcher:
     @property
     def running(self) -> int:
         """How many jobs run now."""
-        return len(self._runs)
+        return len(self._hands)
 
     async def start(self) -> None:
         await self._life.start()
@@ -147,8 +153,8 @@ class Dispatcher:
     def lose(self, leases: list[Lease]) -> None:
         """These runs are not ours any more: their handlers are cancelled."""
         for lease in leases:
-            found = self._runs.get((lease.store.schema, lease.run))
-            if found is not None and found.lease is lease:
+            found = self._hands.of(lease)
+            if found is not None:
                 if found.ended_by != "lost":
                     _log.warning("the lease of job %s was lost; its handler is cancelled", lease.run.id)
                 found.cancel("lost")
@@ -157,13 +163,13 @@ class Dispatcher:
         # a name per start: (attempt, worker) must name one run, also after attempts were handed back
         self._worker = f"{self._label}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._draining = False
-        self._empty = detached()
+        self._hands.open(self._worker)
         for line in self._lines:
             line.due_at = line.read_at = 0.0
             line.check_at = self._clock.monotonic() + CHECK * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
             line.store.cursor.forget()
             line.finisher = Finisher(
-                line.store, self._worker, spawn=self._spawn, written=self._written, clock=self._clock
+                line.store, self._worker, spawn=self._spawn, written=self._hands.written, clock=self._clock
             )
         await self._loop.start()
 
@@ -171,28 +177,32 @@ class Dispatcher:
         self._draining = True
         await self._loop.stop()
         until = self._clock.monotonic() + self._drain
+        self._hands.drain()
         await self._finished(until)
-        for run in list(self._runs.values()):
-            if run not in self._ended:
-                run.cancel("returned")
+        for run in self._hands.unended:
+            run.cancel("returned")
         await self._finished(self._clock.monotonic() + CANCEL_TIMEOUT)
-        for run in list(self._runs.values()):
+        unended = self._hands.unended
+        for run in self._hands.runs:
             _log.error(
                 "job %s of kind %s %s; it is left behind, and its lease will run out",
                 run.claimed.run.id,
                 run.route.kind.name,
-                "cannot be finished" if run in self._ended else "ignores its cancellation",
+                "ignores its cancellation" if run in unended else "cannot be finished",
             )
             if run.task is not None:
                 run.task.cancel()
-        tasks = list(self._tasks)
+        tasks = self._under_way()
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
 
+    def _under_way(self) -> list[asyncio.Task[Any]]:
+        return [*self._tasks, *self._hands.tasks]
+
     async def _finished(self, until: float) -> None:
         """Wait for claims under way and running jobs, at most until `until`."""
-        while self._tasks and (remaining := until - self._clock.monotonic()) > 0:
-            await asyncio.wait(list(self._tasks), timeout=remaining)
+        while (tasks := self._under_way()) and (remaining := until - self._clock.monotonic()) > 0:
+            await asyncio.wait(tasks, timeout=remaining)
 
     # -- claiming --------------------------------------------------------------------------------------
 
@@ -219,9 +229,12 @@ class Dispatcher:
 
     def _free(self) -> int:
         """How many jobs may be claimed now."""
-        if len(self._ended) > self._slots:
+        if self._hands.unwritten > self._slots:
             return 0
-        return self._slots - (len(self._runs) - len(self._ended)) - self._reserved
+        return self._slots - self._hands.busy - self._reserved
+
+    def _wake_up(self) -> None:
+        self._wake.set()
 
     def _look(self, line: Line, now: float) -> None:
         """Move the cursor of a line, and look below it, when it is time."""
@@ -309,104 +322,9 @@ class Dispatcher:
         line.due_at = now if more else now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - see above
         if claimed:
             self._claimed_some(line, len(claimed), now)
-        for job in claimed:
-            self._begin_run(line, job, asked)
-
-    def _begin_run(self, line: Line, claimed: Claimed, asked: float) -> None:
-        route = line.routes[f"{claimed.kind}/{claimed.version}"]
-        lease = Lease(
-            line.store,
-            claimed.run,
-            self._worker,
-            until=asked + self._lease,
-            renew_until=asked + route.kind.max_run + GRACE,
-        )
-        run = JobRun(claimed, route, line.store, lease, clock=self._clock)
-        self._runs[line.store.schema, claimed.run] = run
-        self.heart.hold(lease)
-        if self._draining:
-            run.cancel("returned")
-            self._end(line, run, run.judged(asyncio.CancelledError()))
-            return
-        run.task = task = asyncio.get_running_loop().create_task(
-            run.perform(), name=f"job {route.kind.name}", context=self._empty.copy()
-        )
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._performed(line, run, done))
-
-    # -- ending ----------------------------------------------------------------------------------------
-
-    def _performed(self, line: Line, run: JobRun, task: asyncio.Task[Outcome]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is None:
-            self._end(line, run, task.result())
-        elif run.ended_by is not None:  # cancelled before its first step
-            self._end(line, run, run.judged(asyncio.CancelledError()))
-        else:
-            self._forget(run)
-            if not task.cancelled():
-                self._sink.emit(TaskFailed(task.get_name(), repr(task.exception()), None))
-                _log.error("%s broke; its lease will run out", task.get_name(), exc_info=task.exception())
-
-    def _end(self, line: Line, run: JobRun, outcome: Outcome) -> None:
-        self._ended[run] = outcome, self._clock.monotonic() - run.begun
-        self._wake.set()  # a slot is free
-        ending = outcome[1]
-        if ending is None:
-            self._written(run, True)
-        elif ending.state == "done":
-            line.finisher.done(run)
-        else:
-            line.finisher.end(run, ending)
-
-    def _written(self, run: JobRun, held: bool) -> None:
-        (outcome, ending, error), seconds = self._ended[run]
-        self._forget(run)
-        context = run.context if run.context is not None else RequestContext()
-        with activate(context):  # log lines carry the request and the trace
-            self._tell(run, context, outcome if held else "lost", ending, error, seconds)
-
-    def _forget(self, run: JobRun) -> None:
-        self.heart.release(run.lease)
-        del self._runs[run.store.schema, run.claimed.run]
-        self._ended.pop(run, None)
-        self._wake.set()
-
-    def _tell(
-        self,
-        run: JobRun,
-        context: RequestContext,
-        outcome: str,
-        ending: Ending | None,
-        error: BaseException | None,
-        seconds: float,
-    ) -> None:
-        claimed = run.claimed
-        text = ending.error if ending is not None else repr(error) if error is not None else None
-        name = f"job {claimed.kind}/{claimed.version} {claimed.run.id}"
-        attempt = f"run {claimed.run.attempt} of {claimed.max_attempts}"
-        if outcome == "dead":
-            _log.error("%s is a dead letter after %s: %s", name, attempt, text, exc_info=error)
-        elif outcome == "retry" and ending is not None:
-            _log.warning("%s: %s failed, next in %.1f s: %s", name, attempt, ending.delay, text)
-        elif outcome == "lost":
-            _log.warning("%s: %s was lost, whoever has the job finishes it", name, attempt)
-        self._sink.emit(
-            JobFinished(
-                run.store.module,
-                claimed.kind,
-                claimed.version,
-                str(claimed.run.id),
-                claimed.run.attempt,
-                outcome,
-                claimed.waited,
-                seconds,
-                context.request_id,
-                context.trace,
-                context.ledger,
-                text,
-            )
-        )
+        routes = line.routes
+        jobs = [(job, routes[f"{job.kind}/{job.version}"]) for job in claimed]
+        self._hands.take(jobs, line.finisher, asked)
 
     def _spawn(self, body: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
         """Run `body` beside the loop; bounded by the slots and the lines."""

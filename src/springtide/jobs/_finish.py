@@ -48,7 +48,7 @@ class Finisher:
         written: Callable[[JobRun, bool], None],
         clock: Clock,
     ) -> None:
-        self._store = store
+        self.store = store
         self._worker = worker
         self._spawn = spawn
         self._written = written
@@ -61,10 +61,10 @@ class Finisher:
         self._waiting.append(run)
         if not self._writing:
             self._writing = True
-            self._spawn(self._write_together(), f"{self._store.module} finish")
+            self._spawn(self._write_together(), f"{self.store.module} finish")
 
     def end(self, run: JobRun, ending: Ending) -> None:
-        task = self._spawn(self._repeat(run, ending), f"{self._store.module} end")
+        task = self._spawn(self._repeat(run, ending), f"{self.store.module} end")
         task.add_done_callback(lambda done: self._ended(run, done))
 
     def _ended(self, run: JobRun, task: asyncio.Task[bool]) -> None:
@@ -79,15 +79,20 @@ class Finisher:
                 try:
                     deadline = self._clock.monotonic() + STATEMENT_TIMEOUT
                     with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
-                        ids = await self._store.finish([run.claimed.run for run in runs], self._worker)
+                        ids = await self.store.finish(
+                            [run.claimed.run for run in runs],
+                            self._worker,
+                            [run.result for run in runs],
+                            ordered=any(run.claimed.ordering_key is not None for run in runs),
+                        )
                 except Exception as error:  # what it is shows again, and is judged, one by one
-                    _log.info("%s: %d jobs are finished one by one: %r", self._store.module, len(runs), error)
+                    _log.info("%s: %d jobs are finished one by one: %r", self.store.module, len(runs), error)
                     ids = set()
                 for run in runs:
                     if run.claimed.run.id in ids:
                         self._written(run, True)
                     else:
-                        self.end(run, Ending("done"))
+                        self.end(run, Ending("done", result=run.result))
         finally:
             self._writing = False
 
@@ -98,7 +103,9 @@ class Finisher:
             deadline = self._clock.monotonic() + STATEMENT_TIMEOUT
             try:
                 with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
-                    return await self._store.end(run.claimed.run, run.lease.worker, ending)
+                    return await self.store.end(
+                        run.claimed.run, run.lease.worker, ending, ordering_key=run.claimed.ordering_key
+                    )
             except (SpringtideError, asyncpg.PostgresError) as error:
                 if run.ended_by == "lost" or self._clock.monotonic() > run.lease.until:
                     _log.warning("how job %s ended could not be written: %s", run.claimed.run.id, error)

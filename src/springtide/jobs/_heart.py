@@ -20,7 +20,6 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Mapping
-from uuid import UUID
 
 import asyncpg
 
@@ -81,7 +80,7 @@ class Heart:
         self._stall = stall
         self._lost = lost
         self._monotonic = (clock or SystemClock()).monotonic
-        self._held: dict[tuple[str, str, UUID, int], Lease] = {}
+        self._held: dict[Lease, None] = {}
         self._ticked = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
@@ -100,10 +99,10 @@ class Heart:
         await self._life.stop()
 
     def hold(self, lease: Lease) -> None:
-        self._held[_key(lease)] = lease
+        self._held[lease] = None
 
     def release(self, lease: Lease) -> None:
-        self._held.pop(_key(lease), None)
+        self._held.pop(lease, None)
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -172,7 +171,7 @@ class Heart:
     async def _beat(self, loop: asyncio.AbstractEventLoop, pools: Mapping[str, Pool]) -> bool:
         """Renew what may be renewed; False when a server could not be asked."""
         now = self._monotonic()
-        held = list(self._held.copy().values())
+        held = list(self._held.copy())
         lost = [lease for lease in held if now > lease.until]
         if now - self._ticked > self._stall:
             if held:
@@ -217,10 +216,6 @@ class Heart:
             if lease.run.id not in lost:
                 lease.until = sent + self._seconds
         return [lease for lease in leases if lease.run.id in lost]
-
-
-def _key(lease: Lease) -> tuple[str, str, UUID, int]:
-    return lease.store.schema, lease.worker, lease.run.id, lease.run.attempt
 
 
 def _resolve(ready: asyncio.Future[None]) -> None:

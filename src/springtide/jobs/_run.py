@@ -10,9 +10,9 @@ what the job is about, on any server.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,32 +26,80 @@ from springtide.jobs._store import Claimed, Ending, Store
 from springtide.jobs.job import Handler, JobKind, Run
 from springtide.outbox.envelope import Envelope
 
-__all__ = ["JobRun", "Outcome", "Route", "judge"]
+if TYPE_CHECKING:
+    from springtide.db import WriteTransaction
+
+__all__ = ["DONE", "JobRun", "Outcome", "Route", "Unread", "judge"]
 
 Outcome = tuple[str, Ending | None, BaseException | None]
 
+DONE = Ending("done")
+
+MAX_RESULT_CHARS = 65_536
+
+
+class Unread:
+    """A job that is not run: its outcome is a dead letter that says `text`."""
+
+    def __init__(self, text: str, error: BaseException | None) -> None:
+        self.outcome: Outcome = ("dead", Ending("dead", error=text), error)
+
 
 class Route:
-    """How jobs of one kind and version are run in one module."""
+    """How jobs of one kind and version (`name`, None: the handler's newest) are run in one module."""
 
-    __slots__ = ("database", "decode", "handler", "implementation", "kind")
+    __slots__ = (
+        "batch",
+        "database",
+        "decode",
+        "handler",
+        "implementation",
+        "kind",
+        "method",
+        "transactional",
+    )
 
-    def __init__(self, handler: Handler[Any], database: Database, implementation: Any) -> None:
+    def __init__(
+        self, handler: Handler[Any], database: Database, implementation: Any, *, name: str | None = None
+    ) -> None:
         self.handler = handler
         self.kind: JobKind = handler.kind
-        self.decode = msgspec.json.Decoder(handler.job).decode
+        self.transactional = handler.effect == "transactional"
+        self.batch = handler.batch
+        self.method: Callable[..., Awaitable[Any]] = handler.method
+        self.decode = _decoder(handler, name or handler.kind.name)
         self.database = database
         self.implementation = implementation
+
+
+def _decoder(handler: Handler[Any], name: str) -> Callable[[bytes], Any]:
+    newest = msgspec.json.Decoder(handler.job).decode
+    if name == handler.kind.name:
+        return newest
+    version = int(name.rpartition("/")[2])
+    steps = [upcast.fields for upcast in handler.upcasts if upcast.version >= version]
+    fields = msgspec.json.Decoder(dict[str, Any]).decode
+
+    def decode(payload: bytes) -> Any:
+        found = fields(payload)
+        for step in steps:
+            found = step(found)
+        return msgspec.convert(found, handler.job)
+
+    return decode
 
 
 class JobRun:
     """A claimed job on its way. `ended_by` is why we cancelled its handler: lost, returned, overrun.
 
-    `task` is the one that runs `perform`; it is cancelled by `cancel` alone.
+    `task` is the one that runs it; it is cancelled by `cancel` and `overrun` alone, and when it is `shared`
+    with a batch, not because one of the batch is lost. `limit` is how many seconds it may take.
     """
 
-    __slots__ = ("_clock", "_timer", "begun", "claimed", "context", "ended_by", "lease", "route", "store",
-                 "task")  # fmt: skip
+    __slots__ = (
+        "_clock", "begun", "claimed", "context", "ended_by", "id", "lease", "limit", "result", "route",
+        "shared", "store", "task",
+    )  # fmt: skip
 
     def __init__(self, claimed: Claimed, route: Route, store: Store, lease: Lease, *, clock: Clock) -> None:
         self.claimed = claimed
@@ -62,17 +110,23 @@ class JobRun:
         self.context: RequestContext | None = None
         self.task: asyncio.Task[Any] | None = None
         self.begun = clock.monotonic()
+        self.id = str(claimed.run.id)
+        self.limit = route.kind.max_run
+        if claimed.remaining is not None:
+            self.limit = max(min(self.limit, claimed.remaining), 0.0)
+        self.result: str | None = None
+        self.shared = False
         self._clock = clock
-        self._timer: asyncio.TimerHandle | None = None
 
     def cancel(self, reason: str) -> None:
         """End the handler because the run is `lost` or must be `returned`; a lost run stays lost."""
         if self.ended_by != "lost":
             self.ended_by = reason
-        if self.task is not None:
+        if self.task is not None and not (self.shared and reason == "lost"):
             self.task.cancel()
 
-    def _overrun(self) -> None:
+    def overrun(self) -> None:
+        """`max_run` has passed; whoever made the task looks at the clock."""
         if self.ended_by is None:
             self.ended_by = "overrun"
         if self.task is not None:
@@ -80,34 +134,59 @@ class JobRun:
 
     async def perform(self) -> Outcome:
         """Outcome, what is to be written (None: nothing, or it is written already) and the error."""
-        claimed, spec = self.claimed, self.route.kind
         if self.task is None:
             self.task = asyncio.current_task()
+        opened = self.open()
+        if isinstance(opened, Unread):
+            return opened.outcome
+        job, context = opened
         try:
-            envelope = Envelope.load(claimed.context)
-            job = self.route.decode(claimed.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            text = f"cannot be read as {spec.name}: {_retry.describe(error)}"
-            return "dead", Ending("dead", error=text), error
-        self.context = context = envelope.open(
-            deadline=self._clock.monotonic() + spec.max_run,
-            priority=Priority(claimed.priority),
-            attempt=claimed.run.attempt,
-        )
-        if claimed.position is not None:
-            context.causality.cover(self.store.cluster, claimed.position)
-        self._timer = asyncio.get_running_loop().call_later(spec.max_run, self._overrun)
-        try:
-            await self._handle(job, context)
+            with activate(context):
+                await self._handle(job)
         except asyncio.CancelledError as error:
             if self.ended_by is None and self.task is not None and self.task.cancelling():
                 raise  # the loop is closing
             return self.judged(error)
         except Exception as error:
             return self.judged(error)
-        finally:
-            self._timer.cancel()
         return self.judged(None)
+
+    def open(self) -> tuple[Any, RequestContext] | Unread:
+        """The job and the context to run it in, or why it is not run at all."""
+        claimed, name = self.claimed, f"{self.claimed.kind}/{self.claimed.version}"
+        if claimed.remaining is not None and claimed.remaining <= 0:
+            return Unread("DeadlineExceeded: its deadline had passed before it was run", None)
+        try:
+            envelope = Envelope.load(claimed.context)
+            job = self.route.decode(claimed.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return Unread(f"cannot be read as {name}: {_retry.describe(error)}", error)
+        except Exception as error:  # an upcast's
+            return Unread(f"cannot be made of {name}: {_retry.describe(error)}", error)
+        self.context = context = envelope.open(
+            deadline=self._clock.monotonic() + self.limit,
+            priority=Priority(claimed.priority),
+            attempt=claimed.run.attempt,
+        )
+        if claimed.position is not None:
+            context.causality.cover(self.store.cluster, claimed.position)
+        return job, context
+
+    def view(self, tx: WriteTransaction | None = None) -> Run:
+        """What the handler sees of it."""
+        claimed = self.claimed
+        return Run(
+            id=claimed.run.id,
+            key=f"{self.store.module}:{self.id}",
+            attempt=claimed.run.attempt,
+            max_attempts=claimed.max_attempts,
+            enqueued_at=claimed.enqueued_at,
+            transaction=tx,
+            keep=self._keep,
+        )
+
+    async def _keep(self, progress: str) -> bool:
+        return await self.store.report(self.claimed.run, self.lease.worker, progress)
 
     def judged(self, error: BaseException | None) -> Outcome:
         """What it means that the handler ended with `error`."""
@@ -117,28 +196,32 @@ class JobRun:
             self.claimed.max_attempts,
             error,
             ended_by=self.ended_by,
-            transactional=self.route.handler.effect == "transactional",
-            spread=random.uniform(0.5, 1.5),  # noqa: S311 - spreads retries
+            transactional=self.route.transactional,
         )
 
-    async def _handle(self, job: Any, context: RequestContext) -> None:
+    async def _handle(self, job: Any) -> None:
         claimed, route = self.claimed, self.route
-        run = Run(
-            id=claimed.run.id,
-            key=f"{self.store.module}:{claimed.run.id}",
-            attempt=claimed.run.attempt,
-            max_attempts=claimed.max_attempts,
-            enqueued_at=claimed.enqueued_at,
-        )
-        method = route.handler.method
-        with activate(context):
-            if route.handler.effect == "any":
-                await method(route.implementation, job, run)
-                return
-            async with route.database.write(Bucket(claimed.run.bucket)) as tx:
-                await method(route.implementation, job, dataclasses.replace(run, transaction=tx))
-                if not await self.store.end(claimed.run, self.lease.worker, Ending("done"), tx):
-                    raise JobLost(f"the lease of job {run.id} was lost; its effect was rolled back")
+        if not route.transactional:
+            self._return(await route.method(route.implementation, job, self.view()))
+            return
+        async with route.database.write(Bucket(claimed.run.bucket)) as tx:
+            self._return(await route.method(route.implementation, job, self.view(tx)))
+            ending = DONE if self.result is None else Ending("done", result=self.result)
+            key = claimed.ordering_key
+            if not await self.store.end(claimed.run, self.lease.worker, ending, tx, ordering_key=key):
+                raise JobLost(f"the lease of job {self.id} was lost; its effect was rolled back")
+
+    def _return(self, value: Any) -> None:
+        """Keep what the handler returned, where that is asked for."""
+        if not self.route.kind.result:
+            return
+        try:
+            text = msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, OverflowError) as error:
+            raise JobFailed(f"its result cannot be kept as JSON: {error}") from error
+        if len(text) > MAX_RESULT_CHARS:
+            raise JobFailed(f"its result has {len(text)} characters, more than {MAX_RESULT_CHARS}")
+        self.result = text
 
 
 def judge(
@@ -149,11 +232,12 @@ def judge(
     *,
     ended_by: str | None,
     transactional: bool,
-    spread: float,
+    spread: float | None = None,
 ) -> Outcome:
-    """What a run's end means; pure. Success counts even when it came after we had cancelled."""
+    """What a run's end means; pure with `spread`, which is drawn when it is None. Success counts even when it
+    came after we had cancelled."""
     if error is None:
-        return "done", None if transactional else Ending("done"), None
+        return "done", None if transactional else DONE, None
     cancelled = isinstance(error, asyncio.CancelledError)
     if isinstance(error, JobLost) or ended_by == "lost":
         return "lost", None, error
@@ -165,4 +249,6 @@ def judge(
     text = _retry.describe(error)
     if isinstance(error, JobFailed) or attempt >= max_attempts:
         return "dead", Ending("dead", error=text), error
+    if spread is None:
+        spread = random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries
     return "retry", Ending("ready", error=text, delay=_retry.delay(spec, attempt, error, spread)), error

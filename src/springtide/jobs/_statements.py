@@ -13,7 +13,7 @@ from __future__ import annotations
 from springtide.context import LOST
 from springtide.db.causality import PLACE
 
-__all__ = ["BATCH", "MARKED_NOW", "MEASURED", "Statements", "insert_sql"]
+__all__ = ["BATCH", "MARKED_NOW", "MEASURED", "Statements", "insert_many_sql", "insert_sql"]
 
 BATCH = 1000
 """Rows that one statement of upkeep changes at most."""
@@ -29,9 +29,12 @@ MARKED_NOW = "CASE WHEN pg_current_xact_id() IS NOT NULL THEN clock_timestamp() 
 
 HISTORY = (
     "bucket, id, kind, version, payload, context, priority, attempt, max_attempts, worker, enqueued_at,"
-    " due_at, started_at"
+    " due_at, started_at, ordering_key"
 )
-"""What `_job_done` keeps of a row, besides `finished_at` and `error`."""
+"""What `_job_done` keeps of a row, besides `finished_at`, `error` and `result`."""
+
+PATIENCE = "200ms"
+"""How long one statement that ends many runs waits for a row that somebody has locked."""
 
 
 def insert_sql(schema: str) -> str:
@@ -44,15 +47,18 @@ def insert_sql(schema: str) -> str:
     return f"""
         INSERT INTO {schema}._job AS j
             (bucket, id, kind, version, payload, context, unique_key, priority, state, max_attempts,
-             run_at, due_at, enqueued_at)
+             run_at, due_at, enqueued_at, ordering_key, deadline)
         SELECT $1::smallint, $2::uuid, $3::text, $4::integer, $5::bytea, $6::jsonb, $7::text, $8::smallint,
             'ready', $9::integer,
             greatest(coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now),
-            coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now
+            coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now, $12::text,
+            coalesce($13::timestamptz, t.now + make_interval(secs => $14::float8))
         FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
         ON CONFLICT (bucket, kind, version, unique_key) WHERE unique_key IS NOT NULL
         DO UPDATE SET run_at = least(j.run_at, excluded.run_at), due_at = least(j.due_at, excluded.due_at),
             priority = least(j.priority, excluded.priority),
+            deadline = CASE WHEN j.deadline IS NOT NULL AND excluded.deadline IS NOT NULL
+                THEN greatest(j.deadline, excluded.deadline) END,
             context = CASE
                 WHEN excluded.context ->> 'causality' IS NULL THEN j.context
                 WHEN length(j.context ->> 'causality') > {MAX_CAUSALITY_CHARS}
@@ -64,6 +70,25 @@ def insert_sql(schema: str) -> str:
     """  # noqa: S608 - the schema is an identifier checked by Database
 
 
+def insert_many_sql(schema: str) -> str:
+    """Add jobs of one write that differ in what they are: ids, kinds, versions, payloads and so on."""
+    return f"""
+        INSERT INTO {schema}._job
+            (bucket, id, kind, version, payload, context, priority, state, max_attempts,
+             run_at, due_at, enqueued_at, ordering_key, deadline)
+        SELECT $1::smallint, u.id, u.kind, u.version, u.payload, $2::jsonb, u.priority, 'ready', u.attempts,
+            t.due, t.due, t.now, $11::text,
+            coalesce($12::timestamptz, t.now + make_interval(secs => $13::float8))
+        FROM (
+            SELECT c.now,
+                greatest(coalesce($9::timestamptz, c.now + make_interval(secs => $10)), c.now) AS due
+            FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS c OFFSET 0
+        ) AS t
+        CROSS JOIN unnest($3::uuid[], $4::text[], $5::integer[], $6::bytea[], $7::smallint[], $8::integer[])
+            AS u (id, kind, version, payload, priority, attempts)
+    """  # noqa: S608
+
+
 class Statements:
     """Each attribute is one statement; the parameters are those that `Store` gives it."""
 
@@ -73,10 +98,15 @@ class Statements:
         named = "unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)"
         self.claim = f"""
             WITH due AS MATERIALIZED (
-                SELECT found.bucket, found.id
+                SELECT found.bucket, found.id, CASE WHEN found.ordering_key IS NOT NULL THEN EXISTS (
+                    SELECT FROM {table} AS e
+                    WHERE e.bucket = found.bucket AND e.ordering_key = found.ordering_key
+                        AND (e.enqueued_at, e.id) < (found.enqueued_at, found.id)
+                        AND e.state NOT IN ('dead', 'done')
+                ) ELSE false END AS waits
                 FROM unnest($5::timestamptz[]) WITH ORDINALITY AS class (floor, number)
                 CROSS JOIN LATERAL (
-                    SELECT w.bucket, w.id FROM {table} AS w
+                    SELECT w.bucket, w.id, w.ordering_key, w.enqueued_at FROM {table} AS w
                     WHERE w.state = 'ready' AND w.priority = class.number - 1
                         AND w.run_at >= class.floor AND w.run_at <= statement_timestamp()
                         AND w.kind || '/' || w.version = ANY ($1::text[])
@@ -86,11 +116,17 @@ class Statements:
                 LIMIT $2
             )
             UPDATE {table} AS j
-            SET state = 'running', attempt = j.attempt + 1, worker = $3, unique_key = NULL,
-                leased_until = clock_timestamp() + make_interval(secs => $4),
+            SET state = CASE WHEN due.waits THEN 'held' ELSE 'running' END,
+                attempt = j.attempt + CASE WHEN due.waits THEN 0 ELSE 1 END,
+                worker = CASE WHEN due.waits THEN j.worker ELSE $3 END,
+                unique_key = CASE WHEN due.waits THEN j.unique_key END,
+                leased_until = CASE WHEN NOT due.waits
+                    THEN clock_timestamp() + make_interval(secs => $4) END,
                 started_at = clock_timestamp(), finished_at = NULL
             FROM due WHERE j.bucket = due.bucket AND j.id = due.id
-            RETURNING j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
+            RETURNING due.waits, j.ordering_key,
+                extract(epoch FROM j.deadline - j.started_at)::float8 AS remaining,
+                j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
                 j.max_attempts, j.enqueued_at, j.run_at, greatest(
                     extract(epoch FROM j.started_at - coalesce(j.due_at, j.run_at)), 0)::float8 AS waited
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
@@ -113,30 +149,76 @@ class Statements:
                 {first}
             FROM (SELECT clock_timestamp() AS clock OFFSET 0) AS t
         """  # noqa: S608
-        # A row that somebody has locked is left out, so that it keeps the others from nothing.
-        self.finish = f"""
-            WITH mine AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j JOIN {named}
-                    ON j.bucket = n.bucket AND j.id = n.id AND j.attempt = n.attempt
-                WHERE j.worker = $4 AND j.state = 'running'
-                FOR UPDATE OF j SKIP LOCKED
-            ), gone AS (
-                DELETE FROM {table} AS j USING mine WHERE j.bucket = mine.bucket AND j.id = mine.id
-                RETURNING j.*
+        # A job of an ordering key lets the next one go. That is touched even if it looks ready: a claim may
+        # be about to hold it because of this very job.
+        following = f"""
+            , next AS MATERIALIZED (
+                SELECT DISTINCT ON (n.bucket, n.ordering_key) n.bucket, n.id
+                FROM gone AS g JOIN {table} AS n ON n.bucket = g.bucket AND n.ordering_key = g.ordering_key
+                WHERE n.state IN ('held', 'ready') AND n.id <> g.id
+                ORDER BY n.bucket, n.ordering_key, n.enqueued_at, n.id
+            ), let AS (
+                UPDATE {table} AS n
+                SET state = 'ready', run_at = CASE WHEN n.state = 'held' THEN {MARKED_NOW} ELSE n.run_at END
+                FROM next WHERE n.bucket = next.bucket AND n.id = next.id AND n.state IN ('held', 'ready')
             )
-            INSERT INTO {history} ({HISTORY}, finished_at)
-            SELECT {HISTORY}, clock_timestamp() FROM gone
+        """  # noqa: S608
+        into = f"""
+            INSERT INTO {history} ({HISTORY}, finished_at, result)
+            SELECT {HISTORY}, clock_timestamp(), result FROM gone
             RETURNING id
         """  # noqa: S608
-        self.finish_one = f"""
+        gone = f"""
+            WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', '{PATIENCE}', true) AS set),
+            gone AS (
+                DELETE FROM {table} AS j
+                USING patience, unnest($1::smallint[], $2::uuid[], $3::integer[], $5::text[])
+                    AS n (bucket, id, attempt, result)
+                WHERE patience.set IS NOT NULL AND j.bucket = n.bucket AND j.id = n.id
+                    AND j.attempt = n.attempt AND j.worker = $4 AND j.state = 'running'
+                RETURNING j.*, n.result::jsonb AS result
+            )
+        """  # noqa: S608
+        gone_one = f"""
             WITH gone AS (
                 DELETE FROM {table} AS j
                 WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
-                RETURNING j.*
+                RETURNING j.*, $5::text::jsonb AS result
             )
-            INSERT INTO {history} ({HISTORY}, finished_at)
-            SELECT {HISTORY}, clock_timestamp() FROM gone
-            RETURNING id
+        """  # noqa: S608
+        self.finish, self.finish_ordered = gone + into, gone + following + into
+        self.finish_one, self.finish_one_ordered = gone_one + into, gone_one + following + into
+        self.let_next = f"""
+            WITH gone AS (SELECT $1::smallint AS bucket, $2::text AS ordering_key, $3::uuid AS id)
+            {following}
+            SELECT 1
+        """
+        self.let_free = f"""
+            WITH free AS MATERIALIZED (
+                SELECT h.bucket, h.id FROM {table} AS h
+                WHERE h.state = 'held' AND NOT EXISTS (
+                    SELECT FROM {table} AS e
+                    WHERE e.bucket = h.bucket AND e.ordering_key = h.ordering_key
+                        AND (e.enqueued_at, e.id) < (h.enqueued_at, h.id) AND e.state NOT IN ('dead', 'done')
+                )
+                LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+            )
+            UPDATE {table} AS j SET state = 'ready', run_at = t.now
+            FROM free, (SELECT {MARKED_NOW} AS now FROM free LIMIT 1) AS t
+            WHERE j.bucket = free.bucket AND j.id = free.id
+            RETURNING j.id
+        """  # noqa: S608
+        self.progress = f"""
+            UPDATE {table} AS j SET progress = $5::text::jsonb
+            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
+            RETURNING 1
+        """  # noqa: S608
+        self.look = f"""
+            SELECT state, attempt, error, progress, NULL::jsonb AS result FROM {table}
+            WHERE bucket = $1 AND id = $2
+            UNION ALL
+            SELECT 'done', attempt, error, NULL, result FROM {history} WHERE id = $2 AND bucket = $1
+            LIMIT 1
         """  # noqa: S608
         self.finished = f"""
             SELECT id FROM {history} WHERE id = $1 AND bucket = $2 AND attempt = $3 AND worker = $4

@@ -3,6 +3,7 @@
     ready -> running -> done     the row moves from `_job` to the history `_job_done`
                |-> ready         retry, hand-back, rescue of an expired lease
                `-> dead          no attempts left, or the handler said that trying again cannot help
+    ready <-> held               an earlier job of its ordering key has not ended
     ready <-> parked             no worker that looked at it knows its kind and version
 
 `_job` has what is unfinished or needs a look (dead, parked), so it is small and what has ended slows nothing.
@@ -13,7 +14,8 @@ Where replicas exist, a claim also tells where the log stood: after the commit t
 a replica that has replayed that far has what the job is about. Time is the database's alone. `run_at` orders
 what is ready and is never earlier than when the row became so; `due_at` is since when the job waits.
 `unique_key` is held until the job begins: the claim clears it, so what was enqueued while a job of the same
-key was running is not lost to it.
+key was running is not lost to it. Of the jobs of one `ordering_key` in a bucket, the claim takes the earliest
+by (enqueued_at, id) alone and holds the others it meets; whatever ends a job for good lets the next one go.
 
 The texts are in `_statements.py`. `cursor` is where claims begin to look; `read` moves it.
 """
@@ -23,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from springtide.clock import Clock, SystemClock
@@ -34,6 +36,9 @@ from springtide.jobs._cursor import EVERYTHING, PRIORITIES, Cursor, Reading
 from springtide.jobs._statements import BATCH, MEASURED, Statements
 
 __all__ = ["BATCH", "MEASURED", "Claimed", "Ending", "Found", "RunName", "Store"]
+
+MAX_ROUNDS = 50
+"""Statements of one claim that meet nothing but jobs which have to wait for others."""
 
 RESCUED_AGAIN = timedelta(minutes=2)
 """How far before the last rescue the next one begins to look: for leases written by slow statements."""
@@ -46,8 +51,7 @@ class Queries(Protocol):
         """Every row."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunName:
+class RunName(NamedTuple):
     """Which run of which job; at most one is ever in charge of a job."""
 
     bucket: int
@@ -55,11 +59,11 @@ class RunName:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """A job as claimed. `waited` is how many seconds it had been due.
 
-    `position` covers the commit that enqueued it; None where the shard has no replicas.
+    `position` covers the commit that enqueued it; None where the shard has no replicas. `remaining` is how
+    many seconds are left until its deadline, None when it has none.
     """
 
     run: RunName
@@ -72,19 +76,22 @@ class Claimed:
     enqueued_at: datetime
     waited: float
     position: Position | None = None
+    ordering_key: str | None = None
+    remaining: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
     """What becomes of a run: state done, ready (after `delay` seconds) or dead.
 
-    `uncounted` takes the attempt back: the run was ended by us, not by the job.
+    `uncounted` takes the attempt back: the run was ended by us, not by the job. `result` is JSON to keep.
     """
 
     state: str
     error: str | None = None
     delay: float = 0.0
     uncounted: bool = False
+    result: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +127,24 @@ class Store:
         """Up to `limit` due jobs of the kinds `names`, most important first, then oldest."""
         placed = self._servers is not None and self._servers.replicated
         sql = self.statements.claim_placed if placed else self.statements.claim
-        try:
-            rows = await self.pool.fetch(sql, names, limit, worker, lease, self.cursor.floors)
-        except BaseException:
-            self.cursor.forget()  # the server may be another one, which has lost some claims
-            raise
+        rows: list[Any] = []
+        for _ in range(MAX_ROUNDS):
+            left = limit - len(rows)
+            try:
+                met = await self.pool.fetch(sql, names, left, worker, lease, self.cursor.floors)
+            except BaseException as error:
+                self.cursor.forget()  # the server may be another one, which has lost some claims
+                if rows and isinstance(error, Exception):  # these are ours; what went wrong shows again
+                    break
+                raise
+            rows += [row for row in met if not row["waits"]]
+            if len(met) < left or len(rows) == limit:
+                break
         if len(rows) > 1:
             rows.sort(key=_order)
         return [
             Claimed(
-                RunName(row["bucket"], UUID(int=row["id"].int), row["attempt"]),
+                RunName(row["bucket"], row["id"], row["attempt"]),
                 row["kind"],
                 row["version"],
                 row["payload"],
@@ -139,6 +154,8 @@ class Store:
                 row["enqueued_at"],
                 row["waited"],
                 position_of(row) if placed else None,
+                row["ordering_key"],
+                row["remaining"],
             )
             for row in rows
         ]
@@ -168,24 +185,58 @@ class Store:
 
     # -- ending ----------------------------------------------------------------------------------------
 
-    async def finish(self, runs: Sequence[RunName], worker: str) -> set[UUID]:
-        """These runs are done: the ids of those that could be written down. The others: ask `end`."""
+    async def finish(
+        self,
+        runs: Sequence[RunName],
+        worker: str,
+        results: Sequence[str | None] | None = None,
+        *,
+        ordered: bool = False,
+        queries: Queries | None = None,
+    ) -> set[UUID]:
+        """These runs are done: the ids of those that could be written down. The others: ask `end`.
+
+        `ordered`: some have an ordering key. Fails soon when somebody has locked one of the rows.
+        """
         names = [run.bucket for run in runs], [run.id for run in runs], [run.attempt for run in runs]
-        rows = await self.pool.fetch(self.statements.finish, *names, worker)
+        sql = self.statements.finish_ordered if ordered else self.statements.finish
+        rows = await (queries or self.pool).fetch(sql, *names, worker, results or [None] * len(runs))
         return {row["id"] for row in rows}
 
-    async def end(self, run: RunName, worker: str, ending: Ending, queries: Queries | None = None) -> bool:
+    async def end(
+        self,
+        run: RunName,
+        worker: str,
+        ending: Ending,
+        queries: Queries | None = None,
+        *,
+        ordering_key: str | None = None,
+    ) -> bool:
         """Write how a run ended; False when it was not this worker's any more. May be repeated."""
         queries = queries or self.pool
         name = (run.bucket, run.id, run.attempt, worker)
         if ending.state == "done":
-            if await queries.fetch(self.statements.finish_one, *name):
+            one, ordered = self.statements.finish_one, self.statements.finish_one_ordered
+            if await queries.fetch(one if ordering_key is None else ordered, *name, ending.result):
                 return True
             finished = (run.id, run.bucket, run.attempt, worker)
             return bool(await queries.fetch(self.statements.finished, *finished))
         if ending.uncounted:
             return bool(await queries.fetch(self.statements.hand_back, *name))
-        return bool(await queries.fetch(self.statements.end, *name, ending.state, ending.error, ending.delay))
+        held = await queries.fetch(self.statements.end, *name, ending.state, ending.error, ending.delay)
+        if held and ending.state == "dead" and ordering_key is not None:
+            await queries.fetch(self.statements.let_next, run.bucket, ordering_key, run.id)
+        return bool(held)
+
+    async def report(self, run: RunName, worker: str, progress: str) -> bool:
+        """Keep how far a run is, as JSON; False when it was not this worker's any more."""
+        name = (run.bucket, run.id, run.attempt, worker)
+        return bool(await self.pool.fetch(self.statements.progress, *name, progress))
+
+    async def look(self, bucket: int, id: UUID) -> Any | None:
+        """State, attempt, error, progress and result of a job; None when nobody knows it (any more)."""
+        rows = await self.pool.fetch(self.statements.look, bucket, id)
+        return rows[0] if rows else None
 
     # -- leases ----------------------------------------------------------------------------------------
 
@@ -193,7 +244,7 @@ class Store:
         """Extend these leases; the ids of those that are not this worker's any more."""
         names = [run.bucket for run in runs], [run.id for run in runs], [run.attempt for run in runs]
         lost = await queries.fetch(self.statements.renew, *names, worker, lease)
-        return {UUID(int=row["id"].int) for row in lost}
+        return {row["id"] for row in lost}
 
     async def rescue(self, *, whole: bool = False) -> list[Any]:
         """Make jobs whose lease has expired ready again, or dead when they have no attempts left.
@@ -217,6 +268,10 @@ class Store:
     async def release(self, names: Sequence[str]) -> int:
         """Make parked jobs of the kinds `names` ready again."""
         return len(await self.pool.fetch(self.statements.release, list(names)))
+
+    async def free(self) -> int:
+        """Make held jobs ready before which there is none any more, whoever ended that; how many."""
+        return len(await self.pool.fetch(self.statements.let_free))
 
     async def sweep(self) -> int:
         """Move a batch of jobs that are done but still in the queue to the history; how many."""

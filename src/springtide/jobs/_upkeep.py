@@ -33,6 +33,9 @@ MAX_SWEEPS = 20
 RESCUE_ALL = 600.0
 """Seconds between two rescues that look at every lease, however long ago it passed."""
 
+FREE = 30.0
+"""Seconds between two looks for held jobs that nothing holds any more (somebody deleted a row)."""
+
 HISTORY = 60.0
 """Seconds between two looks at the partitions of the history."""
 
@@ -60,7 +63,7 @@ class Upkeep:
         self._ring = ring
         self._clock = clock
         self._sink = sink
-        self._measured = self._rescued = self._kept = float("-inf")
+        self._measured = self._rescued = self._kept = self._freed = float("-inf")
         self._history = History(self._store.pool, self._store.schema)
         self._kinds = {route.kind.kind for route in line.routes.values()}
         self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
@@ -126,7 +129,11 @@ class Upkeep:
                     text,
                 )
             )
-        if rescued:
+        freed = 0
+        if any(row["state"] == "dead" for row in rescued) or self._passed(self._freed, FREE):
+            freed = await self._store.free()
+            self._freed = self._clock.monotonic()
+        if rescued or freed:
             self._ring(self._store.shard, self._store.schema)
 
     async def _park(self) -> None:

@@ -14,8 +14,8 @@ lists its handlers.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from uuid import UUID
@@ -23,12 +23,12 @@ from uuid import UUID
 import msgspec
 
 from springtide.context import Priority
-from springtide.errors import JobError
+from springtide.errors import JobError, JobLost
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["Effect", "Handler", "JobKind", "Run", "job", "kind_of"]
+__all__ = ["Effect", "Handler", "JobKind", "Run", "Upcast", "job", "kind_of"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -36,6 +36,10 @@ Effect = Literal["any", "transactional"]
 
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,47}(\.[a-z][a-z0-9_]{0,47}){0,3}")
 _ATTRIBUTE = "__springtide_job__"
+
+MAX_PROGRESS_CHARS = 4000
+MAX_BATCH = 1000
+MAX_WAIT = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,7 @@ class JobKind:
     backoff: float
     max_backoff: float
     priority: Priority
+    result: bool = False
 
     def __post_init__(self) -> None:
         if not _KIND.fullmatch(self.kind):
@@ -83,6 +88,7 @@ def job(
     backoff: float = 2.0,
     max_backoff: float = 3600.0,
     priority: Priority = Priority.NORMAL,
+    result: bool = False,
 ) -> Callable[[type[S]], type[S]]:
     """Declare a frozen msgspec struct to be a job.
 
@@ -91,6 +97,7 @@ def job(
     backoff:      seconds before the second run; doubled for each further one, up to `max_backoff`, and
                   multiplied by a uniform factor in [0.5, 1.5). The defaults try for about four hours.
     priority:     who is served first when not all can be; `enqueue` may say otherwise for one job.
+    result:       what the handler returns is kept with the history, as JSON; see `springtide.jobs.result`.
 
     Raises JobError.
     """
@@ -102,6 +109,7 @@ def job(
         backoff=backoff,
         max_backoff=max_backoff,
         priority=Priority(priority),
+        result=result,
     )
 
     def declare(cls: type[S]) -> type[S]:
@@ -138,6 +146,7 @@ class Run:
     max_attempts: int
     enqueued_at: datetime
     transaction: WriteTransaction | None = None
+    keep: Callable[[str], Awaitable[bool]] | None = None
 
     @property
     def tx(self) -> WriteTransaction:
@@ -145,6 +154,26 @@ class Run:
         if self.transaction is None:
             raise JobError('only a handler with effect="transactional" has the finishing transaction')
         return self.transaction
+
+    async def progress(self, value: Any) -> None:
+        """Keep how far this run is, any value that JSON has; `springtide.jobs.look` shows it meanwhile.
+
+        Raises JobLost when the job is not this run's any more.
+        """
+        text = msgspec.json.encode(value).decode()
+        if len(text) > MAX_PROGRESS_CHARS:
+            raise JobError(f"progress has {len(text)} characters, more than {MAX_PROGRESS_CHARS}")
+        if self.keep is None or not await self.keep(text):
+            raise JobLost(f"the lease of job {self.id} was lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Upcast:
+    """Jobs of `version` were stored when it was the newest: `fields` makes of their fields, as JSON has them,
+    those of the version after it. It must not look at anything else, so that it gives the same every time."""
+
+    version: int
+    fields: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +185,22 @@ class Handler(Generic[S]):
     effect "transactional": the method runs inside a write transaction on the job's shard, `run.tx`, which
                             also finishes the job: both happen once or not at all. The module's own writes on
                             that shard join it. Keep such methods short, and call nobody outside.
+    upcasts: older versions that are read, too: one for each version from the oldest to the one before the
+             job's, applied one after the other.
+    batch:   the method gets a list of up to so many jobs and a list of their runs. It returns None when all
+             succeeded, else a list with None or an exception for each; what it raises ends all of them.
+             Jobs of one batch are in one transaction, where the effect is transactional.
+    wait:    seconds to wait for a batch to fill.
 
     Raises JobError.
     """
 
     job: type[S]
-    method: Callable[[Any, S, Run], Awaitable[None]]
+    method: Callable[[Any, S, Run], Awaitable[Any]] | Callable[[Any, list[S], list[Run]], Awaitable[Any]]
     effect: Effect = "any"
+    upcasts: Sequence[Upcast] = field(default=(), kw_only=True)
+    batch: int | None = field(default=None, kw_only=True)
+    wait: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         spec = kind_of(self.job)
@@ -175,6 +213,23 @@ class Handler(Generic[S]):
             raise JobError(
                 f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
             )
+        versions = [upcast.version for upcast in self.upcasts]
+        if versions and versions != list(range(versions[0], spec.version)):
+            raise JobError(
+                f"handler of {spec.name}: upcasts must be of each version up to {spec.version - 1}, oldest"
+                f" first, got {versions}"
+            )
+        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
+            raise JobError(f"handler of {spec.name}: batch must be 1 to {MAX_BATCH}, got {self.batch}")
+        if not 0 <= self.wait <= MAX_WAIT or (self.wait and self.batch is None):
+            raise JobError(
+                f"handler of {spec.name}: wait must be 0 to {MAX_WAIT:g} seconds, and 0 without batch,"
+                f" got {self.wait}"
+            )
+        if self.batch is not None and spec.result:
+            raise JobError(
+                f"handler of {spec.name}: jobs that keep a result are run one by one, without batch"
+            )
         try:
             msgspec.json.schema(self.job)  # refuses what a decoder would only refuse when a job is run
         except (TypeError, NameError) as error:
@@ -183,3 +238,9 @@ class Handler(Generic[S]):
     @property
     def kind(self) -> JobKind:
         return kind_of(self.job)
+
+    @property
+    def names(self) -> list[str]:
+        """Kind and version of all that it takes: the job's own, then those of its upcasts."""
+        spec = self.kind
+        return [spec.name, *(f"{spec.kind}/{upcast.version}" for upcast in self.upcasts)]

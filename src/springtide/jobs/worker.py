@@ -43,7 +43,7 @@ class Queue:
     implementation: Any
 
     def __post_init__(self) -> None:
-        names = [handler.kind.name for handler in self.handlers]
+        names = [name for handler in self.handlers for name in handler.names]
         for name in names:
             if names.count(name) > 1:
                 raise JobError(f"database {self.database.name!r} has two handlers for {name}")
@@ -107,8 +107,9 @@ class Worker:
             Line(
                 Store(queue.database, shard),
                 {
-                    handler.kind.name: Route(handler, queue.database, queue.implementation)
+                    name: Route(handler, queue.database, queue.implementation, name=name)
                     for handler in queue.handlers
+                    for name in handler.names
                 },
             )
             for queue in queues

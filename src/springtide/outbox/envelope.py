@@ -8,7 +8,7 @@ ordered. Whoever reads the row makes a context of its own from it.
 from __future__ import annotations
 
 import logging
-import secrets
+import random
 from typing import Any
 
 import msgspec
@@ -62,7 +62,7 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
             _log.warning("an envelope's causality token %r cannot be read", self.causality)
             causality = CausalityToken.decode(LOST)
         return RequestContext(
-            request_id=self.request_id or secrets.token_hex(8),
+            request_id=self.request_id or f"{random.getrandbits(64):016x}",
             deadline=deadline,
             priority=priority,
             trace=tracing.join(self.traceparent or None, self.tracestate or None),

@@ -98,7 +98,7 @@ class Module:
         for name in names:
             if names.count(name) > 1:
                 raise ModuleError(f"module {self.name!r}: background task {name!r} is declared twice")
-        kinds = [handler.kind.name for handler in self.jobs]
+        kinds = [name for handler in self.jobs for name in handler.names]
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ModuleError(f"module {self.name!r}: two handlers take the job {kind}")

@@ -55,7 +55,8 @@ def join(traceparent: str | None, tracestate: str | None, *, sample: bool = Fals
     """The trace of a request: the caller's with a span of our own, or a new one, sampled as `sample` says."""
     caller = parse_traceparent(traceparent) if traceparent is not None else None
     if caller is None:
-        return Trace(secrets.token_hex(16), secrets.token_hex(8), sampled=sample)
+        ids = secrets.token_hex(24)
+        return Trace(ids[:32], ids[32:], sampled=sample)
     trace_id, parent_id, sampled = caller
     state = parse_tracestate(tracestate) if tracestate else ""
     return Trace(trace_id, secrets.token_hex(8), parent_id, sampled, state)
