@@ -1,4 +1,4 @@
-"""The queues of bench.jobs: ours, PgQueuer, and a transactional job's statements by hand; one server for all."""
+"""The queues of bench.jobs on one server: ours, PgQueuer, and a transactional job's statements by hand."""
 
 from __future__ import annotations
 

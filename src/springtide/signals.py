@@ -178,7 +178,8 @@ class JobFinished:
 class JobsMeasured:
     """How many jobs of one kind one shard has in each state; `age` is how long the oldest due one waits.
 
-    Counts are of at most `jobs.MEASURED` rows per shard and state.
+    Counts are of at most `jobs.MEASURED` rows per shard and state. `held` are those that wait for others of
+    their ordering or limit key.
     """
 
     module: str
@@ -189,6 +190,7 @@ class JobsMeasured:
     parked: int
     dead: int
     age: float
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -501,6 +501,19 @@ async def test_a_job_that_was_lost_undoes_its_batch_and_the_others_run_again(
     assert sorted(row["what"] for row in effects) == ["a", "b"]
 
 
+async def test_what_fails_again_and_again_is_alone_in_its_batch(
+    database: Database, database_urls: Urls
+) -> None:
+    """A job that kills its worker costs the others of its batch two attempts, not all of them."""
+    batches = Batches()
+    async with database.write("a") as tx:
+        await tx.enqueue_many([Deed(str(number)) for number in range(4)])
+        await tx.execute("update deeds._job set attempt = 2 where convert_from(payload, 'UTF8') like '%3%'")
+    async with working(database, database_urls, [Handler(Deed, Batches.do, batch=10)], batches):
+        await reach(database, *["done"] * 4)
+    assert sorted(batches.calls, key=len) == [["3"], ["0", "1", "2"]]
+
+
 async def test_a_batch_that_takes_too_long_is_cancelled(database: Database, database_urls: Urls) -> None:
     @job(kind="deed.slow", max_run=0.3, max_attempts=1)
     class Slow(msgspec.Struct, frozen=True):
@@ -518,7 +531,7 @@ async def test_a_batch_that_takes_too_long_is_cancelled(database: Database, data
 
 async def test_a_batched_handler_must_answer_for_each_job(database: Database, database_urls: Urls) -> None:
     async def wrong(doer: Any, jobs: list[Deed], runs: list[Run]) -> list[None]:
-        return [None]
+        return [None] * 3
 
     async with database.write("a") as tx:
         await tx.enqueue_many([Deed("a"), Deed("b")])

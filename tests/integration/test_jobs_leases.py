@@ -121,7 +121,7 @@ async def test_a_hung_handler_is_not_renewed_for_ever(
     database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that ignores its cancellation loses the job after max_run; another worker runs it again."""
-    monkeypatch.setattr("springtide.jobs._dispatch.GRACE", 0.2)
+    monkeypatch.setattr("springtide.jobs._hands.GRACE", 0.2)
     release = asyncio.Event()
 
     @job(kind="deed.hang", max_run=0.3)

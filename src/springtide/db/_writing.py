@@ -49,6 +49,7 @@ class Enqueue(Protocol):
         priority: Priority | None,
         unique_key: str | None,
         ordering_key: str | None,
+        limit_key: str | None,
         deadline: float | datetime | None,
     ) -> UUID: ...
 
@@ -61,6 +62,7 @@ class Enqueue(Protocol):
         run_at: datetime | None,
         priority: Priority | None,
         ordering_key: str | None,
+        limit_key: str | None,
         deadline: float | datetime | None,
     ) -> list[UUID]: ...
 
@@ -148,6 +150,7 @@ class WriteTransaction:
         priority: Priority | None = None,
         unique_key: str | None = None,
         ordering_key: str | None = None,
+        limit_key: str | None = None,
         deadline: float | datetime | None = None,
     ) -> UUID:
         """Add a job that exists if and only if this transaction commits; see `springtide.jobs.enqueue`.
@@ -163,6 +166,7 @@ class WriteTransaction:
             priority=priority,
             unique_key=unique_key,
             ordering_key=ordering_key,
+            limit_key=limit_key,
             deadline=deadline,
         )
 
@@ -174,6 +178,7 @@ class WriteTransaction:
         run_at: datetime | None = None,
         priority: Priority | None = None,
         ordering_key: str | None = None,
+        limit_key: str | None = None,
         deadline: float | datetime | None = None,
     ) -> list[UUID]:
         """Add jobs by one statement, with the same options for all; see `springtide.jobs.enqueue_many`."""
@@ -184,6 +189,7 @@ class WriteTransaction:
             run_at=run_at,
             priority=priority,
             ordering_key=ordering_key,
+            limit_key=limit_key,
             deadline=deadline,
         )
 

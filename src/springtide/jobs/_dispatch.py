@@ -36,7 +36,8 @@ from springtide.errors import SpringtideError
 from springtide.jobs._finish import Finisher
 from springtide.jobs._hands import Hands
 from springtide.jobs._heart import Heart, Lease
-from springtide.jobs._run import Route
+from springtide.jobs._limited import limits_of
+from springtide.jobs._run import JobRun, Route
 from springtide.jobs._store import Claimed, Store
 from springtide.lifecycle import StartStop, Supervised
 from springtide.signals import Sink, TaskFailed
@@ -61,6 +62,9 @@ CHECK, CHECK_SHARE = 60.0, 50.0
 MAX_PAUSE = 10.0
 """Longest pause, in seconds, between claims on a database that fails."""
 
+PAIRED = 8
+"""From so many slots on a claim asks for half of them at most: one half runs while the other is claimed."""
+
 CANCEL_TIMEOUT = 2.0
 """Seconds that cancelled handlers have at shutdown."""
 
@@ -72,6 +76,9 @@ class Line:
         self.store = store
         self.routes = dict(routes)
         self.names = sorted(routes)
+        self.limits = limits_of([route.kind for route in routes.values()])
+        self.kinds = sorted({route.kind.kind for route in routes.values()})
+        self.ended: dict[tuple[str, str], int] = {}
         self.due_at = 0.0
         self.claiming = False
         self.rung = False
@@ -103,6 +110,7 @@ class Dispatcher:
         self.heart: Heart  # set by the worker, which makes both
         self._lines = list(lines)
         self._slots = slots
+        self._most = slots if slots < PAIRED else -(-slots // 2)
         self._lease = lease
         self._poll = poll
         self._drain = drain
@@ -116,7 +124,7 @@ class Dispatcher:
             lease=lease,
             heart=lambda: self.heart,
             changed=self._wake_up,
-            next_of_key=lambda run: self.ring(run.store.shard, run.store.schema),
+            next_of_key=self._let_next,
             clock=clock,
             sink=sink,
         )
@@ -175,9 +183,9 @@ class Dispatcher:
 
     async def _close(self) -> None:
         self._draining = True
+        self._hands.drain()
         await self._loop.stop()
         until = self._clock.monotonic() + self._drain
-        self._hands.drain()
         await self._finished(until)
         for run in self._hands.unended:
             run.cancel("returned")
@@ -210,15 +218,7 @@ class Dispatcher:
         while True:
             self._wake.clear()
             now = self._clock.monotonic()
-            free = self._free()
-            due = [line for line in self._lines if not line.claiming and line.due_at <= now]
-            while due and free > 0:
-                share = -(-free // len(due))
-                line = due.pop(0)
-                free -= share
-                self._lines.remove(line)
-                self._lines.append(line)  # who was served last comes last
-                self._begin_claim(line, share)
+            free = self._begin_claims(now)
             for line in self._lines:
                 self._look(line, now)
             waiting = [line.due_at for line in self._lines if not line.claiming and free > 0]
@@ -227,11 +227,42 @@ class Dispatcher:
                 async with asyncio.timeout(max(min(waiting) - now, 0.0) if waiting else None):
                     await self._wake.wait()
 
-    def _free(self) -> int:
-        """How many jobs may be claimed now."""
+    def _begin_claims(self, now: float, coming: int = 0) -> int:
+        """Claim for the lines that are due; how many slots are free after that. `coming` will be taken."""
         if self._hands.unwritten > self._slots:
             return 0
-        return self._slots - self._hands.busy - self._reserved
+        free = self._slots - self._hands.busy - self._reserved - coming
+        due = [line for line in self._lines if not line.claiming and line.due_at <= now]
+        while due and free > 0:
+            share = min(-(-free // len(due)), self._most)
+            line = due.pop(0)
+            free -= share
+            self._lines.remove(line)
+            self._lines.append(line)  # who was served last comes last
+            self._begin_claim(line, share)
+        return free
+
+    def _let_next(self, run: JobRun) -> None:
+        """Jobs that waited for this one may go; those of limited kinds by one statement per turn."""
+        claimed, at_once = run.claimed, run.route.kind.concurrency
+        if claimed.ordering_key is not None:
+            self.ring(run.store.shard, run.store.schema)
+        if claimed.limit_key is None or at_once is None:
+            return
+        line = next(line for line in self._lines if line.store is run.store)
+        begun = bool(line.ended)
+        line.ended[claimed.kind, claimed.limit_key] = at_once
+        if not begun:
+            self._spawn(self._let(line), f"{line.store.module} let")
+
+    async def _let(self, line: Line) -> None:
+        """What could not be let go is found by upkeep."""
+        keys, line.ended = line.ended, {}
+        try:
+            if await self._within(STATEMENT_TIMEOUT, line.store.let(keys)):
+                self.ring(line.store.shard, line.store.schema)
+        except (SpringtideError, asyncpg.PostgresError) as error:
+            _log.info("%s: limited jobs wait for the next upkeep: %s", line.store.module, error)
 
     def _wake_up(self) -> None:
         self._wake.set()
@@ -299,7 +330,8 @@ class Dispatcher:
     async def _claim(self, line: Line, share: int) -> tuple[float, list[Claimed]]:
         asked = self._clock.monotonic()
         with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT)):
-            return asked, await line.store.claim(line.names, share, self._worker, self._lease)
+            jobs = await line.store.claim(line.names, share, self._worker, self._lease, line.limits)
+            return asked, jobs
 
     def _claimed(self, line: Line, share: int, done: asyncio.Task[tuple[float, list[Claimed]]]) -> None:
         self._reserved -= share
@@ -322,6 +354,8 @@ class Dispatcher:
         line.due_at = now if more else now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - see above
         if claimed:
             self._claimed_some(line, len(claimed), now)
+        if not self._draining:
+            self._begin_claims(now, coming=len(claimed))  # the next ones come while these run
         routes = line.routes
         jobs = [(job, routes[f"{job.kind}/{job.version}"]) for job in claimed]
         self._hands.take(jobs, line.finisher, asked)

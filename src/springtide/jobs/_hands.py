@@ -27,6 +27,10 @@ __all__ = ["Hands"]
 
 _log = logging.getLogger(__name__)
 
+ALONE_FROM = 3
+"""The attempt from which a job of a batched kind is in a batch of its own: one that kills its worker takes no
+others to the dead letters with it."""
+
 OVERRUN_AFTER = 0.05
 """Seconds after a claim when its jobs are first looked at for their `max_run`."""
 
@@ -130,6 +134,9 @@ class Hands:
         task.add_done_callback(lambda done: self._performed([run], done, lambda: [done.result()]))
 
     def _gather(self, key: tuple[Finisher, JobKind], run: JobRun) -> None:
+        if run.claimed.run.attempt >= ALONE_FROM:
+            self._begin_together([run])
+            return
         runs = self._gathering.setdefault(key, [])
         runs.append(run)
         if len(runs) == run.route.batch:
@@ -142,10 +149,13 @@ class Hands:
         if self._gathering.get(key) is not runs:
             return  # it was full, and began
         del self._gathering[key]
+        self._begin_together(runs)
+
+    def _begin_together(self, runs: list[JobRun]) -> None:
         for run in runs:
-            run.begun, run.shared = self._clock.monotonic(), True
+            run.begun, run.shared = self._clock.monotonic(), len(runs) > 1
         task = asyncio.get_running_loop().create_task(
-            _batch.perform(runs), name=f"jobs {key[1].name}", context=self._empty.copy()
+            _batch.perform(runs), name=f"jobs {runs[0].route.kind.name}", context=self._empty.copy()
         )
         for run in runs:
             run.task = task
@@ -206,7 +216,7 @@ class Hands:
         context = run.context if run.context is not None else RequestContext()
         if not held:
             outcome = "lost"
-        elif run.claimed.ordering_key is not None:
+        if run.claimed.ordering_key is not None or run.claimed.limit_key is not None:
             self._next_of_key(run)
         text = ending.error if ending is not None else repr(error) if error is not None else None
         if outcome not in ("done", "returned"):

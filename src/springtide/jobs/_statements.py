@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from springtide.context import LOST
 from springtide.db.causality import PLACE
+from springtide.jobs._limited import limited_claim
 
 __all__ = ["BATCH", "MARKED_NOW", "MEASURED", "Statements", "insert_many_sql", "insert_sql"]
 
@@ -29,7 +30,7 @@ MARKED_NOW = "CASE WHEN pg_current_xact_id() IS NOT NULL THEN clock_timestamp() 
 
 HISTORY = (
     "bucket, id, kind, version, payload, context, priority, attempt, max_attempts, worker, enqueued_at,"
-    " due_at, started_at, ordering_key"
+    " due_at, started_at, ordering_key, limit_key"
 )
 """What `_job_done` keeps of a row, besides `finished_at`, `error` and `result`."""
 
@@ -47,12 +48,12 @@ def insert_sql(schema: str) -> str:
     return f"""
         INSERT INTO {schema}._job AS j
             (bucket, id, kind, version, payload, context, unique_key, priority, state, max_attempts,
-             run_at, due_at, enqueued_at, ordering_key, deadline)
+             run_at, due_at, enqueued_at, ordering_key, deadline, limit_key)
         SELECT $1::smallint, $2::uuid, $3::text, $4::integer, $5::bytea, $6::jsonb, $7::text, $8::smallint,
             'ready', $9::integer,
             greatest(coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now),
             coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now, $12::text,
-            coalesce($13::timestamptz, t.now + make_interval(secs => $14::float8))
+            coalesce($13::timestamptz, t.now + make_interval(secs => $14::float8)), $15::text
         FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
         ON CONFLICT (bucket, kind, version, unique_key) WHERE unique_key IS NOT NULL
         DO UPDATE SET run_at = least(j.run_at, excluded.run_at), due_at = least(j.due_at, excluded.due_at),
@@ -75,17 +76,18 @@ def insert_many_sql(schema: str) -> str:
     return f"""
         INSERT INTO {schema}._job
             (bucket, id, kind, version, payload, context, priority, state, max_attempts,
-             run_at, due_at, enqueued_at, ordering_key, deadline)
+             run_at, due_at, enqueued_at, ordering_key, deadline, limit_key)
         SELECT $1::smallint, u.id, u.kind, u.version, u.payload, $2::jsonb, u.priority, 'ready', u.attempts,
             t.due, t.due, t.now, $11::text,
-            coalesce($12::timestamptz, t.now + make_interval(secs => $13::float8))
+            coalesce($12::timestamptz, t.now + make_interval(secs => $13::float8)), u.limit_key
         FROM (
             SELECT c.now,
                 greatest(coalesce($9::timestamptz, c.now + make_interval(secs => $10)), c.now) AS due
             FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS c OFFSET 0
         ) AS t
-        CROSS JOIN unnest($3::uuid[], $4::text[], $5::integer[], $6::bytea[], $7::smallint[], $8::integer[])
-            AS u (id, kind, version, payload, priority, attempts)
+        CROSS JOIN unnest(
+            $3::uuid[], $4::text[], $5::integer[], $6::bytea[], $7::smallint[], $8::integer[], $14::text[]
+        ) AS u (id, kind, version, payload, priority, attempts, limit_key)
     """  # noqa: S608
 
 
@@ -96,9 +98,8 @@ class Statements:
         table, history = f"{schema}._job", f"{schema}._job_done"
         mine = "j.attempt = $3 AND j.worker = $4"
         named = "unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)"
-        self.claim = f"""
-            WITH due AS MATERIALIZED (
-                SELECT found.bucket, found.id, CASE WHEN found.ordering_key IS NOT NULL THEN EXISTS (
+        due = f"""
+                SELECT found.*, CASE WHEN found.ordering_key IS NOT NULL THEN EXISTS (
                     SELECT FROM {table} AS e
                     WHERE e.bucket = found.bucket AND e.ordering_key = found.ordering_key
                         AND (e.enqueued_at, e.id) < (found.enqueued_at, found.id)
@@ -106,7 +107,9 @@ class Statements:
                 ) ELSE false END AS waits
                 FROM unnest($5::timestamptz[]) WITH ORDINALITY AS class (floor, number)
                 CROSS JOIN LATERAL (
-                    SELECT w.bucket, w.id, w.ordering_key, w.enqueued_at FROM {table} AS w
+                    SELECT w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key, w.paced,
+                        w.priority, w.run_at
+                    FROM {table} AS w
                     WHERE w.state = 'ready' AND w.priority = class.number - 1
                         AND w.run_at >= class.floor AND w.run_at <= statement_timestamp()
                         AND w.kind || '/' || w.version = ANY ($1::text[])
@@ -114,7 +117,15 @@ class Statements:
                     FOR UPDATE SKIP LOCKED
                 ) AS found
                 LIMIT $2
-            )
+        """  # noqa: S608 - the schema is an identifier checked by Database, here and below
+        returning = """
+            j.ordering_key, j.limit_key, extract(epoch FROM j.deadline - j.started_at)::float8 AS remaining,
+            j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
+            j.max_attempts, j.enqueued_at, j.run_at, greatest(
+                extract(epoch FROM j.started_at - coalesce(j.due_at, j.run_at)), 0)::float8 AS waited
+        """
+        self.claim = f"""
+            WITH due AS MATERIALIZED ({due})
             UPDATE {table} AS j
             SET state = CASE WHEN due.waits THEN 'held' ELSE 'running' END,
                 attempt = j.attempt + CASE WHEN due.waits THEN 0 ELSE 1 END,
@@ -124,13 +135,30 @@ class Statements:
                     THEN clock_timestamp() + make_interval(secs => $4) END,
                 started_at = clock_timestamp(), finished_at = NULL
             FROM due WHERE j.bucket = due.bucket AND j.id = due.id
-            RETURNING due.waits, j.ordering_key,
-                extract(epoch FROM j.deadline - j.started_at)::float8 AS remaining,
-                j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
-                j.max_attempts, j.enqueued_at, j.run_at, greatest(
-                    extract(epoch FROM j.started_at - coalesce(j.due_at, j.run_at)), 0)::float8 AS waited
-        """  # noqa: S608 - the schema is an identifier checked by Database, here and below
+            RETURNING due.waits, {returning}
+        """  # noqa: S608
+        self.claim_limited = limited_claim(schema, due, returning)
         self.claim_placed = f"{self.claim}, {PLACE}"
+        self.claim_limited_placed = f"{self.claim_limited}, {PLACE}"
+        self.let = f"""
+            SELECT {schema}._job_let(k.kind, k.limit_key, k.at_once) AS many FROM (
+                SELECT * FROM unnest($1::text[], $2::text[], $3::integer[]) AS k (kind, limit_key, at_once)
+                ORDER BY kind, limit_key OFFSET 0
+            ) AS k
+        """  # noqa: S608
+        # Kinds that are not limited any more have room for all.
+        self.let_all = f"""
+            SELECT {schema}._job_let(k.kind, k.limit_key, k.at_once) AS many FROM (
+                SELECT DISTINCT w.kind, w.limit_key, coalesce(nullif(l.at_once, 0), {BATCH}) AS at_once
+                FROM {table} AS w
+                LEFT JOIN unnest($1::text[], $2::integer[]) AS l (kind, at_once) ON l.kind = w.kind
+                WHERE w.state = 'limited' AND w.limit_key IS NOT NULL AND w.kind = ANY ($3::text[])
+                ORDER BY w.kind, w.limit_key
+            ) AS k
+        """  # noqa: S608
+        self.forget_pace = f"""
+            DELETE FROM {schema}._job_pace WHERE begun_at < clock_timestamp() - interval '1 hour' RETURNING 1
+        """  # noqa: S608
         first = f"""
             ARRAY(
                 SELECT (
@@ -227,7 +255,7 @@ class Statements:
         # after this run until the next claim.
         self.end = f"""
             UPDATE {table} AS j
-            SET state = $5, error = $6, leased_until = NULL,
+            SET state = $5, error = $6, leased_until = NULL, paced = false,
                 run_at = CASE WHEN $5 = 'ready' THEN t.now + make_interval(secs => $7) ELSE j.run_at END,
                 due_at = CASE WHEN $5 = 'ready' THEN t.now + make_interval(secs => $7) ELSE j.due_at END,
                 finished_at = CASE WHEN $5 = 'dead' THEN t.now END
@@ -340,7 +368,7 @@ class Statements:
                 LIMIT {MEASURED}
             ) AS r GROUP BY r.kind
         """  # noqa: S608
-        for state in ("running", "parked", "dead"):
+        for state in ("running", "held", "limited", "parked", "dead"):
             self.measure += f"""
                 UNION ALL SELECT '{state}' AS state, s.kind, {counted}
                 FROM (

@@ -4,6 +4,7 @@
                |-> ready         retry, hand-back, rescue of an expired lease
                `-> dead          no attempts left, or the handler said that trying again cannot help
     ready <-> held               an earlier job of its ordering key has not ended
+    ready <-> limited            as many of its kind and limit key are running as may (`_limited.py`)
     ready <-> parked             no worker that looked at it knows its kind and version
 
 `_job` has what is unfinished or needs a look (dead, parked), so it is small and what has ended slows nothing.
@@ -22,7 +23,8 @@ The texts are in `_statements.py`. `cursor` is where claims begin to look; `read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -33,6 +35,7 @@ from springtide.context import Position
 from springtide.db import Database
 from springtide.db.causality import position_of
 from springtide.jobs._cursor import EVERYTHING, PRIORITIES, Cursor, Reading
+from springtide.jobs._limited import Limits
 from springtide.jobs._statements import BATCH, MEASURED, Statements
 
 __all__ = ["BATCH", "MEASURED", "Claimed", "Ending", "Found", "RunName", "Store"]
@@ -77,6 +80,7 @@ class Claimed(NamedTuple):
     waited: float
     position: Position | None = None
     ordering_key: str | None = None
+    limit_key: str | None = None
     remaining: float | None = None
 
 
@@ -96,11 +100,12 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Jobs of one kind by state, and how long the oldest due one waits."""
+    """Jobs of one kind by state, and how long the oldest due one waits. `held` has those that are limited."""
 
     kind: str
     ready: int
     running: int
+    held: int
     parked: int
     dead: int
     age: float
@@ -123,15 +128,26 @@ class Store:
 
     # -- claiming --------------------------------------------------------------------------------------
 
-    async def claim(self, names: Sequence[str], limit: int, worker: str, lease: float) -> list[Claimed]:
-        """Up to `limit` due jobs of the kinds `names`, most important first, then oldest."""
+    async def claim(
+        self, names: Sequence[str], limit: int, worker: str, lease: float, limits: Limits | None = None
+    ) -> list[Claimed]:
+        """Up to `limit` due jobs of the kinds `names`, most important first, then oldest.
+
+        `limits` are those of the kinds that have some (`limits_of`).
+        """
         placed = self._servers is not None and self._servers.replicated
-        sql = self.statements.claim_placed if placed else self.statements.claim
+        texts = self.statements
+        if limits is None:
+            sql = texts.claim_placed if placed else texts.claim
+        else:
+            sql = texts.claim_limited_placed if placed else texts.claim_limited
         rows: list[Any] = []
         for _ in range(MAX_ROUNDS):
             left = limit - len(rows)
             try:
-                met = await self.pool.fetch(sql, names, left, worker, lease, self.cursor.floors)
+                met = await self.pool.fetch(
+                    sql, names, left, worker, lease, self.cursor.floors, *(limits or ())
+                )
             except BaseException as error:
                 self.cursor.forget()  # the server may be another one, which has lost some claims
                 if rows and isinstance(error, Exception):  # these are ours; what went wrong shows again
@@ -155,6 +171,7 @@ class Store:
                 row["waited"],
                 position_of(row) if placed else None,
                 row["ordering_key"],
+                row["limit_key"],
                 row["remaining"],
             )
             for row in rows
@@ -269,28 +286,42 @@ class Store:
         """Make parked jobs of the kinds `names` ready again."""
         return len(await self.pool.fetch(self.statements.release, list(names)))
 
-    async def free(self) -> int:
-        """Make held jobs ready before which there is none any more, whoever ended that; how many."""
-        return len(await self.pool.fetch(self.statements.let_free))
+    async def free(self, kinds: Sequence[str] = (), limits: Limits | None = None) -> int:
+        """Make jobs ready that are held or, of `kinds`, limited without a cause any more; how many."""
+        free = len(await self.pool.fetch(self.statements.let_free))
+        names, at_once = limits[:2] if limits is not None else ([], [])
+        let = await self.pool.fetch(self.statements.let_all, names, at_once, list(kinds))
+        await self.pool.fetch(self.statements.forget_pace)
+        return free + sum(int(row["many"]) for row in let)
+
+    async def let(self, keys: Mapping[tuple[str, str], int]) -> int:
+        """Limited jobs may go as there is room: (kind, limit key) -> how many at once; how many went."""
+        kinds, limit_keys = [kind for kind, _ in keys], [key for _, key in keys]
+        rows = await self.pool.fetch(self.statements.let, kinds, limit_keys, list(keys.values()))
+        return sum(int(row["many"]) for row in rows)
 
     async def sweep(self) -> int:
         """Move a batch of jobs that are done but still in the queue to the history; how many."""
         return len(await self.pool.fetch(self.statements.sweep))
 
     async def measure(self) -> list[Found]:
-        by_kind: dict[str, dict[str, Any]] = {}
+        jobs: dict[str, Counter[str]] = {}
+        ages: dict[str, float] = {}
         for row in await self.pool.fetch(self.statements.measure, self.cursor.floors):
-            by_kind.setdefault(row["kind"], {})[row["state"]] = row
+            jobs.setdefault(row["kind"], Counter())[row["state"]] = row["jobs"]
+            if row["state"] == "ready":
+                ages[row["kind"]] = row["age"]
         return [
             Found(
                 kind,
-                ready=states["ready"]["jobs"] if "ready" in states else 0,
-                running=states["running"]["jobs"] if "running" in states else 0,
-                parked=states["parked"]["jobs"] if "parked" in states else 0,
-                dead=states["dead"]["jobs"] if "dead" in states else 0,
-                age=states["ready"]["age"] if "ready" in states else 0.0,
+                ready=counts["ready"],
+                running=counts["running"],
+                held=counts["held"] + counts["limited"],
+                parked=counts["parked"],
+                dead=counts["dead"],
+                age=ages.get(kind, 0.0),
             )
-            for kind, states in by_kind.items()
+            for kind, counts in jobs.items()
         ]
 
 

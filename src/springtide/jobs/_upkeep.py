@@ -130,8 +130,8 @@ class Upkeep:
                 )
             )
         freed = 0
-        if any(row["state"] == "dead" for row in rescued) or self._passed(self._freed, FREE):
-            freed = await self._store.free()
+        if rescued or self._passed(self._freed, FREE):
+            freed = await self._store.free(self._line.kinds, self._line.limits)
             self._freed = self._clock.monotonic()
         if rescued or freed:
             self._ring(self._store.shard, self._store.schema)
@@ -150,5 +150,5 @@ class Upkeep:
         for kind in sorted(self._kinds):
             entry = found.get(kind)
             counts = (entry.ready, entry.running, entry.parked, entry.dead) if entry else (0, 0, 0, 0)
-            age = entry.age if entry else 0.0
-            self._sink.emit(JobsMeasured(self._store.module, self._store.shard, kind, *counts, age))
+            age, held = (entry.age, entry.held) if entry else (0.0, 0)
+            self._sink.emit(JobsMeasured(self._store.module, self._store.shard, kind, *counts, age, held))

@@ -60,6 +60,7 @@ class Enqueuer:
         priority: Priority | None = None,
         unique_key: str | None = None,
         ordering_key: str | None = None,
+        limit_key: str | None = None,
         deadline: float | datetime | None = None,
     ) -> UUID:
         """See `enqueue`."""
@@ -81,6 +82,7 @@ class Enqueuer:
             delay or 0.0,
             ordering_key,
             *_moment(deadline),
+            _limit(spec, limit_key),
         )
         assert row is not None
         self._ring(tx, row["due_in"])
@@ -95,6 +97,7 @@ class Enqueuer:
         run_at: datetime | None = None,
         priority: Priority | None = None,
         ordering_key: str | None = None,
+        limit_key: str | None = None,
         deadline: float | datetime | None = None,
     ) -> list[UUID]:
         """See `enqueue_many`."""
@@ -120,6 +123,7 @@ class Enqueuer:
                 delay or 0.0,
                 ordering_key,
                 *_moment(deadline),
+                [_limit(spec, limit_key) for spec in specs[chunk]],
             )
         if jobs:
             self._ring(tx, delay or 0.0)
@@ -154,6 +158,7 @@ async def enqueue(
     priority: Priority | None = None,
     unique_key: str | None = None,
     ordering_key: str | None = None,
+    limit_key: str | None = None,
     deadline: float | datetime | None = None,
 ) -> UUID:
     """Add `job` to the open write `tx`, for a database that was built without a platform.
@@ -163,6 +168,8 @@ async def enqueue(
     unique_key:    a job of the same kind, version, bucket and key that has not begun yet takes its place,
                    with the earlier time of both. One that has begun does not: it may have read old data.
     ordering_key:  jobs of one key and bucket run one after the other, in the order of enqueueing.
+    limit_key:     what the `concurrency` and `rate` of its kind are counted by; jobs without one count
+                   together.
     deadline:      in seconds from now or as an aware time: a run ends there, and one that would begin later
                    is a dead letter instead.
 
@@ -170,7 +177,7 @@ async def enqueue(
     """
     return await _unchecked(
         tx, job, delay=delay, run_at=run_at, priority=priority, unique_key=unique_key,
-        ordering_key=ordering_key, deadline=deadline,
+        ordering_key=ordering_key, limit_key=limit_key, deadline=deadline,
     )  # fmt: skip
 
 
@@ -182,6 +189,7 @@ async def enqueue_many(
     run_at: datetime | None = None,
     priority: Priority | None = None,
     ordering_key: str | None = None,
+    limit_key: str | None = None,
     deadline: float | datetime | None = None,
 ) -> list[UUID]:
     """Add `jobs`, of one kind or several, by one statement; the options are those of `enqueue`, for all.
@@ -189,8 +197,9 @@ async def enqueue_many(
     With an ordering key they run in the order of the sequence. Returns their ids in that order.
     """
     return await _unchecked.many(
-        tx, jobs, delay=delay, run_at=run_at, priority=priority, ordering_key=ordering_key, deadline=deadline
-    )
+        tx, jobs, delay=delay, run_at=run_at, priority=priority, ordering_key=ordering_key,
+        limit_key=limit_key, deadline=deadline,
+    )  # fmt: skip
 
 
 def _encoded(job: Any) -> bytes:
@@ -226,6 +235,16 @@ def _check(
 def _check_key(what: str, key: str | None) -> None:
     if key is not None and not (0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
         raise JobError(f"{what} must have 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
+
+
+def _limit(spec: JobKind, limit_key: str | None) -> str | None:
+    """The key to store: none for kinds that have no limit."""
+    if not spec.limited:
+        if limit_key is not None:
+            raise JobError(f"jobs of kind {spec.kind} have no limit, got limit_key {limit_key!r}")
+        return None
+    _check_key("limit_key", limit_key)
+    return limit_key or ""
 
 
 def _moment(deadline: float | datetime | None) -> tuple[datetime | None, float | None]:

@@ -54,6 +54,9 @@ class JobKind:
     max_backoff: float
     priority: Priority
     result: bool = False
+    concurrency: int | None = None
+    rate: int | None = None
+    per: float = 1.0
 
     def __post_init__(self) -> None:
         if not _KIND.fullmatch(self.kind):
@@ -73,6 +76,18 @@ class JobKind:
                 f" got {self.backoff} and {self.max_backoff}"
             )
 
+        if self.concurrency is not None and self.concurrency < 1:
+            raise JobError(f"job {self.kind}: concurrency must be >= 1, got {self.concurrency}")
+        if self.rate is not None and self.rate < 1:
+            raise JobError(f"job {self.kind}: rate must be >= 1, got {self.rate}")
+        if not 0 < self.per <= 86_400:
+            raise JobError(f"job {self.kind}: per must be > 0 seconds and at most a day, got {self.per}")
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit per limit key."""
+        return self.concurrency is not None or self.rate is not None
+
     @property
     def name(self) -> str:
         """Kind and version as the claim compares them: `mail.welcome/1`."""
@@ -89,6 +104,9 @@ def job(
     max_backoff: float = 3600.0,
     priority: Priority = Priority.NORMAL,
     result: bool = False,
+    concurrency: int | None = None,
+    rate: int | None = None,
+    per: float = 1.0,
 ) -> Callable[[type[S]], type[S]]:
     """Declare a frozen msgspec struct to be a job.
 
@@ -98,6 +116,9 @@ def job(
                   multiplied by a uniform factor in [0.5, 1.5). The defaults try for about four hours.
     priority:     who is served first when not all can be; `enqueue` may say otherwise for one job.
     result:       what the handler returns is kept with the history, as JSON; see `springtide.jobs.result`.
+    concurrency:  how many may run at once of one limit key (see `enqueue`), over all workers of a shard.
+    rate, per:    how many of one limit key may begin in `per` seconds: so many at once after a pause, then
+                  one every per / rate. A retry counts.
 
     Raises JobError.
     """
@@ -110,6 +131,9 @@ def job(
         max_backoff=max_backoff,
         priority=Priority(priority),
         result=result,
+        concurrency=concurrency,
+        rate=rate,
+        per=per,
     )
 
     def declare(cls: type[S]) -> type[S]:

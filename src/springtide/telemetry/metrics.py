@@ -506,7 +506,7 @@ class MetricsSink:
             self._job(signal)
         elif isinstance(signal, JobsMeasured):
             module, shard, kind = signal.module, signal.shard, signal.kind
-            for state in ("ready", "running", "parked", "dead"):
+            for state in ("ready", "running", "held", "parked", "dead"):
                 self._jobs.child(module, shard, kind, state).set(getattr(signal, state))
             self._job_age.child(module, shard, kind).set(signal.age)
         elif isinstance(signal, IdempotencyChecked):
