@@ -92,6 +92,33 @@ async def test_a_held_transaction_does_not_make_claims_longer(database: Database
     assert found["whole"][1] >= found["whole"][0] + 40, found
 
 
+async def test_the_end_of_a_run_looks_for_its_row_alone(database: Database) -> None:
+    """Finishing, ending, renewing: by the key, not among the leases of all that has ended."""
+    store, pool = Store(database, "main"), database.pools["main"]
+    texts = store.statements
+    async with held(database, "snapshot"):
+        await churn(database, store, 1000)
+        await pool.execute("analyze deeds._job")
+        await add(database, "a")
+        (job,) = await store.claim(KINDS, 1, "w", 30.0)
+        one = (job.run.bucket, job.run.id, job.run.attempt)
+        many = tuple([part] for part in one)
+        for sql, arguments in (
+            (texts.finish, (*many, "w", [None])),
+            (texts.finish_one, (*one, "w", None)),
+            (texts.end, (*one, "w", "ready", None, 0.0)),
+            (texts.hand_back, (*one, "w")),
+            (texts.progress, (*one, "w", "1")),
+            (texts.renew, (*many, "w", 30.0)),
+        ):
+            with pytest.raises(ZeroDivisionError):
+                async with pool.transaction() as tx:
+                    plan = await tx.fetch_value(f"explain (analyze, buffers, format json) {sql}", *arguments)
+                    raise ZeroDivisionError
+            assert "_job_leased" not in str(plan) and "_job_pkey" in str(plan), plan
+            assert plan[0]["Plan"]["Shared Hit Blocks"] + plan[0]["Plan"]["Shared Read Blocks"] < 60, plan
+
+
 async def test_rescues_do_not_read_what_has_ended(database: Database) -> None:
     """A rescue begins at the leases that passed since the last one, also while nothing can be vacuumed."""
     store = Store(database, "main")

@@ -97,6 +97,8 @@ class Statements:
     def __init__(self, schema: str) -> None:
         table, history = f"{schema}._job", f"{schema}._job_done"
         mine = "j.attempt = $3 AND j.worker = $4"
+        # said so that no plan looks for the row in the index of all leases, which has those that ended, too
+        running = "CASE j.state WHEN 'running' THEN true ELSE false END"
         named = "unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)"
         due = f"""
                 SELECT found.*, CASE WHEN found.ordering_key IS NOT NULL THEN EXISTS (
@@ -198,19 +200,24 @@ class Statements:
         """  # noqa: S608
         gone = f"""
             WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', '{PATIENCE}', true) AS set),
-            gone AS (
-                DELETE FROM {table} AS j
-                USING patience, unnest($1::smallint[], $2::uuid[], $3::integer[], $5::text[])
+            mine AS MATERIALIZED (
+                SELECT row.ctid, n.result
+                FROM patience, unnest($1::smallint[], $2::uuid[], $3::integer[], $5::text[])
                     AS n (bucket, id, attempt, result)
-                WHERE patience.set IS NOT NULL AND j.bucket = n.bucket AND j.id = n.id
-                    AND j.attempt = n.attempt AND j.worker = $4 AND j.state = 'running'
-                RETURNING j.*, n.result::jsonb AS result
+                CROSS JOIN LATERAL (
+                    SELECT j.ctid FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
+                        AND j.attempt = n.attempt AND j.worker = $4 AND {running} OFFSET 0
+                ) AS row
+                WHERE patience.set IS NOT NULL
+            ), gone AS (
+                DELETE FROM {table} AS j USING mine WHERE j.ctid = mine.ctid
+                RETURNING j.*, mine.result::jsonb AS result
             )
         """  # noqa: S608
         gone_one = f"""
             WITH gone AS (
                 DELETE FROM {table} AS j
-                WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
+                WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND {running}
                 RETURNING j.*, $5::text::jsonb AS result
             )
         """  # noqa: S608
@@ -238,7 +245,7 @@ class Statements:
         """  # noqa: S608
         self.progress = f"""
             UPDATE {table} AS j SET progress = $5::text::jsonb
-            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
+            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND {running}
             RETURNING 1
         """  # noqa: S608
         self.look = f"""
@@ -268,7 +275,7 @@ class Statements:
             SET state = 'ready', attempt = j.attempt - 1, worker = NULL, leased_until = NULL,
                 due_at = coalesce(j.due_at, j.run_at), run_at = t.now
             FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
-            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND j.state = 'running'
+            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND {running}
             RETURNING 1
         """  # noqa: S608
         # A row that a finishing transaction has locked is neither renewed nor lost; nor is one that this run
@@ -277,20 +284,21 @@ class Statements:
             WITH named AS (
                 SELECT * FROM {named}
             ), held AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j JOIN named AS n
-                    ON j.bucket = n.bucket AND j.id = n.id AND j.attempt = n.attempt
-                WHERE j.worker = $4 AND j.state = 'running'
-                FOR UPDATE OF j SKIP LOCKED
+                SELECT row.* FROM named AS n CROSS JOIN LATERAL (
+                    SELECT j.bucket, j.id FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
+                        AND j.attempt = n.attempt AND j.worker = $4 AND {running}
+                    FOR UPDATE SKIP LOCKED
+                ) AS row
             ), renewed AS (
                 UPDATE {table} AS j SET leased_until = clock_timestamp() + make_interval(secs => $5)
                 FROM held WHERE j.bucket = held.bucket AND j.id = held.id
             )
             SELECT n.id FROM named AS n WHERE NOT EXISTS (
                 SELECT FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
-                    AND j.attempt = n.attempt AND j.worker = $4 AND j.state = 'running'
+                    AND j.attempt = n.attempt AND j.worker = $4 AND {running} OFFSET 0
             ) AND NOT EXISTS (
                 SELECT FROM {history} AS d WHERE d.id = n.id AND d.bucket = n.bucket
-                    AND d.attempt = n.attempt AND d.worker = $4
+                    AND d.attempt = n.attempt AND d.worker = $4 OFFSET 0
             )
         """  # noqa: S608
         self.rescue = f"""
