@@ -62,9 +62,6 @@ CHECK, CHECK_SHARE = 60.0, 50.0
 MAX_PAUSE = 10.0
 """Longest pause, in seconds, between claims on a database that fails."""
 
-PAIRED = 8
-"""From so many slots on a claim asks for half of them at most: one half runs while the other is claimed."""
-
 CANCEL_TIMEOUT = 2.0
 """Seconds that cancelled handlers have at shutdown."""
 
@@ -110,7 +107,6 @@ class Dispatcher:
         self.heart: Heart  # set by the worker, which makes both
         self._lines = list(lines)
         self._slots = slots
-        self._most = slots if slots < PAIRED else -(-slots // 2)
         self._lease = lease
         self._poll = poll
         self._drain = drain
@@ -227,14 +223,14 @@ class Dispatcher:
                 async with asyncio.timeout(max(min(waiting) - now, 0.0) if waiting else None):
                     await self._wake.wait()
 
-    def _begin_claims(self, now: float, coming: int = 0) -> int:
-        """Claim for the lines that are due; how many slots are free after that. `coming` will be taken."""
+    def _begin_claims(self, now: float) -> int:
+        """Claim for the lines that are due; how many slots are free after that."""
         if self._hands.unwritten > self._slots:
             return 0
-        free = self._slots - self._hands.busy - self._reserved - coming
+        free = self._slots - self._hands.busy - self._reserved
         due = [line for line in self._lines if not line.claiming and line.due_at <= now]
         while due and free > 0:
-            share = min(-(-free // len(due)), self._most)
+            share = -(-free // len(due))
             line = due.pop(0)
             free -= share
             self._lines.remove(line)
@@ -354,8 +350,6 @@ class Dispatcher:
         line.due_at = now if more else now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - see above
         if claimed:
             self._claimed_some(line, len(claimed), now)
-        if not self._draining:
-            self._begin_claims(now, coming=len(claimed))  # the next ones come while these run
         routes = line.routes
         jobs = [(job, routes[f"{job.kind}/{job.version}"]) for job in claimed]
         self._hands.take(jobs, line.finisher, asked)
