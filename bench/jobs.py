@@ -86,7 +86,7 @@ async def held(ours: Springtide, url: str, churn: int, *, plain: bool) -> float:
 async def measure(url: str, *, quick: bool, rounds: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     async with springtide_queue(url) as ours, pgqueuer_queue(url) as theirs:
-        count = 5000 if quick else 20_000
+        count = 2000 if quick else 20_000
         for one in (ours, theirs):  # what is compiled, planned and opened once
             await one.enqueue(1000)
             await one.drain(1000, 50)
