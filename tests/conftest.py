@@ -10,6 +10,7 @@
 `own_redis`      a factory: `own_redis(maxmemory="10mb")` is a Redis of the test's own, to be broken
 `own_sentinel`   a factory: `own_sentinel(replicas=1)` is a primary, its replicas and three Sentinels
 `own_redis_cluster`  a factory: `own_redis_cluster(nodes=3)` is a Redis Cluster
+`broker`         one broker of each kind for the run, which a test may kill (tests/transports.py)
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests._servers import (  # hooks: pytest finds them by name here
     pytest_terminal_summary,
 )
 from tests.servers import LoopThread, PostgresServer
+from tests.transports import BROKERS, Broker
 
 __all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup", "pytest_terminal_summary"]
 
@@ -186,3 +188,20 @@ def own_redis_cluster() -> Iterator[Callable[..., RedisCluster]]:
     yield start
     for made in clusters:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def _shared_brokers() -> Iterator[dict[str, Broker]]:
+    made: dict[str, Broker] = {}
+    yield made
+    for broker in made.values():
+        broker.close()
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest, _shared_brokers: dict[str, Broker]) -> Iterator[Broker]:
+    kind = request.param
+    if kind not in _shared_brokers:
+        _shared_brokers[kind] = BROKERS[kind][0]()
+    yield _shared_brokers[kind]
+    _shared_brokers[kind].start()

@@ -6,6 +6,7 @@
     │   ├── StageNotBuilt             the topology asks for parts that do not exist yet
     │   ├── ModuleError               a module's declaration breaks its boundary
     │   ├── JobError                  a job is declared, handled or enqueued as it cannot run
+    │   ├── TransportRefused          a broker or its driver cannot carry jobs: key, value and rule
     │   ├── CacheDefinitionError      a class of cached values is defined as it cannot be kept
     │   ├── SessionStateRefused       a statement would leave something in a session that a pooler shares
     │   └── MigrationError            migrations on disk and in the database disagree
@@ -23,6 +24,7 @@
     │   ├── DatabaseUnavailable       no connection to the server can be made or kept
     │   ├── MembersUnknown            nobody says which servers a cluster has now
     │   ├── RedisUnavailable          no answer of a Redis server, or none in time; says who and why
+    │   ├── TransportUnavailable      the broker that carries jobs does not answer; they wait in SQL
     │   ├── LoadTimeout               the loader of a cached value took longer than its class allows
     │   ├── LoadsSaturated            too many loads of cached values wait for their turn already
     │   ├── ReplicaConflict           a replica ended a snapshot, because replay could not wait for it
@@ -105,6 +107,8 @@ __all__ = [
     "StalenessUnknown",
     "TopologyError",
     "TopologyFault",
+    "TransportRefused",
+    "TransportUnavailable",
     "Unavailable",
     "WrongShard",
 ]
@@ -173,6 +177,17 @@ class ModuleError(ConfigurationError):
 
 class JobError(ConfigurationError):
     """A job is declared, handled or enqueued in a way that it cannot run."""
+
+
+class TransportRefused(ConfigurationError):
+    """A broker, or its driver, cannot carry jobs: `key` has `value`, and `rule` says what it must be."""
+
+    def __init__(self, transport: str, key: str, value: object, rule: str) -> None:
+        self.transport = transport
+        self.key = key
+        self.value = value
+        self.rule = rule
+        super().__init__(f"{transport}: {key} {rule}, got {value!r}")
 
 
 class CacheDefinitionError(ConfigurationError):
@@ -266,6 +281,15 @@ class RedisUnavailable(Unavailable):
         self.address = address
         self.what = what
         super().__init__(f"redis {address}: {what}", retry_after=retry_after)
+
+
+class TransportUnavailable(Unavailable):
+    """The broker that carries jobs does not answer, or not in time. Nothing is lost: jobs are in SQL."""
+
+    def __init__(self, transport: str, what: str, *, retry_after: float | None = None) -> None:
+        self.transport = transport
+        self.what = what
+        super().__init__(f"{transport}: {what}", retry_after=retry_after)
 
 
 class LoadTimeout(Unavailable):

@@ -1,0 +1,94 @@
+"""The brokers that the conformance suites run on: one class each, and a line in BROKERS.
+
+Fixtures (tests/conftest.py): `broker` is one server per kind for the run; a test may kill it and leave it
+dead, and finds it running. Names of platforms are made anew by each test, so nothing of another is there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import pytest
+from tests._redis import RedisServer
+
+from springtide.jobs.transports import Transport, driver
+
+__all__ = ["BROKERS", "Broker", "fresh_name", "params"]
+
+_numbers = itertools.count(1)
+
+
+def fresh_name() -> str:
+    """A platform's name that nobody has used on any broker."""
+    return f"test{os.getpid()}x{next(_numbers)}"
+
+
+class Broker(Protocol):
+    """kind: of the driver. real: a server as people run it; else a stand-in, whose memory goes with it."""
+
+    kind: str
+    real: bool
+
+    @property
+    def port(self) -> int:
+        """Where it listens on 127.0.0.1: the same again after a restart."""
+
+    def url(self, port: int | None = None) -> str:
+        """For the driver; through a proxy that listens at `port`."""
+
+    def kill(self) -> None:
+        """kill -9."""
+
+    def start(self) -> None:
+        """Start it again, if it is not running, and return when it answers."""
+
+    def close(self) -> None:
+        """End it for good."""
+
+
+class RedisBroker:
+    kind, real = "redis", True
+
+    def __init__(self) -> None:
+        self._server = RedisServer().start()
+        self._alive = True
+
+    @property
+    def port(self) -> int:
+        return self._server.port
+
+    def url(self, port: int | None = None) -> str:
+        return f"redis://127.0.0.1:{port or self.port}/0"
+
+    def kill(self) -> None:
+        self._server.kill()
+        self._alive = False
+
+    def start(self) -> None:
+        if not self._alive:
+            self._server.start()
+            self._alive = True
+
+    def close(self) -> None:
+        self._server.close()
+
+
+BROKERS: Mapping[str, tuple[Callable[[], Broker], str]] = {
+    "redis": (RedisBroker, "redis-server"),
+}
+"""By kind: what makes one, and the Debian package that it needs ("": none)."""
+
+
+def params() -> list[object]:
+    """For `pytest.mark.parametrize("broker", params(), indirect=True)`."""
+    return [
+        pytest.param(kind, marks=[pytest.mark.needs(package)] if package else [])
+        for kind, (_, package) in BROKERS.items()
+    ]
+
+
+def connect(broker: Broker, name: str, *, port: int | None = None) -> Transport:
+    return driver(broker.kind, broker.url(port), name=name)
