@@ -43,7 +43,7 @@ def test_the_longest_names_make_a_line() -> None:
 
 
 def test_what_nothing_can_replace_is_refused() -> None:
-    """A driver that takes too little is refused with key, value and rule; SQL does the rest, and that is said."""
+    """A driver that takes too little is refused with key, value and rule; what SQL does is said."""
     check(RedisTransport(NOWHERE, name="test"))
 
     class Narrow(RedisTransport):
