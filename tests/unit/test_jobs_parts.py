@@ -25,8 +25,8 @@ from springtide.context import (
 from springtide.errors import JobError, JobFailed, JobLost, ModuleError, Unavailable
 from springtide.jobs import Handler, JobKind, Run, Upcast, Worker, job, kind_of
 from springtide.jobs._retry import delay, describe
+from springtide.jobs._rows import new_ids
 from springtide.jobs._run import judge
-from springtide.jobs.enqueue import _new_ids
 from springtide.outbox import Bell, Envelope
 from springtide.services import Module
 
@@ -288,7 +288,7 @@ def test_an_unreadable_token_reads_from_the_primaries() -> None:
 
 
 def test_ids_are_of_version_7_and_differ() -> None:
-    ids = [*_new_ids(500), *(_new_ids(1)[0] for _ in range(500))]
+    ids = [*new_ids(500), *(new_ids(1)[0] for _ in range(500))]
     assert len(set(ids)) == 1000
     assert ids[:500] == sorted(ids[:500])
     assert {made.version for made in ids} == {7}

@@ -49,8 +49,8 @@ def insert_sql(schema: str) -> str:
         INSERT INTO {schema}._job AS j
             (bucket, id, kind, version, payload, context, unique_key, priority, state, max_attempts,
              run_at, due_at, enqueued_at, ordering_key, deadline, limit_key)
-        SELECT $1::smallint, $2::uuid, $3::text, $4::integer, $5::bytea, $6::jsonb, $7::text, $8::smallint,
-            'ready', $9::integer,
+        SELECT $1::smallint, $2::uuid, $3::text, $4::integer, $5::bytea, $6::text::jsonb, $7::text,
+            $8::smallint, 'ready', $9::integer,
             greatest(coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now),
             coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now, $12::text,
             coalesce($13::timestamptz, t.now + make_interval(secs => $14::float8)), $15::text
@@ -77,8 +77,8 @@ def insert_many_sql(schema: str) -> str:
         INSERT INTO {schema}._job
             (bucket, id, kind, version, payload, context, priority, state, max_attempts,
              run_at, due_at, enqueued_at, ordering_key, deadline, limit_key)
-        SELECT $1::smallint, u.id, u.kind, u.version, u.payload, $2::jsonb, u.priority, 'ready', u.attempts,
-            t.due, t.due, t.now, $11::text,
+        SELECT $1::smallint, u.id, u.kind, u.version, u.payload, $2::text::jsonb, u.priority, 'ready',
+            u.attempts, t.due, t.due, t.now, $11::text,
             coalesce($12::timestamptz, t.now + make_interval(secs => $13::float8)), u.limit_key
         FROM (
             SELECT c.now,
