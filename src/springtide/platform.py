@@ -33,7 +33,7 @@ from springtide.db.pool import Pool
 from springtide.db.servers import RoutingSettings, Servers
 from springtide.errors import ConfigurationError, MigrationError
 from springtide.identity.positions import Positions
-from springtide.jobs import Enqueuer, Queue, Worker
+from springtide.jobs import Enqueuer, Queue, Scheduler, Worker
 from springtide.lifecycle import Group, Periodic, Service, StartStop
 from springtide.outbox import Bell
 from springtide.services.module import Interface, Module, ModuleContext
@@ -355,6 +355,10 @@ class Platform:
         Stopped, running jobs have `drain` seconds to finish before they are handed back.
         """
         work = self._worker(drain)
+        for module in self.modules:
+            if module.schedules:
+                database = self._databases[module.name]
+                work.append(Scheduler(database, module.schedules, clock=self.clock, sink=self.sink))
         for module in self.modules:
             made = self._registry.implementation(module.name)
             for task in module.background:

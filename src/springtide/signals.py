@@ -34,6 +34,7 @@ __all__ = [
     "RedisChanged",
     "ReplicaChanged",
     "RequestFinished",
+    "ScheduleFired",
     "ServerBarred",
     "ServiceChanged",
     "SessionChanged",
@@ -191,6 +192,20 @@ class JobsMeasured:
     dead: int
     age: float
     held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleFired:
+    """A schedule's slots came: `runs` jobs were enqueued and `skipped` slots passed over, as it says.
+
+    `late` is how many seconds after the newest slot that was.
+    """
+
+    module: str
+    schedule: str
+    runs: int
+    skipped: int
+    late: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +387,7 @@ Signal = (
     | RequestFinished
     | JobFinished
     | JobsMeasured
+    | ScheduleFired
     | IdempotencyChecked
     | SessionChanged
     | CausalityChecked

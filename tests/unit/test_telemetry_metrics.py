@@ -35,6 +35,7 @@ from springtide.signals import (
     RelayChanged,
     RelayMeasured,
     RequestFinished,
+    ScheduleFired,
     ServiceChanged,
     SessionChanged,
     StatementFinished,
@@ -99,6 +100,7 @@ def everything(sink: MetricsSink) -> None:
         JobFinished("users", "mail.welcome", 1, "id", 3, "done", 2.0, 0.3, "r", Trace.new(), Ledger(), None)
     )
     sink.emit(JobsMeasured("users", "main", "mail.welcome", 7, 2, 1, 4, 12.5))
+    sink.emit(ScheduleFired("users", "nightly", 1, 3, 7.0))
     sink.emit(IdempotencyChecked("users", "replayed"))
     sink.emit(SessionChanged("revoked", 3))
     sink.emit(CausalityChecked("forged", 2))

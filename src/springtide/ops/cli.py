@@ -29,6 +29,7 @@ AREAS = {
     "springtide.ops.topology_commands": ("topology",),
     "springtide.ops.db_commands": ("db",),
     "springtide.ops.cache_commands": ("cache",),
+    "springtide.ops.schedule_commands": ("schedule",),
     "springtide.ops.load.commands": ("seed", "load"),
     "springtide.ops.demo": ("demo",),
 }

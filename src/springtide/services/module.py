@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from springtide.clock import Clock
 from springtide.errors import ModuleError
 from springtide.jobs.job import Handler
+from springtide.jobs.schedule import Schedule
 from springtide.signals import Sink
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Module:
     requires:   the Protocols of other modules that the implementation may ask its context for.
     background: periodic work for the workers.
     jobs:       handlers of the module's jobs, run by the workers; they need the module's database.
+    schedules:  when jobs of the module are enqueued by the clock.
     settings:   any value of the module's own, handed on as `ModuleContext.settings`.
 
     Raises ModuleError that names the module, the value and the rule.
@@ -82,6 +84,7 @@ class Module:
     requires: Sequence[Interface[Any]] = field(default=(), kw_only=True)
     background: Sequence[Background] = field(default=(), kw_only=True)
     jobs: Sequence[Handler[Any]] = field(default=(), kw_only=True)
+    schedules: Sequence[Schedule] = field(default=(), kw_only=True)
     settings: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -106,6 +109,15 @@ class Module:
             raise ModuleError(
                 f"module {self.name!r} has jobs but no migrations, so no database to keep them in"
             )
+        named = [schedule.name for schedule in self.schedules]
+        for schedule in self.schedules:
+            if named.count(schedule.name) > 1:
+                raise ModuleError(f"module {self.name!r}: schedule {schedule.name!r} is declared twice")
+            if schedule.kind not in [handler.kind.name for handler in self.jobs]:
+                raise ModuleError(
+                    f"module {self.name!r}: schedule {schedule.name!r} enqueues {schedule.kind}, for which"
+                    " the module lists no handler"
+                )
 
 
 class ModuleContext:

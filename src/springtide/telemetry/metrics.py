@@ -36,6 +36,7 @@ from springtide.signals import (
     RelayChanged,
     RelayMeasured,
     RequestFinished,
+    ScheduleFired,
     ServiceChanged,
     SessionChanged,
     Signal,
@@ -352,6 +353,20 @@ class MetricsSink:
             ),
             max_series=max_jobs, open_ended=(2,),
         )  # fmt: skip
+        self._schedule_slots = Series(
+            Counter(
+                "springtide_schedule_slots_total", "Slots of schedules, by whether they were run.",
+                ["module", "schedule", "outcome"], registry=registry,
+            ),
+            max_series=max_jobs * 2, open_ended=(1,),
+        )  # fmt: skip
+        self._schedule_late = Series(
+            Histogram(
+                "springtide_schedule_late_seconds", "From a schedule's slot until its job was enqueued.",
+                ["module", "schedule"], buckets=JOB_BUCKETS, registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(1,),
+        )  # fmt: skip
         self._idempotency = Series(
             Counter(
                 "springtide_idempotency_total", "Requests with an idempotency key, by what became of them.",
@@ -509,6 +524,12 @@ class MetricsSink:
             for state in ("ready", "running", "held", "parked", "dead"):
                 self._jobs.child(module, shard, kind, state).set(getattr(signal, state))
             self._job_age.child(module, shard, kind).set(signal.age)
+        elif isinstance(signal, ScheduleFired):
+            name = signal.module, signal.schedule
+            self._schedule_slots.child(*name, "run").inc(signal.runs)
+            self._schedule_slots.child(*name, "skipped").inc(signal.skipped)
+            if signal.runs:
+                self._schedule_late.child(*name).observe(signal.late)
         elif isinstance(signal, IdempotencyChecked):
             self._idempotency.child(signal.module, signal.outcome).inc()
         elif isinstance(signal, SessionChanged):
