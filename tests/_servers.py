@@ -22,6 +22,8 @@ PROGRAMS = {
     "ffmpeg": "ffmpeg",
     "redis-server": "redis-server",
     "redis-sentinel": "redis-sentinel",
+    "rabbitmq-server": "/usr/lib/rabbitmq/bin/rabbitmq-server",
+    "nats-server": "nats-server",
 }
 
 

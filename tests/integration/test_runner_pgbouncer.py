@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -14,7 +15,7 @@ from tests.integration.test_runner_jobs import APP
 
 from springtide.errors import RunnerError
 from springtide.ops.runner import pgbouncer
-from springtide.ops.runner.pgbouncer import PgBouncer, find_pgbouncer, pgbouncer_version
+from springtide.ops.runner.pgbouncer import PROGRAM, PgBouncer, pgbouncer_version
 from springtide.ops.runner.pooler_settings import ini, upstream
 
 POOLER = """
@@ -102,9 +103,9 @@ def test_a_pooler_of_a_killed_supervisor_is_ended_by_down(pooled: Project) -> No
 
 def test_without_the_program_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(pgbouncer, "DEBIAN", "/nowhere/pgbouncer")
+    nowhere = replace(PROGRAM, tried=("pgbouncer",))
     with pytest.raises(RunnerError, match=r"apt-get install pgbouncer.*make servers.*remove \[poolers\]"):
-        find_pgbouncer()
+        nowhere.find()
 
 
 @pytest.mark.needs("pgbouncer")
@@ -112,7 +113,7 @@ def test_prepared_statements_need_a_version_that_tracks_them(
     own_pooler: Callable[..., PoolerServer],
 ) -> None:
     """Refused before anything is started, with what to do."""
-    if pgbouncer_version(find_pgbouncer()) >= pgbouncer.TRACKS:
+    if pgbouncer_version(PROGRAM.find()) >= pgbouncer.TRACKS:
         pytest.skip("this PgBouncer does track them")
     with pytest.raises(RunnerError, match=r"does not track prepared statements, 1\.21 is the first: leave"):
         own_pooler({"main": "postgresql://h/x"}, prepared_statements=10)

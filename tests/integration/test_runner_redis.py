@@ -8,6 +8,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from springtide.ops.runner import redis as runner_redis
 from springtide.ops.runner.children import Child
 from springtide.ops.runner.home import Home
 from springtide.ops.runner.leftovers import end_leftovers, left_caches
-from springtide.ops.runner.redis import RedisServer, find_redis
+from springtide.ops.runner.redis import PROGRAM, RedisServer
 from springtide.ops.runner.redis_settings import POLICY, conf, noted_port, told, values_bytes
 from springtide.ops.runner.redis_talk import RedisRefused, talk
 from springtide.topology import read_addresses
@@ -146,9 +147,9 @@ async def test_one_that_cannot_be_taken_over_is_ended(home: Path) -> None:
 
 def test_without_the_program_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(runner_redis, "DEBIAN", "/nowhere/redis-server")
+    nowhere = replace(PROGRAM, tried=("redis-server",))
     with pytest.raises(RunnerError, match=r"apt-get install redis-server.*give the node a url.*remove"):
-        find_redis()
+        nowhere.find()
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ async def test_one_that_does_not_start_says_why(home: Path, monkeypatch: pytest.
 async def test_one_that_is_silent_is_replaced(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen, it is killed after some questions without an answer, and its watch starts another; one that
     answers with an error is there."""
-    monkeypatch.setattr(runner_redis, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(RedisServer, "LOOK_EVERY", 0.05)
     monkeypatch.setattr(runner_redis, "ANSWER_WITHIN", 0.2)
     server = RedisServer("store", home=home)
     changes: list[str] = []

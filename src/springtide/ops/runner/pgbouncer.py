@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 import resource
-import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -24,11 +23,16 @@ from springtide.ops.runner.cgroups import Cgroup
 from springtide.ops.runner.installs import SHARED
 from springtide.ops.runner.pooler_settings import USER, ini, upstream, userlist
 from springtide.ops.runner.processes import Stage
-from springtide.ops.runner.served import HOST, Configured
+from springtide.ops.runner.served import HOST, Configured, Program
 
-__all__ = ["PgBouncer", "find_pgbouncer", "pgbouncer_version"]
+__all__ = ["PROGRAM", "PgBouncer", "pgbouncer_version"]
 
-DEBIAN = "/usr/sbin/pgbouncer"
+PROGRAM = Program(
+    kind="PgBouncer",
+    package="pgbouncer",
+    tried=("pgbouncer", "/usr/sbin/pgbouncer"),
+    instead="give the pooler's node a url, or remove [poolers] from the topology",
+)
 TRACKS = (1, 21)
 """The first version that keeps clients' prepared statements over transactions."""
 
@@ -36,17 +40,6 @@ SHUTDOWN = (Stage(signal.SIGINT, 5.0), Stage(signal.SIGTERM, 3.0), Stage(signal.
 """Transactions end, then connections, then by force. (From 1.23 on the second waits for clients as well.)"""
 
 SPARE_FILES = 100
-
-
-def find_pgbouncer() -> str:
-    """The program. Raises RunnerError when it is not installed."""
-    found = shutil.which("pgbouncer") or (DEBIAN if Path(DEBIAN).exists() else None)
-    if found is None:
-        raise RunnerError(
-            "PgBouncer is not installed: `apt-get install pgbouncer` (or `make servers`), give the pooler's "
-            "node a url, or remove [poolers] from the topology"
-        )
-    return found
 
 
 def pgbouncer_version(program: str) -> tuple[int, int]:
@@ -149,7 +142,7 @@ class PgBouncer(Configured):
         await self._launch()
 
     def _prepare(self) -> None:
-        self._program = find_pgbouncer()
+        self._program = PROGRAM.find()
         version = pgbouncer_version(self._program)
         if self._prepared_statements and version < TRACKS:
             raise RunnerError(

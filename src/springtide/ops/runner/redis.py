@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import signal
 from pathlib import Path
 from urllib.parse import quote
@@ -25,40 +24,32 @@ from springtide.ops.runner.leftovers import hold, left_caches
 from springtide.ops.runner.processes import Stage
 from springtide.ops.runner.redis_settings import DEFAULT_BYTES, conf, noted_port
 from springtide.ops.runner.redis_talk import RedisRefused, talk
-from springtide.ops.runner.served import HOST, Configured
+from springtide.ops.runner.served import HOST, Program, Watched
 
-__all__ = ["RedisServer", "find_redis"]
+__all__ = ["PROGRAM", "RedisServer"]
 
 _log = logging.getLogger(__name__)
 
-DEBIAN = "/usr/bin/redis-server"
+PROGRAM = Program(
+    kind="Redis",
+    package="redis-server",
+    tried=("redis-server", "/usr/bin/redis-server"),
+    instead="give the node a url, or remove [cache] and the node from the topology",
+)
 
 SHUTDOWN = (Stage(signal.SIGTERM, 5.0), Stage(signal.SIGKILL, 8.0))
 
-LOOK_EVERY = 1.0
 ANSWER_WITHIN = 2.0
-SILENT = 5
-"""Questions without an answer, one in three seconds at most, after which it is killed."""
 
 
-def find_redis() -> str:
-    """The program. Raises RunnerError when it is not installed."""
-    found = shutil.which("redis-server") or (DEBIAN if Path(DEBIAN).exists() else None)
-    if found is None:
-        raise RunnerError(
-            "Redis is not installed: `apt-get install redis-server` (or `make servers`), give the node a "
-            "url, or remove [cache] and the node from the topology"
-        )
-    return found
-
-
-class RedisServer(Configured):
+class RedisServer(Watched):
     """`port` None means a free one, kept over restarts. `max_bytes`: what it keeps before it forgets.
 
     `tls`: clients must speak TLS and verify its certificate, `secrets/<name>.crt`.
     """
 
     KIND, SERVICE, MARK, SHUTDOWN = "Redis", "redis", "SPRINGTIDE_CACHE", SHUTDOWN
+    LOOK_EVERY, SILENT = 1.0, 5
 
     def __init__(
         self,
@@ -96,24 +87,6 @@ class RedisServer(Configured):
         root = quote(str(self.home / "secrets" / access.AUTHORITY), safe="/")
         return f"rediss://{login}@{HOST}:{self.port}/0?ssl_ca_certs={root}"
 
-    async def wait(self) -> int | None:
-        """Return when the process has ended: its exit status, None when it was taken over.
-
-        One that stays silent is killed meanwhile.
-        """
-        process, silent = self._running(), 0
-        ending = asyncio.ensure_future(process.wait())
-        try:
-            while not (await asyncio.wait([ending], timeout=LOOK_EVERY))[0]:
-                silent = 0 if await self._answers() else silent + 1
-                if silent == SILENT:
-                    _log.error("%s does not answer: it is killed, and another one started", self.name)
-                    process.send(signal.SIGKILL)
-            return ending.result()
-        finally:
-            ending.cancel()
-            await asyncio.wait([ending])
-
     async def reload(self) -> None:
         """Have it read its certificate again, after that was renewed."""
         if self._process is None or not self._tls:
@@ -132,7 +105,7 @@ class RedisServer(Configured):
             await self._launch()
 
     def _prepare(self) -> None:
-        self._program = find_redis()
+        self._program = PROGRAM.find()
         super()._prepare()
         if self._tls:
             self._write_certificate()

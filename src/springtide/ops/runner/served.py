@@ -1,7 +1,8 @@
 """What the supervised servers have in common: one process of this machine that answers on a port of it.
 
     Served       life, process, port: PostgreSQL
-    Configured   its files are written anew at every start, in a folder of its own: PgBouncer, Redis
+    Configured   its files are written anew at every start, in a folder of its own: PgBouncer
+    Watched      asked again and again; one that stays silent is replaced: Redis, RabbitMQ, NATS
 
 new -> starting -> running -> stopping -> stopped, by the lifecycle contract. A start that fails or is
 cancelled leaves no process. A port is asked for, or any free one, which is kept over restarts.
@@ -10,10 +11,13 @@ cancelled leaves no process. A port is asked for, or any free one, which is kept
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,7 +30,9 @@ from springtide.ops.runner.home import Home
 from springtide.ops.runner.processes import Process, Stage
 from springtide.signals import Sink
 
-__all__ = ["HOST", "Configured", "Served"]
+__all__ = ["HOST", "Configured", "Program", "Served", "Watched"]
+
+_log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 
@@ -34,6 +40,26 @@ KILL = (Stage(signal.SIGKILL, 8.0),)
 
 ASK_EVERY = 0.02
 LOG_LINES = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A server that this machine has or has not. `tried`: names and places, in order; `instead`: what its
+    node's owner may do but install `package`."""
+
+    kind: str
+    package: str
+    tried: tuple[str, ...]
+    instead: str
+
+    def find(self) -> str:
+        """Its path. Raises RunnerError when it is not installed."""
+        for name in self.tried:
+            if (found := shutil.which(name)) is not None:
+                return found
+        raise RunnerError(
+            f"{self.kind} is not installed: `apt-get install {self.package}` (or `make servers`), {self.instead}"
+        )
 
 
 class Served(ABC):
@@ -182,6 +208,10 @@ class Configured(Served):
     def _command(self) -> list[str]:
         """What is run."""
 
+    def _variables(self) -> dict[str, str]:
+        """What it finds in its environment, beside what all have."""
+        return {}
+
     @abstractmethod
     async def _answers(self) -> bool:
         """Whether it is ready."""
@@ -199,6 +229,7 @@ class Configured(Served):
                 "TZ": "UTC",
                 "SPRINGTIDE_HOME": str(self._kept.path),
                 self.MARK: self.name,
+                **self._variables(),
             },
             account=self._account.switch,
         )
@@ -241,3 +272,29 @@ class Configured(Served):
     async def _failure(self, what: str, begin: int) -> str:
         text = await asyncio.to_thread(logs.tail, self.log, LOG_LINES, begin=begin)
         return f"{self.KIND} {self.name} could not {what}\n{text}"
+
+
+class Watched(Configured):
+    """One that does not answer `SILENT` looks in a row (frozen, swapped out, hung) is killed, so that its
+    watch starts another. LOOK_EVERY: seconds between two looks."""
+
+    LOOK_EVERY: ClassVar[float]
+    SILENT: ClassVar[int]
+
+    async def wait(self) -> int | None:
+        """Return when the process has ended: its exit status, None when it was taken over.
+
+        One that stays silent is killed meanwhile.
+        """
+        process, silent = self._running(), 0
+        ending = asyncio.ensure_future(process.wait())
+        try:
+            while not (await asyncio.wait([ending], timeout=self.LOOK_EVERY))[0]:
+                silent = 0 if await self._answers() else silent + 1
+                if silent == self.SILENT:
+                    _log.error("%s does not answer: it is killed, and another one started", self.name)
+                    process.send(signal.SIGKILL)
+            return ending.result()
+        finally:
+            ending.cancel()
+            await asyncio.wait([ending])
