@@ -42,8 +42,8 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-servers", daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=90)
+    def run(self, coroutine: Coroutine[Any, Any, T], *, timeout: float = 90) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=timeout)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

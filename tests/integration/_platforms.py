@@ -82,11 +82,11 @@ class Project:
             extra_groups=[] if self.user is not None else None,
         )
 
-    def run(self, *arguments: str, code: int | None = 0) -> str:
+    def run(self, *arguments: str, code: int | None = 0, timeout: float = 100) -> str:
         """Run a command to its end; its output. `code` None accepts any exit code."""
         process = self.popen(*arguments)
         try:
-            out, _ = process.communicate(timeout=100)
+            out, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -10,11 +10,12 @@ __all__ = ["KINDS", "Kind"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """`schemes` are those of a given node's url."""
+    """`schemes` are those of a given node's url, `least_bytes` what a supervised one's memory must be."""
 
     name: str
     says: str
     schemes: tuple[str, ...]
+    least_bytes: int = 0
 
 
 _WEB = ("http", "https")
@@ -33,7 +34,7 @@ KINDS = MappingProxyType(
             Kind(name="prometheus", says="Prometheus", schemes=_WEB),
             Kind(name="alertmanager", says="Alertmanager", schemes=_WEB),
             Kind(name="grafana", says="Grafana", schemes=_WEB),
-            Kind(name="rabbitmq", says="RabbitMQ broker", schemes=("amqp", "amqps")),
+            Kind(name="rabbitmq", says="RabbitMQ broker", schemes=("amqp", "amqps"), least_bytes=256 * 2**20),
             Kind(name="nats", says="NATS JetStream broker", schemes=("nats", "tls")),
             Kind(name="kafka", says="Kafka broker", schemes=("kafka",)),
             Kind(name="sqs", says="SQS queue service", schemes=_WEB),

@@ -83,6 +83,11 @@ def _nodes(topology: Topology) -> Iterator[TopologyFault]:
             if (value := getattr(node, key)) != getattr(type(node)(name=name), key):
                 rule = f"only a node of kind postgres has it; this is a {node.kind}"
                 yield _fault(f"nodes.{name}.{key}", value, rule)
+        least = KINDS[node.kind].least_bytes
+        if node.memory_bytes is not None and node.memory_bytes < least:
+            yield _fault(
+                f"nodes.{name}.memory_bytes", node.memory_bytes, f"must be >= {least} for {node.kind}"
+            )
         if node.url is None:
             continue
         for key in ("port", "cpu", "memory_bytes"):

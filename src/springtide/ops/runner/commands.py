@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from springtide.errors import ConfigurationError, RunnerError
-from springtide.ops.runner import cgroups, logs, pgdata, processes
-from springtide.ops.runner.cache_status import sentence, told_by
+from springtide.ops.runner import broker_status, cache_status, cgroups, logs, pgdata, processes
 from springtide.ops.runner.home import Home, NodeState, State
 from springtide.ops.runner.leftovers import (
     end_leftovers,
+    left_brokers,
     left_caches,
     left_databases,
     left_programs,
@@ -262,8 +262,8 @@ def _status(args: argparse.Namespace) -> int:
         pid = state.supervisor.pid if running and state is not None else None
         found: dict[str, Any] = {"platform": name, "state": phase, "url": url, "supervisor": pid}
         found |= {"nodes": rows}
-        for key, more in (("backups", home.read_backups()), ("caches", told_by(home, rows))):
-            found |= {key: more} if more else {}
+        more = {"caches": cache_status.told_by(home, rows), "brokers": broker_status.told_by(home, rows)}
+        found |= {key: told for key, told in {"backups": home.read_backups(), **more}.items() if told}
         print(json.dumps(found))
     else:
         print(f"{state.platform if state else home.path.parent}: {phase}{f' at {url}' if url else ''}")
@@ -271,8 +271,10 @@ def _status(args: argparse.Namespace) -> int:
             print("its supervisor was killed and left these: `springtide up` takes over, `down` ends them")
         if rows:
             print(_table(rows))
-        for node, told in told_by(home, rows).items():
-            print(f"{node}: {sentence(told)}")
+        for node, told in cache_status.told_by(home, rows).items():
+            print(f"{node}: {cache_status.sentence(told)}")
+        for node, told in broker_status.told_by(home, rows).items():
+            print(f"{node}: {broker_status.sentence(told)}")
         for cluster, note in home.read_backups().items() if running else ():
             print(_backups(cluster, note))
     return 0 if running else NOT_RUNNING
@@ -287,6 +289,7 @@ def _orphans(home: Home, state: State | None) -> list[NodeState]:
     for kind, pids in (
         ("postgres", [server.pid for server in left_databases(home)]),
         ("redis", left_caches(home)),
+        ("broker", left_brokers(home)),
         ("program", left_programs(home)),
         ("python", left_servers(home)),
     ):

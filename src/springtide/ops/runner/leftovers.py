@@ -2,9 +2,9 @@
 
 App servers and workers are known by their command line and by SPRINGTIDE_HOME in their environment, so even
 one that was started in the very moment of the kill is found, and a recycled pid is never touched; programs
-beside them, and what those start, by SPRINGTIDE_PROGRAM in addition, Redis by SPRINGTIDE_CACHE. PostgreSQL is
-known by its data folder, a replica that was being added by its note in clusters/. Only for the holder of the
-home's lock.
+beside them, and what those start, by SPRINGTIDE_PROGRAM in addition, Redis by SPRINGTIDE_CACHE, brokers by
+SPRINGTIDE_BROKER. PostgreSQL is known by its data folder, a replica that was being added by its note in
+clusters/. Only for the holder of the home's lock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from springtide.ops.runner.records import joins
 
 __all__ = [
     "clear_joins",
+    "end_broker",
     "end_leftovers",
     "hold",
+    "left_brokers",
     "left_caches",
     "left_databases",
     "left_programs",
@@ -39,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 MODULES = (b"springtide.ops.runner.appserver", b"springtide.ops.runner.worker")
 STAGES = (Stage(signal.SIGTERM, 5.0), Stage(signal.SIGKILL, 5.0))
+BROKER_STAGES = (Stage(signal.SIGTERM, 20.0), Stage(signal.SIGKILL, 8.0))
 
 
 def left_servers(home: Home) -> list[int]:
@@ -53,7 +56,18 @@ def left_programs(home: Home) -> list[int]:
 
 def left_caches(home: Home, node: str | None = None) -> list[int]:
     """Redis servers of this home that run now: those of `node`, or all."""
-    mark = b"SPRINGTIDE_CACHE=" + os.fsencode(node or "")
+    return _of_node(home, b"SPRINGTIDE_CACHE=", node)
+
+
+def left_brokers(home: Home, node: str | None = None) -> list[int]:
+    """RabbitMQ and NATS servers of this home that run now: those of `node`, or all. What one of them started
+    ends with it and does not count."""
+    found = _of_node(home, b"SPRINGTIDE_BROKER=", node)
+    return [pid for pid in found if processes.parent(pid) not in found]
+
+
+def _of_node(home: Home, begin: bytes, node: str | None) -> list[int]:
+    mark = begin + os.fsencode(node or "")
     return _marked(
         home, lambda _, variables: any(v == mark or (node is None and v.startswith(mark)) for v in variables)
     )
@@ -93,7 +107,7 @@ def hold(pids: list[int]) -> list[Process]:
 
 async def end_leftovers(home: Home, *, databases: bool, caches: Collection[str] = ()) -> list[int]:
     """End app servers and workers, then programs, then Redis servers but those of the nodes `caches`, then
-    `databases` if asked; the pids that were ended."""
+    brokers, then `databases` if asked; the pids that were ended."""
     ended = await _end(await asyncio.to_thread(left_servers, home), STAGES)
     ended += await _end(await asyncio.to_thread(left_programs, home), STAGES)
     left = await asyncio.to_thread(left_caches, home)
@@ -101,11 +115,17 @@ async def end_leftovers(home: Home, *, databases: bool, caches: Collection[str] 
         kept = await asyncio.to_thread(left_caches, home, node)
         left = [pid for pid in left if pid not in kept]
     ended += await _end(left, STAGES)
+    ended += await _end(await asyncio.to_thread(left_brokers, home), BROKER_STAGES)
     if databases:
         servers = await asyncio.to_thread(left_databases, home)
         ended += await _end([server.pid for server in servers], SHUTDOWN)
         await asyncio.to_thread(_remove_sockets, home)
     return ended
+
+
+async def end_broker(home: Home, node: str, stages: Sequence[Stage]) -> None:
+    """End what runs of the broker `node`: two at once must not have its data open."""
+    await _end(await asyncio.to_thread(left_brokers, home, node), stages)
 
 
 def clear_joins(home: Home, nodes: Collection[str]) -> None:
@@ -134,7 +154,7 @@ def _remove_sockets(home: Home) -> None:
         pgdata.remove_socket_folder(folder, account)
 
 
-async def _end(pids: list[int], stages: tuple[Stage, ...]) -> list[int]:
+async def _end(pids: list[int], stages: Sequence[Stage]) -> list[int]:
     held = await asyncio.to_thread(hold, pids)
     results = await asyncio.gather(*(processes.stop(process, stages) for process in held))
     if stubborn := [process.pid for process, ended in zip(held, results, strict=True) if not ended]:

@@ -26,6 +26,7 @@ __all__ = [
     "adopt",
     "alive",
     "identify",
+    "parent",
     "rss_bytes",
     "run",
     "spawn",
@@ -74,6 +75,12 @@ def identify(pid: int) -> Identity | None:
 
 def alive(identity: Identity) -> bool:
     return identify(identity.pid) == identity
+
+
+def parent(pid: int) -> int | None:
+    """Who started the process, or took it over; None when it is gone."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[1])
 
 
 def suspended(pid: int) -> bool:

@@ -58,7 +58,8 @@ class Program:
             if (found := shutil.which(name)) is not None:
                 return found
         raise RunnerError(
-            f"{self.kind} is not installed: `apt-get install {self.package}` (or `make servers`), {self.instead}"
+            f"{self.kind} is not installed: `apt-get install {self.package}` (or `make servers`), "
+            f"{self.instead}"
         )
 
 

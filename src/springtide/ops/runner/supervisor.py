@@ -1,7 +1,8 @@
 """Run a whole platform: databases and programs first, then app servers and workers; stopped in reverse.
 
-    lock the home -> end what a killed supervisor left -> bind the public socket -> PostgreSQL and Redis ->
-    databases -> addresses.json -> migrations -> app servers and workers -> ready -> (signal) -> ordered stop
+    lock the home -> end what a killed supervisor left -> bind the public socket -> PostgreSQL, Redis, brokers
+    -> databases -> addresses.json -> migrations -> app servers and workers -> ready -> (signal) -> ordered
+    stop
 
 The topology's programs start beside the databases and are ready before the app servers begin.
 
@@ -28,11 +29,12 @@ from typing import Any
 from springtide.clock import Clock, SystemClock
 from springtide.errors import CgroupError, RunnerError
 from springtide.lifecycle import Periodic
-from springtide.ops.runner import certificates, given, given_redis, logs, pgdata, ports, processes
+from springtide.ops.runner import brokers, certificates, given, given_redis, logs, pgdata, ports, processes
 from springtide.ops.runner.access import Access
 from springtide.ops.runner.backups.plan import Plan
 from springtide.ops.runner.backups.schedule import Schedule
 from springtide.ops.runner.beside import BesideProgram, Surroundings
+from springtide.ops.runner.brokers import Brokers
 from springtide.ops.runner.caches import Caches
 from springtide.ops.runner.cgroups import Cgroup, Limits, open_group
 from springtide.ops.runner.children import Child
@@ -85,6 +87,7 @@ class Supervisor:
         self._keepers: dict[str, Keeper] = {}
         self._poolers = Poolers(home, changed=self._note, restarted=self._changed)
         self._caches = Caches(home, changed=self._note, restarted=self._changed)
+        self._brokers = Brokers(home, changed=self._note, restarted=self._changed)
         self._programs: list[Child] = []
         self._workers: list[Child] = []
         self._servers: list[Child] = []
@@ -117,7 +120,7 @@ class Supervisor:
     @property
     def children(self) -> list[Child]:
         nodes = [child for keeper in self._keepers.values() for child in keeper.children]
-        beside = [*self._caches.children, *self._poolers.children]
+        beside = [*self._caches.children, *self._brokers.children, *self._poolers.children]
         return [*nodes, *beside, *self._programs, *self._servers, *self._workers]
 
     async def run(self, stopping: asyncio.Event, ready: Callable[[], None]) -> None:
@@ -197,13 +200,14 @@ class Supervisor:
         for node in renewed:
             self._poolers.reload(node)
             await self._caches.reload(node)
+            await self._brokers.reload(node)
 
     def _certified(self) -> list[str]:
         """The nodes started here that prove who they are by a certificate."""
         network = self.topology.network
         if network is None or not network.tls:
             return []
-        return [node.name for node in self._supervised("postgres", "pgbouncer", "redis")]
+        return [node.name for node in self._supervised("postgres", "pgbouncer", "redis", *brokers.KINDS)]
 
     def _supervised(self, *kinds: str) -> list[Node]:
         return [n for n in self.topology.nodes.values() if n.supervised and n.kind in kinds]
@@ -230,8 +234,11 @@ class Supervisor:
         for node in self._supervised("redis"):
             limits = await self._limits(node.name, Limits(cpu=node.cpu, memory_bytes=node.memory_bytes))
             self._caches.add(node, self.topology, limits)
+        for node in self._supervised(*brokers.KINDS):
+            limits = await self._limits(node.name, Limits(cpu=node.cpu, memory_bytes=node.memory_bytes))
+            self._brokers.add(node, self.topology, limits)
         work: list[Coroutine[Any, Any, None]] = [keeper.start() for keeper in self._keepers.values()]
-        work += [child.start() for child in self._caches.children]
+        work += [child.start() for child in (*self._caches.children, *self._brokers.children)]
         given_urls = {
             cluster.name: self.topology.cluster_url(cluster.name)
             for cluster in self.topology.clusters.values()
@@ -369,7 +376,7 @@ class Supervisor:
         before, self._addresses = self._addresses, addresses
         # Where a cluster has replicas, app processes follow the file; elsewhere they read it when they start.
         alone = [keeper.primary for keeper in self._keepers.values() if not keeper.replicas]
-        alone += [*self._poolers.urls(), *self._caches.urls()]
+        alone += [*self._poolers.urls(), *self._caches.urls(), *self._brokers.urls()]
         if any(before.nodes.get(node, addresses.nodes[node]) != addresses.nodes[node] for node in alone):
             for child in (*self._servers, *self._workers):
                 child.restart()
@@ -381,7 +388,7 @@ class Supervisor:
             for node, member in keeper.members.items()
             if member.server.known
         }
-        urls |= self._poolers.urls() | self._caches.urls()
+        urls |= self._poolers.urls() | self._caches.urls() | self._brokers.urls()
         return Addresses(nodes=urls, clusters=roles(self.topology, self._kept()))
 
     async def _limits(self, node: str, limits: Limits) -> Cgroup | None:
@@ -413,7 +420,7 @@ class Supervisor:
         application = [child.stop() for child in (*self._servers, *self._workers)]
         rest = [child.stop() for child in self._programs]
         rest += [keeper.stop() for keeper in self._keepers.values()]
-        rest += [child.stop() for child in self._caches.children]
+        rest += [child.stop() for child in (*self._caches.children, *self._brokers.children)]
         poolers = [child.stop() for child in self._poolers.children]
         for group in (application, poolers, rest):
             results = await asyncio.gather(*group, return_exceptions=True)
