@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import pytest
+from tests._brokers import NatsBroker, RabbitBroker
 from tests._redis import RedisServer
 
 from springtide.jobs.transports import Transport, driver
@@ -78,14 +79,22 @@ class RedisBroker:
 
 BROKERS: Mapping[str, tuple[Callable[[], Broker], str]] = {
     "redis": (RedisBroker, "redis-server"),
+    "rabbitmq": (RabbitBroker, "rabbitmq-server"),
+    "nats": (NatsBroker, "nats-server"),
 }
 """By kind: what makes one, and the Debian package that it needs ("": none)."""
+
+
+PATIENCE = 600
+"""Seconds: a test may start a RabbitMQ three times, each with seconds of CPU, on a busy machine."""
 
 
 def params() -> list[object]:
     """For `pytest.mark.parametrize("broker", params(), indirect=True)`."""
     return [
-        pytest.param(kind, marks=[pytest.mark.needs(package)] if package else [])
+        pytest.param(
+            kind, marks=[pytest.mark.timeout(PATIENCE), *([pytest.mark.needs(package)] if package else [])]
+        )
         for kind, (_, package) in BROKERS.items()
     ]
 

@@ -1,7 +1,9 @@
 """What carries "this job may run now" from SQL to the workers, where a topology names a broker for it.
 
-seam    messages, capabilities, and what a driver gives
-redis   Redis Streams
+seam      messages, capabilities, and what a driver gives
+redis     Redis Streams
+rabbitmq  RabbitMQ's quorum queues
+nats      NATS JetStream
 
 The transport `postgres` is no driver: without a broker workers claim from SQL. A driver, and the client
 library that it needs, is imported when a worker of a platform that names it is built.
@@ -23,6 +25,8 @@ __all__ = ["DRIVERS", "Capabilities", "Delivery", "Message", "Transport", "drive
 DRIVERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "redis": ("springtide.jobs.transports.redis", "RedisTransport"),
+        "rabbitmq": ("springtide.jobs.transports.rabbitmq", "RabbitTransport"),
+        "nats": ("springtide.jobs.transports.nats", "NatsTransport"),
     }
 )
 """Module and class by kind of node."""
