@@ -25,6 +25,8 @@ __all__ = [
     "IdempotencyChecked",
     "JobFinished",
     "JobsMeasured",
+    "JobsReceived",
+    "JobsSent",
     "NullSink",
     "PartOmitted",
     "PolicyLowered",
@@ -44,6 +46,7 @@ __all__ = [
     "StatementRepeated",
     "StatementSlow",
     "TaskFailed",
+    "TransportChanged",
 ]
 
 _log = logging.getLogger(__name__)
@@ -180,7 +183,7 @@ class JobsMeasured:
     """How many jobs of one kind one shard has in each state; `age` is how long the oldest due one waits.
 
     Counts are of at most `jobs.MEASURED` rows per shard and state. `held` are those that wait for others of
-    their ordering or limit key.
+    their ordering or limit key, `sent` those that a transport has.
     """
 
     module: str
@@ -192,6 +195,46 @@ class JobsMeasured:
     dead: int
     age: float
     held: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobsSent:
+    """The relay has sent due jobs of one shard; the transport confirmed so many of them.
+
+    repeated: how many had been sent before and not claimed in time. lag: how many seconds the oldest of them
+    had been due, when it was confirmed or not.
+    """
+
+    module: str
+    shard: str
+    sent: int
+    confirmed: int
+    repeated: int
+    lag: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobsReceived:
+    """A worker has looked at jobs that a transport brought for one shard.
+
+    claimed: to be run. waiting: to be run later, or parked. dropped: they were claimed before, or are gone.
+    """
+
+    module: str
+    shard: str
+    claimed: int
+    waiting: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransportChanged:
+    """A transport carries jobs for this worker, or is away: then the worker claims from SQL."""
+
+    transport: str
+    carries: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,6 +431,9 @@ Signal = (
     | JobFinished
     | JobsMeasured
     | ScheduleFired
+    | JobsReceived
+    | JobsSent
+    | TransportChanged
     | IdempotencyChecked
     | SessionChanged
     | CausalityChecked

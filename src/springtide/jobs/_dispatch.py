@@ -5,7 +5,7 @@ One loop for all databases of the process. A claim asks for at most the free slo
 at most, so neither a full nor a frozen database keeps the others waiting.
 A line is due when its bell rang, when its last claim was filled, or when its polling time has come.
 A slot is free again when the handler has ended; how it ended is written meanwhile, for at most as many runs
-as there are slots.
+as there are slots. While a transport brings jobs (`_receive.py`), nothing is claimed here.
 
 Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED jobs, within READ_BUSY seconds
 after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending. Every
@@ -25,7 +25,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -126,6 +126,10 @@ class Dispatcher:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
+        self.relay: Callable[[str, str | None], None] | None = None  # set by the worker, which makes both
+        self.freed = asyncio.Event()
+        """Set when there may be more free slots."""
+        self._carried = False
         self._loop = Supervised(f"{self.name} loop", self._dispatch, clock=clock, sink=sink)
         self._life = StartStop(self.name, self._open, self._close, sink=sink)
 
@@ -152,6 +156,8 @@ class Dispatcher:
                 line.due_at = 0.0
                 if line.store.cursor.pending:
                     line.read_at = 0.0
+        if self.relay is not None:
+            self.relay(shard, schema)
         self._wake.set()
 
     def lose(self, leases: list[Lease]) -> None:
@@ -162,6 +168,45 @@ class Dispatcher:
                 if found.ended_by != "lost":
                     _log.warning("the lease of job %s was lost; its handler is cancelled", lease.run.id)
                 found.cancel("lost")
+
+    # -- for a receiver --------------------------------------------------------------------------------
+
+    @property
+    def worker(self) -> str:
+        """Its name since it was started."""
+        return self._worker
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        if self._hands.unwritten > self._slots:
+            return 0
+        return self._slots - self._hands.busy - self._reserved
+
+    def reserve(self, count: int) -> None:
+        """Keep slots for what a transport brings; less than 0 gives some back."""
+        self._reserved += count
+        if count < 0:
+            self._wake_up()
+
+    def take(self, line: Line, claimed: Sequence[Claimed], asked: float) -> None:
+        """Run jobs of `line` that were claimed for this worker, by a claim that was sent at `asked`."""
+        jobs = [(job, line.routes[f"{job.kind}/{job.version}"]) for job in claimed]
+        self._hands.take(jobs, line.finisher, asked)
+
+    def carry(self, carried: bool) -> None:
+        """From now on a transport brings what is to be run, or does not any more."""
+        self._carried = carried
+        for line in self._lines:
+            line.due_at = 0.0
+        self._wake_up()
+
+    def took(self, line: Line, count: int) -> None:
+        """Ready rows of `line` are not ready any more: its cursor moves soon."""
+        self._claimed_some(line, count, self._clock.monotonic())
+        self._wake.set()
+
+    # -- life ------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
         # a name per start: (attempt, worker) must name one run, also after attempts were handed back
@@ -225,9 +270,9 @@ class Dispatcher:
 
     def _begin_claims(self, now: float) -> int:
         """Claim for the lines that are due; how many slots are free after that."""
-        if self._hands.unwritten > self._slots:
+        if self._carried:
             return 0
-        free = self._slots - self._hands.busy - self._reserved
+        free = self.free
         due = [line for line in self._lines if not line.claiming and line.due_at <= now]
         while due and free > 0:
             share = -(-free // len(due))
@@ -262,6 +307,7 @@ class Dispatcher:
 
     def _wake_up(self) -> None:
         self._wake.set()
+        self.freed.set()
 
     def _look(self, line: Line, now: float) -> None:
         """Move the cursor of a line, and look below it, when it is time."""
@@ -350,9 +396,7 @@ class Dispatcher:
         line.due_at = now if more else now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - see above
         if claimed:
             self._claimed_some(line, len(claimed), now)
-        routes = line.routes
-        jobs = [(job, routes[f"{job.kind}/{job.version}"]) for job in claimed]
-        self._hands.take(jobs, line.finisher, asked)
+        self.take(line, claimed, asked)
 
     def _spawn(self, body: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
         """Run `body` beside the loop; bounded by the slots and the lines."""

@@ -39,8 +39,13 @@ def limits_of(kinds: list[JobKind]) -> Limits | None:
     )
 
 
-def limited_claim(schema: str, due: str, returning: str) -> str:
-    """`due` and `returning` are those of the claim without limits; $6 to $9 are `Limits`."""
+def limited_claim(
+    schema: str, due: str, returning: str, *, more: str = "", ready_at: str = "j.run_at"
+) -> str:
+    """`due`, `returning` and `more` are those of the claim without limits; $6 to $9 are `Limits`.
+
+    `ready_at` is when a job that is not to be run yet becomes ready at the earliest.
+    """
     return f"""
         WITH due AS MATERIALIZED ({due}),
         asked AS MATERIALIZED (
@@ -95,9 +100,9 @@ def limited_claim(schema: str, due: str, returning: str) -> str:
             unique_key = CASE WHEN v.verdict <> 'running' THEN j.unique_key END,
             leased_until = CASE WHEN v.verdict = 'running'
                 THEN clock_timestamp() + make_interval(secs => $4) END,
-            run_at = CASE WHEN v.verdict = 'ready' THEN greatest(j.run_at, v.turn) ELSE j.run_at END,
+            run_at = CASE WHEN v.verdict = 'ready' THEN greatest({ready_at}, v.turn) ELSE j.run_at END,
             paced = j.paced OR coalesce(v.rate, 0) > 0,
-            started_at = clock_timestamp(), finished_at = NULL
+            started_at = clock_timestamp(), finished_at = NULL{more}
         FROM judged AS v WHERE j.bucket = v.bucket AND j.id = v.id
         RETURNING v.verdict <> 'running' AS waits, {returning}
     """  # noqa: S608 - the schema is an identifier checked by Database

@@ -14,7 +14,16 @@ from springtide.context import LOST
 from springtide.db.causality import PLACE
 from springtide.jobs._limited import limited_claim
 
-__all__ = ["BATCH", "MARKED_NOW", "MEASURED", "Statements", "insert_many_sql", "insert_sql"]
+__all__ = [
+    "BATCH",
+    "MARKED_NOW",
+    "MEASURED",
+    "Statements",
+    "claim_sql",
+    "insert_many_sql",
+    "insert_sql",
+    "waits_sql",
+]
 
 BATCH = 1000
 """Rows that one statement of upkeep changes at most."""
@@ -91,6 +100,33 @@ def insert_many_sql(schema: str) -> str:
     """  # noqa: S608
 
 
+def waits_sql(table: str, row: str) -> str:
+    """Whether an earlier job of this row's ordering key has not ended."""
+    return f"""CASE WHEN {row}.ordering_key IS NOT NULL THEN EXISTS (
+                    SELECT FROM {table} AS e
+                    WHERE e.bucket = {row}.bucket AND e.ordering_key = {row}.ordering_key
+                        AND (e.enqueued_at, e.id) < ({row}.enqueued_at, {row}.id)
+                        AND e.state NOT IN ('dead', 'done')
+                ) ELSE false END"""
+
+
+def claim_sql(schema: str, due: str, returning: str, *, more: str = "") -> str:
+    """Claim the rows that `due` gives, and hold those that wait; $3 is the worker, $4 its lease."""
+    return f"""
+            WITH due AS MATERIALIZED ({due})
+            UPDATE {schema}._job AS j
+            SET state = CASE WHEN due.waits THEN 'held' ELSE 'running' END,
+                attempt = j.attempt + CASE WHEN due.waits THEN 0 ELSE 1 END,
+                worker = CASE WHEN due.waits THEN j.worker ELSE $3 END,
+                unique_key = CASE WHEN due.waits THEN j.unique_key END,
+                leased_until = CASE WHEN NOT due.waits
+                    THEN clock_timestamp() + make_interval(secs => $4) END,
+                started_at = clock_timestamp(), finished_at = NULL{more}
+            FROM due WHERE j.bucket = due.bucket AND j.id = due.id
+            RETURNING due.waits, {returning}
+        """  # noqa: S608
+
+
 class Statements:
     """Each attribute is one statement; the parameters are those that `Store` gives it."""
 
@@ -101,12 +137,7 @@ class Statements:
         running = "CASE j.state WHEN 'running' THEN true ELSE false END"
         named = "unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)"
         due = f"""
-                SELECT found.*, CASE WHEN found.ordering_key IS NOT NULL THEN EXISTS (
-                    SELECT FROM {table} AS e
-                    WHERE e.bucket = found.bucket AND e.ordering_key = found.ordering_key
-                        AND (e.enqueued_at, e.id) < (found.enqueued_at, found.id)
-                        AND e.state NOT IN ('dead', 'done')
-                ) ELSE false END AS waits
+                SELECT found.*, {waits_sql(table, "found")} AS waits
                 FROM unnest($5::timestamptz[]) WITH ORDINALITY AS class (floor, number)
                 CROSS JOIN LATERAL (
                     SELECT w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key, w.paced,
@@ -120,25 +151,13 @@ class Statements:
                 ) AS found
                 LIMIT $2
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
-        returning = """
+        self.returning = returning = """
             j.ordering_key, j.limit_key, extract(epoch FROM j.deadline - j.started_at)::float8 AS remaining,
             j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
             j.max_attempts, j.enqueued_at, j.run_at, greatest(
                 extract(epoch FROM j.started_at - coalesce(j.due_at, j.run_at)), 0)::float8 AS waited
         """
-        self.claim = f"""
-            WITH due AS MATERIALIZED ({due})
-            UPDATE {table} AS j
-            SET state = CASE WHEN due.waits THEN 'held' ELSE 'running' END,
-                attempt = j.attempt + CASE WHEN due.waits THEN 0 ELSE 1 END,
-                worker = CASE WHEN due.waits THEN j.worker ELSE $3 END,
-                unique_key = CASE WHEN due.waits THEN j.unique_key END,
-                leased_until = CASE WHEN NOT due.waits
-                    THEN clock_timestamp() + make_interval(secs => $4) END,
-                started_at = clock_timestamp(), finished_at = NULL
-            FROM due WHERE j.bucket = due.bucket AND j.id = due.id
-            RETURNING due.waits, {returning}
-        """  # noqa: S608
+        self.claim = claim_sql(schema, due, returning)
         self.claim_limited = limited_claim(schema, due, returning)
         self.claim_placed = f"{self.claim}, {PLACE}"
         self.claim_limited_placed = f"{self.claim_limited}, {PLACE}"
@@ -179,18 +198,20 @@ class Statements:
                 {first}
             FROM (SELECT clock_timestamp() AS clock OFFSET 0) AS t
         """  # noqa: S608
-        # A job of an ordering key lets the next one go. That is touched even if it looks ready: a claim may
-        # be about to hold it because of this very job.
+        # A job of an ordering key lets the next one go. That is touched even if it looks ready or sent: a
+        # claim may be about to hold it because of this very job.
         following = f"""
             , next AS MATERIALIZED (
                 SELECT DISTINCT ON (n.bucket, n.ordering_key) n.bucket, n.id
                 FROM gone AS g JOIN {table} AS n ON n.bucket = g.bucket AND n.ordering_key = g.ordering_key
-                WHERE n.state IN ('held', 'ready') AND n.id <> g.id
+                WHERE n.state IN ('held', 'ready', 'sent') AND n.id <> g.id
                 ORDER BY n.bucket, n.ordering_key, n.enqueued_at, n.id
             ), let AS (
                 UPDATE {table} AS n
-                SET state = 'ready', run_at = CASE WHEN n.state = 'held' THEN {MARKED_NOW} ELSE n.run_at END
-                FROM next WHERE n.bucket = next.bucket AND n.id = next.id AND n.state IN ('held', 'ready')
+                SET state = CASE WHEN n.state = 'held' THEN 'ready' ELSE n.state END,
+                    run_at = CASE WHEN n.state = 'held' THEN {MARKED_NOW} ELSE n.run_at END
+                FROM next
+                WHERE n.bucket = next.bucket AND n.id = next.id AND n.state IN ('held', 'ready', 'sent')
             )
         """  # noqa: S608
         into = f"""
@@ -376,7 +397,7 @@ class Statements:
                 LIMIT {MEASURED}
             ) AS r GROUP BY r.kind
         """  # noqa: S608
-        for state in ("running", "held", "limited", "parked", "dead"):
+        for state in ("sent", "running", "held", "limited", "parked", "dead"):
             self.measure += f"""
                 UNION ALL SELECT '{state}' AS state, s.kind, {counted}
                 FROM (

@@ -6,6 +6,7 @@
     ready <-> held               an earlier job of its ordering key has not ended
     ready <-> limited            as many of its kind and limit key are running as may (`_limited.py`)
     ready <-> parked             no worker that looked at it knows its kind and version
+    ready <-> sent -> running    a transport carries it to the workers (`_sent.py`)
 
 `_job` has what is unfinished or needs a look (dead, parked), so it is small and what has ended slows nothing.
 
@@ -100,7 +101,8 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Jobs of one kind by state, and how long the oldest due one waits. `held` has those that are limited."""
+    """Jobs of one kind by state, and how long the oldest due one waits, ready or sent. `held` has those that
+    are limited."""
 
     kind: str
     ready: int
@@ -109,6 +111,7 @@ class Found:
     parked: int
     dead: int
     age: float
+    sent: int = 0
 
 
 class Store:
@@ -135,8 +138,7 @@ class Store:
 
         `limits` are those of the kinds that have some (`limits_of`).
         """
-        placed = self._servers is not None and self._servers.replicated
-        texts = self.statements
+        placed, texts = self.placed, self.statements
         if limits is None:
             sql = texts.claim_placed if placed else texts.claim
         else:
@@ -158,6 +160,16 @@ class Store:
                 break
         if len(rows) > 1:
             rows.sort(key=_order)
+        return self.claimed(rows, placed=placed)
+
+    @property
+    def placed(self) -> bool:
+        """Whether a claim also tells where the log stood: the shard has replicas."""
+        return self._servers is not None and self._servers.replicated
+
+    @staticmethod
+    def claimed(rows: Sequence[Any], *, placed: bool) -> list[Claimed]:
+        """Rows of a claim."""
         return [
             Claimed(
                 RunName(row["bucket"], row["id"], row["attempt"]),
@@ -309,8 +321,8 @@ class Store:
         ages: dict[str, float] = {}
         for row in await self.pool.fetch(self.statements.measure, self.cursor.floors):
             jobs.setdefault(row["kind"], Counter())[row["state"]] = row["jobs"]
-            if row["state"] == "ready":
-                ages[row["kind"]] = row["age"]
+            if row["state"] in ("ready", "sent"):
+                ages[row["kind"]] = max(row["age"], ages.get(row["kind"], 0.0))
         return [
             Found(
                 kind,
@@ -320,6 +332,7 @@ class Store:
                 parked=counts["parked"],
                 dead=counts["dead"],
                 age=ages.get(kind, 0.0),
+                sent=counts["sent"],
             )
             for kind, counts in jobs.items()
         ]

@@ -1,6 +1,8 @@
 """What keeps one line in order, every few seconds in every worker.
 
 Rescue: jobs whose lease has expired are ready again, or dead when they have no attempts left.
+Recall: jobs that were sent by a transport and not claimed in time are ready again; also in workers that have
+no transport, for whoever had one before.
 Park: jobs that nobody here knows and nobody took for `park_after` seconds are set aside, visible; whichever
 worker knows their kind and version makes them ready again. So a rolling deploy loses nothing in either
 direction. History: its partitions are made ahead, and dropped when all in them is older than `keep_done`
@@ -18,6 +20,7 @@ from springtide.clock import Clock
 from springtide.context import Ledger, Priority, RequestContext, activate
 from springtide.jobs._dispatch import Line
 from springtide.jobs._history import History
+from springtide.jobs._sent import Sending
 from springtide.jobs._store import BATCH
 from springtide.lifecycle import Periodic
 from springtide.signals import JobFinished, JobsMeasured, Sink
@@ -41,7 +44,7 @@ HISTORY = 60.0
 
 
 class Upkeep:
-    """A lifecycle service for `line`; `ring` is called when it made jobs ready."""
+    """A lifecycle service for `line`; `ring` is called when it made jobs ready. `carried`: by a transport."""
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Upkeep:
         park_after: float,
         keep_done: float,
         ring: Callable[[str, str | None], None],
+        carried: bool = False,
         clock: Clock,
         sink: Sink,
     ) -> None:
@@ -61,9 +65,11 @@ class Upkeep:
         self._park_after = park_after
         self._keep_done = keep_done
         self._ring = ring
+        self._recall_every = 0.0 if carried else FREE
+        self._sending = Sending(line.store)
         self._clock = clock
         self._sink = sink
-        self._measured = self._rescued = self._kept = self._freed = float("-inf")
+        self._measured = self._rescued = self._kept = self._freed = self._recalled = float("-inf")
         self._history = History(self._store.pool, self._store.schema)
         self._kinds = {route.kind.kind for route in line.routes.values()}
         self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
@@ -83,6 +89,9 @@ class Upkeep:
         deadline = self._clock.monotonic() + TIMEOUT
         with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
             await self._rescue()
+            if self._passed(self._recalled, self._recall_every):
+                await self._recall()
+                self._recalled = self._clock.monotonic()
             await self._park()
             if self._passed(self._kept, min(HISTORY, self._keep_done)):
                 await self._keep()
@@ -136,6 +145,13 @@ class Upkeep:
         if rescued or freed:
             self._ring(self._store.shard, self._store.schema)
 
+    async def _recall(self) -> None:
+        recalled = await self._sending.recall()
+        if recalled:
+            where = f"{self._store.module} on {self._store.shard}"
+            _log.info("%d jobs of %s were sent and not claimed in time: ready again", recalled, where)
+            self._ring(self._store.shard, self._store.schema)
+
     async def _park(self) -> None:
         names = self._line.names
         for name, count in Counter(await self._store.park(names, self._park_after)).items():
@@ -151,4 +167,7 @@ class Upkeep:
             entry = found.get(kind)
             counts = (entry.ready, entry.running, entry.parked, entry.dead) if entry else (0, 0, 0, 0)
             age, held = (entry.age, entry.held) if entry else (0.0, 0)
-            self._sink.emit(JobsMeasured(self._store.module, self._store.shard, kind, *counts, age, held))
+            sent = entry.sent if entry else 0
+            self._sink.emit(
+                JobsMeasured(self._store.module, self._store.shard, kind, *counts, age, held, sent)
+            )

@@ -2,7 +2,8 @@
 
 A worker is made of a heart (leases), listeners (wake-up), upkeep per line (rescue, parking, retention) and
 one dispatcher (claims, slots, drain). They start in that order and stop in reverse, so leases are renewed
-while jobs are drained.
+while jobs are drained. With a transport there are a relay, which gives it what is due, and a receiver, which
+takes what it brings instead of the dispatcher's claims.
 
 Invariants: at most `slots` jobs run at once. A job is in the hands of at most one run that can finish it.
 Nothing that was committed is dropped: it is finished, dead and visible, parked and visible, or tried again.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from springtide.clock import Clock, SystemClock
 from springtide.db import Database
@@ -27,6 +28,9 @@ from springtide.jobs.job import Handler
 from springtide.lifecycle import Group, Service
 from springtide.outbox.listener import Listener
 from springtide.signals import NullSink, Sink
+
+if TYPE_CHECKING:
+    from springtide.jobs.transports import Transport
 
 __all__ = ["Queue", "Worker"]
 
@@ -66,6 +70,8 @@ class Worker:
     keep_done: seconds that finished jobs are kept at least; a day of them goes as a whole. Dead letters are
                kept for good.
     name:      of this worker, for people.
+    transport: what brings jobs to this worker, and by its relay to others (springtide.jobs.transports); None:
+               it claims them from SQL. All workers of a database have the same.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Worker:
         park_after: float = 10.0,
         keep_done: float = 86_400.0,
         name: str = "worker",
+        transport: Transport | None = None,
         clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
@@ -146,13 +153,47 @@ class Worker:
                 park_after=park_after,
                 keep_done=keep_done,
                 ring=dispatcher.ring,
+                carried=transport is not None,
                 clock=clock,
                 sink=sink,
             )
             for line in lines
         ]
         parts: list[Service] = [heart, *listeners, *keepers, dispatcher]
+        if transport is not None:
+            parts = self._carried(transport, lines, parts, lease=lease, poll=poll, clock=clock, sink=sink)
         self._group = Group(name, parts, sink=sink)
+
+    def _carried(
+        self,
+        transport: Transport,
+        lines: Sequence[Line],
+        parts: Sequence[Service],
+        *,
+        lease: float,
+        poll: float,
+        clock: Clock,
+        sink: Sink,
+    ) -> list[Service]:
+        """`parts` with what takes jobs to the transport and from it; the receiver stops first."""
+        from springtide.jobs._carrier import Carrier
+        from springtide.jobs._receive import Receiver
+        from springtide.jobs._relay import Relay
+
+        dispatcher = self._dispatcher
+        carrier = Carrier(transport, changed=dispatcher.carry, clock=clock, sink=sink)
+        relay = Relay(
+            lines,
+            carrier,
+            poll=poll,
+            sent=dispatcher.took,
+            recalled=dispatcher.ring,
+            clock=clock,
+            sink=sink,
+        )
+        receiver = Receiver(lines, carrier, dispatcher, lease=lease, took=relay.took, clock=clock, sink=sink)
+        dispatcher.relay = relay.ring
+        return [carrier, relay, *parts, receiver]
 
     @property
     def state(self) -> str:

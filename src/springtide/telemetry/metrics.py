@@ -29,6 +29,8 @@ from springtide.signals import (
     IdempotencyChecked,
     JobFinished,
     JobsMeasured,
+    JobsReceived,
+    JobsSent,
     PartOmitted,
     PolicyLowered,
     PoolWaited,
@@ -44,6 +46,7 @@ from springtide.signals import (
     StatementRepeated,
     StatementSlow,
     TaskFailed,
+    TransportChanged,
 )
 from springtide.telemetry._series import Series
 from springtide.telemetry.backups import BackupNotes
@@ -344,7 +347,23 @@ class MetricsSink:
                 "springtide_jobs", "Jobs by state, as the worker last counted them.",
                 ["module", "shard", "kind", "state"], registry=registry,
             ),
-            max_series=max_jobs * 4, open_ended=(2,),
+            max_series=max_jobs * 5, open_ended=(2,),
+        )  # fmt: skip
+        self._jobs_sent = Counter(
+            "springtide_jobs_sent_total", "Jobs given to the transport: confirmed, refused, or repeated.",
+            ["module", "shard", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._jobs_received = Counter(
+            "springtide_jobs_received_total", "Jobs that the transport brought: claimed, waiting, dropped.",
+            ["module", "shard", "outcome"], registry=registry,
+        )  # fmt: skip
+        self._jobs_lag = Gauge(
+            "springtide_jobs_relay_lag_seconds", "How long the oldest job last sent had been due.",
+            ["module", "shard"], registry=registry,
+        )  # fmt: skip
+        self._transport = Gauge(
+            "springtide_jobs_transport_carries", "Whether jobs come by the transport (1) or from SQL (0).",
+            ["transport"], registry=registry,
         )  # fmt: skip
         self._job_age = Series(
             Gauge(
@@ -521,7 +540,7 @@ class MetricsSink:
             self._job(signal)
         elif isinstance(signal, JobsMeasured):
             module, shard, kind = signal.module, signal.shard, signal.kind
-            for state in ("ready", "running", "held", "parked", "dead"):
+            for state in ("ready", "sent", "running", "held", "parked", "dead"):
                 self._jobs.child(module, shard, kind, state).set(getattr(signal, state))
             self._job_age.child(module, shard, kind).set(signal.age)
         elif isinstance(signal, ScheduleFired):
@@ -530,6 +549,18 @@ class MetricsSink:
             self._schedule_slots.child(*name, "skipped").inc(signal.skipped)
             if signal.runs:
                 self._schedule_late.child(*name).observe(signal.late)
+        elif isinstance(signal, JobsSent):
+            sent, where = self._jobs_sent.labels, (signal.module, signal.shard)
+            sent(*where, "confirmed").inc(signal.confirmed)
+            sent(*where, "refused").inc(signal.sent - signal.confirmed)
+            sent(*where, "repeated").inc(signal.repeated)
+            self._jobs_lag.labels(*where).set(signal.lag)
+        elif isinstance(signal, JobsReceived):
+            received, where = self._jobs_received.labels, (signal.module, signal.shard)
+            for outcome in ("claimed", "waiting", "dropped"):
+                received(*where, outcome).inc(getattr(signal, outcome))
+        elif isinstance(signal, TransportChanged):
+            self._transport.labels(signal.transport).set(signal.carries)
         elif isinstance(signal, IdempotencyChecked):
             self._idempotency.child(signal.module, signal.outcome).inc()
         elif isinstance(signal, SessionChanged):
