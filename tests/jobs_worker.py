@@ -1,5 +1,7 @@
 """A worker process for tests that kill it: `python -m tests.jobs_worker <folder> <options> <url>...`.
 
+With the option `transport` (kind, url and the platform's name) jobs are carried by that, which has `trust`
+seconds for each.
 Its handlers write what they did into deeds.effect, each in a transaction of its own unless the kind says
 otherwise. Prints "ready" once it works, and each job as it begins.
 """
@@ -18,7 +20,8 @@ import msgspec
 from tests.jobs_support import Deed, deeds, worker
 
 from springtide.db import Bucket, Database
-from springtide.jobs import Handler, Run, job
+from springtide.jobs import Handler, Run, _sent, job
+from springtide.jobs.transports import driver
 
 
 @job(kind="deed.hold", max_attempts=3, max_run=60.0, backoff=0.01)
@@ -68,6 +71,10 @@ async def main(folder: str, options: dict[str, Any], urls: list[str]) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with deeds(urls, Path(folder), size=8) as database:
+        if options.get("transport"):
+            kind, url, name = options["transport"]
+            _sent.TRUST = options.pop("trust")
+            options["transport"] = driver(kind, url, name=name)
         made = worker(database, urls, HANDLERS, Worker(database), **options)
         await made.start()
         print("ready", flush=True)

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from springtide.cache import Cache
     from springtide.identity.passwords import Passwords
     from springtide.identity.tokens import AccessTokens
+    from springtide.jobs.transports import Transport
 
 __all__ = ["Platform", "load_modules"]
 
@@ -552,10 +553,26 @@ class Platform:
                 slots=max((pool.size - pool.reserved) // 2, 1),
                 drain=drain,
                 name=os.environ.get("SPRINGTIDE_NODE", "worker"),
+                transport=self._transport(),
                 clock=self.clock,
                 sink=self.sink,
             )
         ]
+
+    def _transport(self) -> Transport | None:
+        """What carries jobs, where the topology names a broker for it."""
+        node = self.topology.carrier
+        if node is None:
+            return None
+        from springtide.jobs.transports import driver
+
+        return driver(
+            self.topology.nodes[node].kind,
+            self.topology.node_url(node),
+            name=self.name,
+            clock=self.clock,
+            sink=self.sink,
+        )
 
     def _context(self, module: Module, services: Mapping[Any, Any]) -> ModuleContext:
         return ModuleContext(

@@ -207,6 +207,28 @@ def test_every_process_asks_the_servers_of_a_replicated_cluster_who_they_are() -
     )
 
 
+REDIS = "[nodes.{name}]\nkind = 'redis'\n"
+
+
+def test_the_node_that_carries_jobs() -> None:
+    """The only one of its kind, or the one that is named; without a broker there is none."""
+    one, two = REDIS.format(name="a"), REDIS.format(name="b")
+    assert loads(HEAD).carrier is None
+    assert loads(HEAD + one + "[jobs]\n").carrier is None
+    assert loads(HEAD + one + "[jobs]\ntransport = 'redis'\n").carrier == "a"
+    assert loads(HEAD + one + two + "[jobs]\ntransport = 'redis'\nnode = 'b'\n").carrier == "b"
+    assert "jobs.node: must say which: several nodes are of kind redis" in only(
+        HEAD + one + two + "[jobs]\ntransport = 'redis'\n"
+    )
+    assert "jobs.node: needs another jobs.transport than postgres" in only(
+        HEAD + one + "[jobs]\nnode = 'a'\n"
+    )
+    nats = "[nodes.n]\nkind = 'nats'\n"
+    assert "jobs.node: must name a node of kind nats; nodes.a.kind is redis" in only(
+        HEAD + one + nats + "[jobs]\ntransport = 'nats'\nnode = 'a'\n"
+    )
+
+
 def test_two_poolers_do_not_share_a_node() -> None:
     """Each has its own limits, and one process serves one of them."""
     text = HEAD + "[nodes.bouncer]\nkind = 'pgbouncer'\n[clusters.second]\nprimary = 'db'\ndbname = 'x'\n"

@@ -16,6 +16,8 @@ __all__ = ["BUILT_KINDS", "NOT_BUILT", "Part", "check_built", "missing_parts"]
 
 BUILT_KINDS = frozenset({"postgres", "pgbouncer", "redis", "rabbitmq", "nats"})
 
+BUILT_TRANSPORTS = frozenset({"postgres", "redis", "rabbitmq", "nats"})
+
 ON_THIS_MACHINE = frozenset({"postgres", "pgbouncer", "redis", "rabbitmq", "nats"})
 """Supervised nodes of these kinds run on this machine, whatever `machine` says they will run on one day."""
 
@@ -44,7 +46,10 @@ NOT_BUILT: tuple[Part, ...] = (
     Part(name="the edge cache", needed=lambda t: t.edge is not None),
     Part(name="autoscaling", needed=lambda t: t.autoscaling is not None or t.worker_scaling is not None),
     Part(name="refresh tokens", needed=lambda t: t.tokens is not None),
-    Part(name="durable jobs", needed=lambda t: t.jobs is not None),
+    Part(
+        name="the transport of jobs",
+        needed=lambda t: t.jobs is not None and t.jobs.transport not in BUILT_TRANSPORTS,
+    ),
     Part(name="events on a broker", needed=lambda t: t.events is not None),
     Part(name="services", needed=lambda t: bool(t.services)),
     Part(name="the gateway", needed=lambda t: t.gateway is not None),

@@ -254,6 +254,14 @@ class JobSpec(Checked):
             rule=one_of(("postgres", "redis", "rabbitmq", "nats", "kafka", "sqs")),
         ),
     ] = "postgres"
+    node: Annotated[
+        str | None,
+        Key(
+            says="node of the carrier; absent = the only one of its kind",
+            rule=NAME,
+            kinds=("redis", "rabbitmq", "nats", "kafka", "sqs"),
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,7 +147,7 @@ def _node_references(topology: Topology) -> Iterator[TopologyFault]:
             if field.key is None or field.key.kinds is None:
                 continue
             value = getattr(structure, field.name)
-            for name in value if isinstance(value, tuple) else (value,):
+            for name in value if isinstance(value, tuple) else () if value is None else (value,):
                 node = topology.nodes.get(name)
                 if node is None:
                     yield _fault(f"{path}.{field.name}", name, _missing("node", name, topology.nodes))
@@ -294,11 +294,25 @@ def _layers(topology: Topology) -> Iterator[TopologyFault]:
         yield _fault(
             "autoscaling.down_rps", scale.down_rps, f"must be < autoscaling.up_rps, which is {scale.up_rps}"
         )
-    kinds = {node.kind for node in topology.nodes.values()}
+    kinds = [node.kind for node in topology.nodes.values()]
     for table, key in (("jobs", "transport"), ("sessions", "store")):
         spec = getattr(topology, table)
         if spec is not None and (kind := getattr(spec, key)) not in kinds:
             yield _fault(f"{table}.{key}", kind, "needs a node of that kind")
+    if (jobs := topology.jobs) is not None:
+        if jobs.node is None:
+            if jobs.transport != "postgres" and kinds.count(jobs.transport) > 1:
+                yield _fault("jobs.node", None, f"must say which: several nodes are of kind {jobs.transport}")
+        elif jobs.transport == "postgres":
+            yield _fault(
+                "jobs.node", jobs.node, "needs another jobs.transport than postgres, which has no node"
+            )
+        elif (node := topology.nodes.get(jobs.node)) is not None and node.kind != jobs.transport:
+            yield _fault(
+                "jobs.node",
+                jobs.node,
+                f"must name a node of kind {jobs.transport}; nodes.{jobs.node}.kind is {node.kind}",
+            )
     for name, store in topology.stores.items():
         if name not in STORES:
             yield _fault(f"stores.{name}", None, f"a store must be one of {', '.join(STORES)}")

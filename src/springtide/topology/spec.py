@@ -381,6 +381,15 @@ class Topology:
             )
         return found
 
+    @property
+    def carrier(self) -> str | None:
+        """The node that carries jobs to the workers; None when these claim them from SQL."""
+        if self.jobs is None or self.jobs.transport == "postgres":
+            return None
+        return self.jobs.node or next(
+            name for name, node in self.nodes.items() if node.kind == self.jobs.transport
+        )
+
     def confirmed(self, cluster: str) -> bool:
         """True when a database on `cluster` has `durability = "quorum"`: replicas confirm commits there."""
         return any(
