@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import pytest
@@ -77,7 +77,7 @@ class RedisBroker:
         self._server.close()
 
 
-BROKERS: Mapping[str, tuple[Callable[[], Broker], str]] = {
+BROKERS: Mapping[str, tuple[type[Broker], str]] = {
     "redis": (RedisBroker, "redis-server"),
     "rabbitmq": (RabbitBroker, "rabbitmq-server"),
     "nats": (NatsBroker, "nats-server"),

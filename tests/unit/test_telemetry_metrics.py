@@ -28,6 +28,8 @@ from springtide.signals import (
     IdempotencyChecked,
     JobFinished,
     JobsMeasured,
+    JobsReceived,
+    JobsSent,
     PartOmitted,
     PolicyLowered,
     PoolWaited,
@@ -42,6 +44,7 @@ from springtide.signals import (
     StatementRepeated,
     StatementSlow,
     TaskFailed,
+    TransportChanged,
 )
 from springtide.telemetry.loop import LoopMonitor
 from springtide.telemetry.metrics import MetricsSink
@@ -101,6 +104,9 @@ def everything(sink: MetricsSink) -> None:
     )
     sink.emit(JobsMeasured("users", "main", "mail.welcome", 7, 2, 1, 4, 12.5))
     sink.emit(ScheduleFired("users", "nightly", 1, 3, 7.0))
+    sink.emit(JobsSent("users", "main", 5, 4, 2, 0.25))
+    sink.emit(JobsReceived("users", "main", 3, 1, 2))
+    sink.emit(TransportChanged("redis 127.0.0.1:6379", False, "receiving: nobody is connected"))
     sink.emit(IdempotencyChecked("users", "replayed"))
     sink.emit(SessionChanged("revoked", 3))
     sink.emit(CausalityChecked("forged", 2))
@@ -168,6 +174,13 @@ def test_every_signal_is_counted() -> None:
     for state, count in (("ready", 7), ("running", 2), ("parked", 1), ("dead", 4)):
         assert value(sink, "springtide_jobs", shard="main", state=state, **mail) == count
     assert value(sink, "springtide_job_age_seconds", shard="main", **mail) == 12.5
+    there = {"module": "users", "shard": "main"}
+    for outcome, count in (("confirmed", 4), ("refused", 1), ("repeated", 2)):
+        assert value(sink, "springtide_jobs_sent_total", outcome=outcome, **there) == count
+    for outcome, count in (("claimed", 3), ("waiting", 1), ("dropped", 2)):
+        assert value(sink, "springtide_jobs_received_total", outcome=outcome, **there) == count
+    assert value(sink, "springtide_jobs_relay_lag_seconds", **there) == 0.25
+    assert value(sink, "springtide_jobs_transport_carries", transport="redis 127.0.0.1:6379") == 0
     sink.emit(ServiceChanged("pool main", "stopped"))
     assert value(sink, "springtide_service_state", service="pool main", state="running") == 0
     assert value(sink, "springtide_service_state", service="pool main", state="stopped") == 1
