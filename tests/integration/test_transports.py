@@ -40,6 +40,11 @@ from springtide.jobs.transports.seam import line_name
 from springtide.signals import JobsReceived, JobsSent, TransportChanged
 from springtide.testing.faults import FaultProxy
 
+pytestmark = pytest.mark.timeout(300)
+
+STEADY = {"lease": 20.0, "heartbeat": 2.0, "stall": 10.0}
+"""Whose worker lives keeps its leases, also on a machine that is busy with other things."""
+
 
 class Way:
     """How jobs come to the workers of one test: by `broker`, or from SQL where it is None."""
@@ -97,7 +102,8 @@ async def working(
     port: int | None = None,
     **options: Any,
 ) -> AsyncIterator[Worker]:
-    made = worker(database, [url], handlers, implementation, transport=way.transport(port=port), **options)
+    options = {"transport": way.transport(port=port), **STEADY, **options}
+    made = worker(database, [url], handlers, implementation, **options)
     await made.start()
     try:
         yield made
@@ -116,7 +122,7 @@ async def done(database: Database, count: int) -> list[Any]:
         found = await rows(database)
         return found if [row["state"] for row in found] == ["done"] * count else None
 
-    found: list[Any] = await until(all_done)
+    found: list[Any] = await until(all_done, seconds=100)
     return found
 
 
@@ -348,7 +354,9 @@ async def test_a_drain_gives_back(way: Way, database_url: str, base: Database) -
     attempt is not counted; so is what it was just being sent."""
     never = asyncio.Event()
     slow, quick = Doer(lambda deed, run: _wait_for(never)), Doer()
-    leaving = worker(base, [database_url], [DO], slow, transport=way.transport(), slots=2, drain=0.1)
+    leaving = worker(
+        base, [database_url], [DO], slow, transport=way.transport(), slots=2, drain=0.1, **STEADY
+    )
     await leaving.start()
     for number in range(6):
         await add(base, f"deed {number}")
@@ -383,7 +391,7 @@ async def test_unique_keys_are_kept_until_a_run(way: Way, database_url: str, bas
 async def test_workers_and_relays_are_killed(way: Way, database_url: str, tmp_path: Path) -> None:
     """kill -9 of processes that relay, receive and run, while jobs flow: each job has one effect, whoever
     died with it in hand."""
-    options = dict(FAST)
+    options = FAST | {"lease": 6.0, "heartbeat": 1.0, "stall": 3.0}
     if way.broker is not None:
         options |= {"transport": [way.broker.kind, way.broker.url(), way.name], "trust": 1.0}
     async with deeds([database_url], tmp_path / "migrations", size=8) as base:
@@ -612,7 +620,7 @@ async def test_a_leaky_broker(carried: Way, database_url: str, base: Database) -
     transport = carried.transport()
     assert transport is not None
     made = Effects()
-    leaky = worker(base, [database_url], [ONCE], made, transport=Leaky(transport))
+    leaky = worker(base, [database_url], [ONCE], made, transport=Leaky(transport), **STEADY)
     await leaky.start()
     try:
         for number in range(30):
