@@ -14,11 +14,10 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import aiormq  # noqa: F401 - it reads its version from disk, which no test's loop should wait for
-from tests._redis import until
+from tests._redis import _state, until
 from tests.servers import LoopThread, scratch, watch
 
 from springtide.ops.runner.nats import NatsServer
-from springtide.ops.runner.processes import suspended
 from springtide.ops.runner.rabbitmq import RabbitServer
 
 __all__ = ["NatsBroker", "RabbitBroker"]
@@ -95,7 +94,7 @@ class _Broker(Generic[S]):
     def freeze(self) -> None:
         """SIGSTOP: connections stay open, the kernel still takes what is sent, and nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
-        until(lambda: suspended(self.pid), f"freezing {self.kind}")
+        until(lambda: _state(self.pid) == "T", f"freezing {self.kind}")
 
     def thaw(self) -> None:
         if self._alive:

@@ -5,10 +5,10 @@
 
 Workers ask for as many messages as they have room for, so none is ahead of its worker: line after line for
 what is there now, then all lines for what will come. A request of the second kind stays with the server for
-as long as its asker wanted to wait; what comes after that and nobody takes for HOLD seconds goes back. What a
-worker has in hand is renewed until it is settled: SQL, not the broker, says when a job is lost. A stream that
-somebody has made before is taken as it is, if it keeps messages in files until they are done: its replicas
-and bounds are its owner's.
+LATER seconds at most, also when its asker has had enough; what comes then and nobody takes for HOLD seconds
+goes back. What a worker has in hand is renewed until it is settled: SQL, not the broker, says when a job is
+lost. A stream that somebody has made before is taken as it is, if it keeps messages in files until they are
+done: its replicas and bounds are its owner's.
 
 A confirm is the server's word that the message is in the stream's file; a message of the same key that comes
 within DUPLICATES seconds is confirmed and not kept. Requests and confirms share a subscription each, without
@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error
+from nats.errors import Error, NoServersError
 from nats.js.api import AckPolicy, ConsumerConfig, RetentionPolicy, StorageType, StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
@@ -50,6 +50,9 @@ TIMEOUT = 5.0
 
 NOW = 0.5
 """Seconds that a server has to say what it has of a line now."""
+
+LATER = 2.0
+"""Seconds for which the server keeps a request for what will come."""
 
 PING_EVERY = 5
 """Seconds; a server that does not answer twice is lost."""
@@ -195,7 +198,7 @@ class NatsTransport:
             try:
                 async with asyncio.timeout(TIMEOUT):
                     found = await self._there(link, lines, most)
-                while not found and (left := end - self._clock.monotonic()) > 0:
+                while not found and (left := min(end - self._clock.monotonic(), LATER)) > 0:
                     async with asyncio.timeout(TIMEOUT):
                         for line in lines:
                             await self._ask(link, line, most, left)
@@ -235,17 +238,24 @@ class NatsTransport:
         return f"{self._platform}-jobs-{line.replace('.', '=')}"
 
     async def _connect(self) -> _Link:
-        client = Client()
+        client, told = Client(), list[Exception]()
+
+        async def tell(error: Exception) -> None:
+            told.append(error)
+            _log.info("%s: %s", self.name, _words(error))
+
         try:
             async with asyncio.timeout(TIMEOUT):
                 await client.connect(
                     f"{self._scheme}://{self._address}",
                     name=f"{self._platform}-jobs",
                     allow_reconnect=False,
+                    max_reconnect_attempts=1,  # these hold for a first connection, too, which would try on
+                    reconnect_time_wait=0,
                     connect_timeout=int(TIMEOUT),
                     ping_interval=PING_EVERY,
                     tls=self._tls,
-                    error_cb=self._told,
+                    error_cb=tell,
                     closed_cb=self._woken,
                     user=self._user,
                     password=self._password,
@@ -253,15 +263,14 @@ class NatsTransport:
                 link = _Link(client, client.jetstream(timeout=TIMEOUT))
                 await client.subscribe(f"{link.inbox}.confirm.*", cb=link.confirmed)
                 await client.subscribe(f"{link.inbox}.pull.*", cb=self._came)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(TimeoutError, *ERRORS):
                 async with asyncio.timeout(1.0):
                     await client.close()
+            if isinstance(error, NoServersError) and told:
+                raise ConnectionError(_words(told[-1])) from told[-1]
             raise
         return link
-
-    async def _told(self, error: Exception) -> None:
-        _log.info("%s: %s", self.name, _words(error))
 
     async def _woken(self) -> None:
         self._fetched.wake()
