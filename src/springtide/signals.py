@@ -183,7 +183,8 @@ class JobsMeasured:
     """How many jobs of one kind one shard has in each state; `age` is how long the oldest due one waits.
 
     Counts are of at most `jobs.MEASURED` rows per shard and state. `held` are those that wait for others of
-    their ordering or limit key, `sent` those that a transport has.
+    their ordering or limit key, `sent` those that a transport has, `paused` those that are set aside because
+    their kind is paused (`stopped`).
     """
 
     module: str
@@ -196,6 +197,8 @@ class JobsMeasured:
     age: float
     held: int = 0
     sent: int = 0
+    paused: int = 0
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

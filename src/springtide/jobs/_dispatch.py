@@ -25,7 +25,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -37,6 +37,7 @@ from springtide.jobs._finish import Finisher
 from springtide.jobs._hands import Hands
 from springtide.jobs._heart import Heart, Lease
 from springtide.jobs._limited import limits_of
+from springtide.jobs._pausing import paused_kinds
 from springtide.jobs._run import JobRun, Route
 from springtide.jobs._store import Claimed, Store
 from springtide.lifecycle import StartStop, Supervised
@@ -73,6 +74,10 @@ class Line:
         self.store = store
         self.routes = dict(routes)
         self.names = sorted(routes)
+        self.open = list(self.names)
+        """Those of `names` that are not paused."""
+        self.asked = False
+        """Whether it is known what is paused: nothing is claimed before."""
         self.limits = limits_of([route.kind for route in routes.values()])
         self.kinds = sorted({route.kind.kind for route in routes.values()})
         self.ended: dict[tuple[str, str], int] = {}
@@ -86,6 +91,13 @@ class Line:
         self.unread = 0
         self.checking = False
         self.check_at = 0.0
+
+    def pause(self, kinds: Collection[str] | None) -> bool:
+        """Claim no jobs of `kinds` (None: of any kind) from now on; whether that changes something."""
+        before, self.asked = self.open, True
+        paused = set(self.kinds) if kinds is None else kinds
+        self.open = [name for name in self.names if self.routes[name].kind.kind not in paused]
+        return self.open != before
 
 
 class Dispatcher:
@@ -216,6 +228,7 @@ class Dispatcher:
         for line in self._lines:
             line.due_at = line.read_at = 0.0
             line.check_at = self._clock.monotonic() + CHECK * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
+            line.asked, line.open = False, list(line.names)
             line.store.cursor.forget()
             line.finisher = Finisher(
                 line.store, self._worker, spawn=self._spawn, written=self._hands.written, clock=self._clock
@@ -262,7 +275,7 @@ class Dispatcher:
             free = self._begin_claims(now)
             for line in self._lines:
                 self._look(line, now)
-            waiting = [line.due_at for line in self._lines if not line.claiming and free > 0]
+            waiting = [line.due_at for line in self._lines if line.open and not line.claiming and free > 0]
             waiting += [line.read_at for line in self._lines if not line.reading]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(min(waiting) - now, 0.0) if waiting else None):
@@ -273,7 +286,7 @@ class Dispatcher:
         if self._carried:
             return 0
         free = self.free
-        due = [line for line in self._lines if not line.claiming and line.due_at <= now]
+        due = [line for line in self._lines if line.open and not line.claiming and line.due_at <= now]
         while due and free > 0:
             share = -(-free // len(due))
             line = due.pop(0)
@@ -372,7 +385,9 @@ class Dispatcher:
     async def _claim(self, line: Line, share: int) -> tuple[float, list[Claimed]]:
         asked = self._clock.monotonic()
         with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT)):
-            jobs = await line.store.claim(line.names, share, self._worker, self._lease, line.limits)
+            if not line.asked:
+                line.pause(paused_kinds(await line.store.pausing.look(line.store.pool)))
+            jobs = await line.store.claim(line.open, share, self._worker, self._lease, line.limits)
             return asked, jobs
 
     def _claimed(self, line: Line, share: int, done: asyncio.Task[tuple[float, list[Claimed]]]) -> None:

@@ -29,7 +29,7 @@ from springtide.outbox.envelope import Envelope
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["DONE", "JobRun", "Outcome", "Route", "Unread", "judge"]
+__all__ = ["DONE", "JobRun", "Outcome", "Route", "Unread", "decoder", "judge"]
 
 Outcome = tuple[str, Ending | None, BaseException | None]
 
@@ -67,12 +67,13 @@ class Route:
         self.transactional = handler.effect == "transactional"
         self.batch = handler.batch
         self.method: Callable[..., Awaitable[Any]] = handler.method
-        self.decode = _decoder(handler, name or handler.kind.name)
+        self.decode = decoder(handler, name or handler.kind.name)
         self.database = database
         self.implementation = implementation
 
 
-def _decoder(handler: Handler[Any], name: str) -> Callable[[bytes], Any]:
+def decoder(handler: Handler[Any], name: str) -> Callable[[bytes], Any]:
+    """What reads a payload of the kind and version `name`, one of the handler's names."""
     newest = msgspec.json.Decoder(handler.job).decode
     if name == handler.kind.name:
         return newest

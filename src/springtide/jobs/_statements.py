@@ -273,7 +273,8 @@ class Statements:
             SELECT state, attempt, error, progress, NULL::jsonb AS result FROM {table}
             WHERE bucket = $1 AND id = $2
             UNION ALL
-            SELECT 'done', attempt, error, NULL, result FROM {history} WHERE id = $2 AND bucket = $1
+            SELECT CASE WHEN error IS NULL THEN 'done' ELSE 'discarded' END, attempt, error, NULL, result
+            FROM {history} WHERE id = $2 AND bucket = $1
             LIMIT 1
         """  # noqa: S608
         self.finished = f"""
@@ -397,7 +398,7 @@ class Statements:
                 LIMIT {MEASURED}
             ) AS r GROUP BY r.kind
         """  # noqa: S608
-        for state in ("sent", "running", "held", "limited", "parked", "dead"):
+        for state in ("sent", "running", "held", "limited", "paused", "parked", "dead"):
             self.measure += f"""
                 UNION ALL SELECT '{state}' AS state, s.kind, {counted}
                 FROM (

@@ -7,6 +7,7 @@
     ready <-> limited            as many of its kind and limit key are running as may (`_limited.py`)
     ready <-> parked             no worker that looked at it knows its kind and version
     ready <-> sent -> running    a transport carries it to the workers (`_sent.py`)
+    ready <-> paused             operators have paused its kind, or all of the module (`_pausing.py`)
 
 `_job` has what is unfinished or needs a look (dead, parked), so it is small and what has ended slows nothing.
 
@@ -37,6 +38,7 @@ from springtide.db import Database
 from springtide.db.causality import position_of
 from springtide.jobs._cursor import EVERYTHING, PRIORITIES, Cursor, Reading
 from springtide.jobs._limited import Limits
+from springtide.jobs._pausing import Pausing
 from springtide.jobs._statements import BATCH, MEASURED, Statements
 
 __all__ = ["BATCH", "MEASURED", "Claimed", "Ending", "Found", "RunName", "Store"]
@@ -112,6 +114,7 @@ class Found:
     dead: int
     age: float
     sent: int = 0
+    paused: int = 0
 
 
 class Store:
@@ -124,6 +127,7 @@ class Store:
         self.pool = database.pools[shard]
         self.cursor = Cursor()
         self.statements = Statements(database.schema)
+        self.pausing = Pausing(database.schema)
         self._servers = database.servers.get(shard)
         self.cluster = self._servers.cluster if self._servers is not None else shard
         self._monotonic = (clock or SystemClock()).monotonic
@@ -333,6 +337,7 @@ class Store:
                 dead=counts["dead"],
                 age=ages.get(kind, 0.0),
                 sent=counts["sent"],
+                paused=counts["paused"],
             )
             for kind, counts in jobs.items()
         ]

@@ -5,7 +5,8 @@ Recall: jobs that were sent by a transport and not claimed in time are ready aga
 no transport, for whoever had one before.
 Park: jobs that nobody here knows and nobody took for `park_after` seconds are set aside, visible; whichever
 worker knows their kind and version makes them ready again. So a rolling deploy loses nothing in either
-direction. History: its partitions are made ahead, and dropped when all in them is older than `keep_done`
+direction. Pause: kinds that operators have paused are claimed no more and set aside (`_pausing.py`).
+History: its partitions are made ahead, and dropped when all in them is older than `keep_done`
 seconds. Measure: depth and age.
 Every statement skips rows that another worker has, so any number of workers may do this at once.
 """
@@ -20,6 +21,7 @@ from springtide.clock import Clock
 from springtide.context import Ledger, Priority, RequestContext, activate
 from springtide.jobs._dispatch import Line
 from springtide.jobs._history import History
+from springtide.jobs._pausing import paused_kinds
 from springtide.jobs._sent import Sending
 from springtide.jobs._store import BATCH
 from springtide.lifecycle import Periodic
@@ -70,6 +72,7 @@ class Upkeep:
         self._clock = clock
         self._sink = sink
         self._measured = self._rescued = self._kept = self._freed = self._recalled = float("-inf")
+        self._paused: set[str] | None = set()
         self._history = History(self._store.pool, self._store.schema)
         self._kinds = {route.kind.kind for route in line.routes.values()}
         self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
@@ -88,6 +91,7 @@ class Upkeep:
     async def _tend(self) -> None:
         deadline = self._clock.monotonic() + TIMEOUT
         with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
+            await self._pause()
             await self._rescue()
             if self._passed(self._recalled, self._recall_every):
                 await self._recall()
@@ -99,6 +103,24 @@ class Upkeep:
             if self._passed(self._measured, self._measure_every):
                 await self._measure()
                 self._measured = self._clock.monotonic()
+
+    async def _pause(self) -> None:
+        pool, pausing = self._store.pool, self._store.pausing
+        pauses = await pausing.look(pool)
+        self._paused = paused_kinds(pauses)
+        changed = self._line.pause(self._paused)
+        if changed:
+            what = "everything" if self._paused is None else ", ".join(sorted(self._paused)) or "nothing"
+            _log.info("%s on %s: paused is %s", self._store.module, self._store.shard, what)
+        back = 0
+        for _ in range(MAX_SWEEPS):
+            aside = await pausing.set_aside(pool) if pauses else 0
+            moved = await pausing.put_back(pool)
+            back += moved
+            if max(aside, moved) < BATCH:
+                break
+        if changed or back:
+            self._ring(self._store.shard, self._store.schema)
 
     def _passed(self, since: float, seconds: float) -> bool:
         return self._clock.monotonic() - since >= seconds
@@ -167,7 +189,10 @@ class Upkeep:
             entry = found.get(kind)
             counts = (entry.ready, entry.running, entry.parked, entry.dead) if entry else (0, 0, 0, 0)
             age, held = (entry.age, entry.held) if entry else (0.0, 0)
-            sent = entry.sent if entry else 0
+            sent, aside = (entry.sent, entry.paused) if entry else (0, 0)
+            paused = self._paused is None or kind in self._paused
             self._sink.emit(
-                JobsMeasured(self._store.module, self._store.shard, kind, *counts, age, held, sent)
+                JobsMeasured(
+                    self._store.module, self._store.shard, kind, *counts, age, held, sent, aside, paused
+                )
             )

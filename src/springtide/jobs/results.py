@@ -23,7 +23,7 @@ FIRST_PAUSE, MAX_PAUSE = 0.02, 1.0
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """A job now. `state`: ready, running, held, parked, dead or done.
+    """A job now. `state`: ready, running, held, limited, paused, parked, dead, done or discarded.
 
     `progress` is what its run reported last, `error` why the last run failed, `result` what it returned.
     """
@@ -44,7 +44,8 @@ async def result(database: Database, key: Key, id: UUID, timeout: float) -> Any:
     """What the job `id` returned, once it is done: waits at most `timeout` seconds, and the request's time.
 
     Its kind is declared with `result=True`; else it is None. The values are those of JSON.
-    Raises DeadlineExceeded, JobFailed when it is a dead letter, JobError when nobody knows it (any more).
+    Raises DeadlineExceeded, JobFailed when it is a dead letter or was discarded, JobError when
+    nobody knows it (any more).
     """
     if not timeout >= 0:
         raise JobError(f"timeout must be >= 0 seconds, got {timeout}")
@@ -59,7 +60,7 @@ async def result(database: Database, key: Key, id: UUID, timeout: float) -> Any:
             raise JobError(f"no job {id} of {database.name!r} is known")
         if found.state == "done":
             return found.result
-        if found.state == "dead":
+        if found.state in ("dead", "discarded"):
             raise JobFailed(found.error or "it is a dead letter")
         left = until - clock.monotonic()
         if left <= 0:

@@ -30,6 +30,7 @@ AREAS = {
     "springtide.ops.db_commands": ("db",),
     "springtide.ops.cache_commands": ("cache",),
     "springtide.ops.schedule_commands": ("schedule",),
+    "springtide.ops.jobs_commands": ("jobs",),
     "springtide.ops.load.commands": ("seed", "load"),
     "springtide.ops.demo": ("demo",),
 }

@@ -347,7 +347,7 @@ class MetricsSink:
                 "springtide_jobs", "Jobs by state, as the worker last counted them.",
                 ["module", "shard", "kind", "state"], registry=registry,
             ),
-            max_series=max_jobs * 5, open_ended=(2,),
+            max_series=max_jobs * 7, open_ended=(2,),
         )  # fmt: skip
         self._jobs_sent = Counter(
             "springtide_jobs_sent_total", "Jobs given to the transport: confirmed, refused, or repeated.",
@@ -364,6 +364,13 @@ class MetricsSink:
         self._transport = Gauge(
             "springtide_jobs_transport_carries", "Whether jobs come by the transport (1) or from SQL (0).",
             ["transport"], registry=registry,
+        )  # fmt: skip
+        self._job_paused = Series(
+            Gauge(
+                "springtide_job_paused", "1 while operators have paused the kind.",
+                ["module", "shard", "kind"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
         )  # fmt: skip
         self._job_age = Series(
             Gauge(
@@ -540,9 +547,10 @@ class MetricsSink:
             self._job(signal)
         elif isinstance(signal, JobsMeasured):
             module, shard, kind = signal.module, signal.shard, signal.kind
-            for state in ("ready", "sent", "running", "held", "parked", "dead"):
+            for state in ("ready", "sent", "running", "held", "paused", "parked", "dead"):
                 self._jobs.child(module, shard, kind, state).set(getattr(signal, state))
             self._job_age.child(module, shard, kind).set(signal.age)
+            self._job_paused.child(module, shard, kind).set(signal.stopped)
         elif isinstance(signal, ScheduleFired):
             name = signal.module, signal.schedule
             self._schedule_slots.child(*name, "run").inc(signal.runs)

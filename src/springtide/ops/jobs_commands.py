@@ -1,0 +1,319 @@
+"""`springtide jobs ls | show | retry | discard | replay | pause | resume | check`: the queues, and steps.
+
+They ask the databases themselves, through the platform's own pools: whether workers run or not. A list that
+does not fit ends with the cursor of its next page. What changes jobs does so by their ids, or by a filter and
+then at most `--limit` of them; `--dry-run` shows which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+from springtide.errors import JobError
+
+if TYPE_CHECKING:
+    from springtide.db import Database
+    from springtide.jobs.operating import Wanted
+    from springtide.platform import Platform
+
+__all__ = ["add_commands"]
+
+T = TypeVar("T")
+
+ABSENT = 3
+"""Exit code of `show` when nobody knows the job."""
+
+NOT_READY = 3
+"""Exit code of `check` when jobs wait that this code cannot run; 1 and 2 are for what went wrong."""
+
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `jobs` and its commands to the command line's sub-parsers."""
+    jobs = subparsers.add_parser("jobs", help="show jobs, step in, check them before a deploy")
+    commands = jobs.add_subparsers(dest="jobs_command", required=True, metavar="COMMAND")
+
+    ls = commands.add_parser(
+        "ls", help="what is queued, per kind; with a filter or --all the jobs themselves"
+    )
+    _filter(ls)
+    ls.add_argument("--all", action="store_true", help="every job that is queued")
+    ls.add_argument("--limit", type=_count, default=50, help="jobs of a page (default: 50)")
+    ls.add_argument("--after", type=_id, metavar="CURSOR", help="what the page before ended with")
+    ls.set_defaults(run=_ls)
+
+    show = commands.add_parser("show", help="all that is known of a job; exit code 3 = nobody knows it")
+    show.add_argument("id", type=_id, metavar="ID")
+    show.add_argument("--secrets", action="store_true", help="show what looks like a secret, too")
+    show.set_defaults(run=_show)
+
+    retry = commands.add_parser("retry", help="make dead, parked and waiting jobs ready now")
+    retry.add_argument("--attempts", type=_count, default=5, help="runs a dead letter gets (default: 5)")
+    discard = commands.add_parser("discard", help="take jobs out of the queue; the history keeps them")
+    discard.add_argument("--reason", default="", help="what the history says")
+    replay = commands.add_parser(
+        "replay", help="run dead or done jobs once more, as new jobs: their effects happen again"
+    )
+    for command, run in ((retry, _retry), (discard, _discard), (replay, _replay)):
+        command.add_argument("id", nargs="*", type=_id, metavar="ID")
+        _filter(command)
+        command.add_argument(
+            "--limit", type=_count, default=100, help="change at most so many (default: 100)"
+        )
+        command.add_argument("--dry-run", action="store_true", help="show which, change nothing")
+        command.set_defaults(run=run)
+
+    pause = commands.add_parser("pause", help="run no more jobs of a kind, or of a module, until resumed")
+    pause.add_argument("--reason", default="", help="shown by ls")
+    pause.set_defaults(run=_pause)
+    resume = commands.add_parser("resume", help="undo `pause` of the same kind or module")
+    resume.set_defaults(run=_resume)
+    for command in (pause, resume):
+        command.add_argument("--module", help="only of this module")
+        command.add_argument("--kind", help="only this kind; else all of --module")
+
+    check = commands.add_parser(
+        "check", help="which queued jobs this code cannot run; exit code 3 = there are some"
+    )
+    check.add_argument(
+        "--payloads", type=_number, default=None, metavar="N",
+        help="read so many of each kind, version and shard (default: 1000)",
+    )  # fmt: skip
+    check.add_argument("--all", action="store_true", help="read every payload")
+    check.set_defaults(run=_check)
+
+    for command in (ls, show, retry, discard, replay, pause, resume, check):
+        command.add_argument(
+            "--file", type=Path, help="the topology (default: $SPRINGTIDE_TOPOLOGY, then springtide.toml)"
+        )
+        command.add_argument("--json", action="store_true", help="as JSON instead of text")
+
+
+def _filter(command: Any) -> None:
+    command.add_argument("--module", action="append", default=[], help="again for more")
+    command.add_argument("--kind", action="append", default=[], help="again for more")
+    command.add_argument(
+        "--state", action="append", default=[], help="dead, parked, done, ...; again for more"
+    )
+    command.add_argument("--key", help="ordering, limit or unique key")
+    command.add_argument("--older", type=_duration, help="at least so long what it is: 90, 10m, 2h, 1d")
+    command.add_argument("--younger", type=_duration, help="less long")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    number = _number(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return number
+
+
+def _id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be the id of a job, got {text!r}") from None
+
+
+def _duration(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be seconds, or a number with s, m, h or d, got {text!r}")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _wanted(args: argparse.Namespace) -> Wanted:
+    from springtide.jobs.operating import Wanted
+
+    return Wanted(
+        ids=getattr(args, "id", None) or (), modules=args.module, states=args.state, kinds=args.kind,
+        older=args.older, younger=args.younger, key=args.key,
+    )  # fmt: skip
+
+
+# -- looking -------------------------------------------------------------------------------------------
+
+
+def _ls(args: argparse.Namespace) -> int:
+    from springtide.jobs import operating
+    from springtide.ops import _jobs_showing as showing
+
+    wanted = _wanted(args)
+    if not (wanted.narrow or args.all or args.after):
+        kinds = _on(args, lambda databases: operating.overview(databases, wanted))
+        print(showing.dumped(kinds) if args.json else showing.kinds(kinds))
+        return 0
+    found = _on(args, lambda databases: operating.page(databases, wanted, limit=args.limit, after=args.after))
+    if args.json:
+        rows = [asdict(row) for row in found.rows]
+        print(showing.dumped({"jobs": rows, "after": None if found.after is None else str(found.after)}))
+        return 0
+    print(showing.jobs(found.rows))
+    if found.after is not None:
+        print(f"more: --after {found.after}")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from springtide.jobs import operating
+    from springtide.ops import _jobs_showing as showing
+
+    found = _on(args, lambda databases: operating.show(databases, args.id))
+    if found is None:
+        print("null" if args.json else f"nobody knows the job {args.id} (any more)")
+        return ABSENT
+    shown = showing.details(found, secrets=args.secrets)
+    print(showing.dumped(shown) if args.json else showing.lines(shown))
+    return 0
+
+
+# -- stepping in ---------------------------------------------------------------------------------------
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from springtide.jobs import operating
+
+    return _change(
+        args, "ready again", operating.RETRYABLE,
+        lambda databases, wanted: operating.retry(
+            databases, wanted, limit=args.limit, attempts=args.attempts
+        ),
+    )  # fmt: skip
+
+
+def _discard(args: argparse.Namespace) -> int:
+    from springtide.jobs import operating
+
+    return _change(
+        args, "discarded", operating.DISCARDABLE,
+        lambda databases, wanted: operating.discard(databases, wanted, limit=args.limit, reason=args.reason),
+    )  # fmt: skip
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from springtide.jobs import operating
+
+    states = operating.REPLAYABLE if args.id or args.state else {"dead"}
+    return _change(
+        args, "enqueued once more", states,
+        lambda databases, wanted: operating.replay(databases, wanted, limit=args.limit),
+    )  # fmt: skip
+
+
+def _change(
+    args: argparse.Namespace,
+    done: str,
+    states: Any,
+    act: Callable[[list[Database], Wanted], Awaitable[list[Any]]],
+) -> int:
+    from springtide.jobs import operating
+    from springtide.ops import _jobs_showing as showing
+
+    wanted = _wanted(args)
+    if not wanted.narrow:
+        raise JobError("say which jobs: by their ids, or by --state, --kind, --key, --older or --younger")
+    if args.dry_run:
+        rows = _on(args, lambda databases: operating.preview(databases, wanted, states, limit=args.limit))
+        if args.json:
+            print(showing.dumped({"dry_run": True, "jobs": [asdict(row) for row in rows]}))
+        else:
+            print(showing.jobs(rows))
+            print(f"{len(rows)} jobs would be {done}")
+        return 0
+    changed = _on(args, lambda databases: act(databases, wanted))
+    if args.json:
+        print(showing.dumped({"dry_run": False, "jobs": [asdict(one) for one in changed]}))
+        return 0
+    for one in changed:
+        again = f" (again: {one.replayed})" if one.replayed else ""
+        print(f"{one.id}  {one.module}  {one.kind}/{one.version}{again}")
+    print(f"{len(changed)} jobs {done}")
+    return 0
+
+
+def _pause(args: argparse.Namespace) -> int:
+    return _pausing(args, "paused", pause=True)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    return _pausing(args, "resumed", pause=False)
+
+
+def _pausing(args: argparse.Namespace, done: str, *, pause: bool) -> int:
+    from springtide.jobs import operating
+
+    if not (args.kind or args.module):
+        raise JobError("say what: --kind, --module, or a kind of a module")
+    options = {"module": args.module, "kind": args.kind}
+    if pause:
+        where = _on(args, lambda databases: operating.pause(databases, reason=args.reason, **options))
+    else:
+        where = _on(args, lambda databases: operating.resume(databases, **options))
+    what = args.kind or "all jobs"
+    if args.json:
+        print(json.dumps({"kind": args.kind, done: where}, indent=2))
+    else:
+        print("\n".join(f"{done} {what} of {one}" for one in where) or f"{what} was not paused")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from springtide.jobs import checking
+    from springtide.ops import _jobs_showing as showing
+
+    most = None if args.all else checking.DEFAULT_PAYLOADS if args.payloads is None else args.payloads
+    platform = _platform(args.file)
+    queues = {
+        platform.database(module.name): module.jobs
+        for module in platform.modules
+        if module.migrations is not None
+    }
+    report = asyncio.run(_opened(platform, lambda: checking.check(queues, payloads=most)))
+    if args.json:
+        print(showing.dumped({"ready": report.ready, **asdict(report)}))
+    else:
+        print(showing.report(report))
+    return 0 if report.ready else NOT_READY
+
+
+def _on(args: argparse.Namespace, ask: Callable[[list[Database]], Awaitable[T]]) -> T:
+    platform = _platform(args.file)
+    databases = [
+        platform.database(module.name) for module in platform.modules if module.migrations is not None
+    ]
+    return asyncio.run(_opened(platform, lambda: ask(databases)))
+
+
+async def _opened(platform: Platform, ask: Callable[[], Awaitable[T]]) -> T:
+    """With the platform's pools open, and nothing else of it."""
+    from springtide.lifecycle import Group
+
+    group = Group("jobs commands", [*platform.servers.values(), *platform.pools.values()])
+    try:
+        await group.start()
+        return await ask()
+    finally:
+        await group.stop()
+
+
+def _platform(file: Path | None) -> Platform:
+    from springtide.ops.runner.home import Home
+    from springtide.platform import Platform
+
+    Home.beside(file).use_environment()
+    return Platform.from_topology(file)

@@ -1,0 +1,38 @@
+"""docs/jobs-operating.md is true: its example runs, and every command that it names takes what it says."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from tests.jobs_support import add, deeds
+
+from springtide.ops import jobs_commands
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "jobs-operating.md").read_text("utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
+
+
+async def test_the_round_of_the_morning_runs(database_urls: tuple[str, str], tmp_path: Path) -> None:
+    (code,) = [text for kind, text in BLOCKS if kind == "python"]
+    names: dict[str, object] = {}
+    exec(code, names)
+    async with deeds(database_urls, tmp_path / "migrations") as database:
+        await add(database, "a")
+        for pool in database.pools.values():
+            await pool.execute("update deeds._job set state = 'dead', finished_at = now()")
+        assert await names["morning_round"]([database]) == ["deeds deed.do: 1 dead"]  # type: ignore[operator]
+
+
+def test_the_commands_are_those_of_the_page() -> None:
+    parser = argparse.ArgumentParser()
+    jobs_commands.add_commands(parser.add_subparsers())
+    known = next(a for a in parser._actions if a.choices).choices["jobs"]  # type: ignore[index, call-overload, union-attr]
+    commands = next(a for a in known._actions if isinstance(a.choices, dict)).choices
+    (listed,) = [text for kind, text in BLOCKS if kind == "" and "springtide jobs ls" in text]
+    named = {line.split()[2]: line for line in listed.strip().splitlines()}
+    assert set(named) == set(commands)
+    for name, line in named.items():
+        for option in re.findall(r"--[a-z-]+", line):
+            assert option in commands[name]._option_string_actions, f"{name} has no {option}"
