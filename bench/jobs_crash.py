@@ -1,0 +1,313 @@
+"""What is left of jobs when workers, relays, the broker and the database are killed, on every transport.
+
+Two worker processes, each of which relays and runs, do jobs with a transactional effect while they are added.
+Meanwhile, in turns, a worker, the broker and the database get SIGKILL and are started again. When nothing is
+left to do, each acknowledged job must have exactly one effect. The brokers are those of the conformance suite
+(tests/transports.py): real servers, and stand-ins for SQS and Kafka, whose memory is gone after a kill.
+
+    lost                jobs whose enqueueing was acknowledged and that have no effect, of all transports (0)
+    double_effects      jobs with more than one effect (0)
+    rerun_after_kill_s  from the kill of a worker to the next run of the job that it held; the longest (<= 35)
+    dropped_unknown     jobs of a kind that only a newer version knows, enqueued while old workers run, and
+                        not done once a newer worker runs beside an old one (0)
+    jobs                how many there were per transport (100,000; --quick 1,000)
+
+`--transports` names some of them; --quick takes postgres and redis, and fewer kills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import msgspec
+import uvloop
+from tests.transports import BROKERS, Broker
+
+from bench._harness import finish
+from bench._jobs_crash_worker import SCHEMA, Effect, Hold, New
+from springtide.db import Database, Migrator, ShardMap
+from springtide.db.pool import Pool
+from springtide.errors import SpringtideError
+from springtide.jobs import Enqueuer
+from springtide.ops.runner.postgres import EmbeddedPostgres
+from springtide.outbox import Bell
+
+JOBS, QUICK_JOBS = 100_000, 1000
+MANY = 100
+STUCK = 240.0
+"""Seconds without any progress after which what is left counts as lost."""
+
+LEFT = "select count(*) from crash._job where state not in ('dead', 'parked')"
+
+
+class Worker:
+    """A worker process; `held` is set when it holds the job that it is to be killed with."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self.held = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self) -> Worker:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench._jobs_crash_worker", msgspec.json.encode(self._options).decode(),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        assert await self._process.stdout.readline() == b"ready\n", "a worker did not start"
+        self._reading = asyncio.create_task(self._read(self._process.stdout))
+        return self
+
+    async def _read(self, lines: asyncio.StreamReader) -> None:
+        while line := await lines.readline():
+            if line.startswith(b"held"):
+                self.held.set()
+
+    async def end(self, how: signal.Signals) -> None:
+        assert self._process is not None and self._reading is not None
+        if self._process.returncode is None:
+            self._process.send_signal(how)
+        await self._process.wait()
+        await self._reading
+
+
+class World:
+    """One transport: its database, its broker (None: postgres), its workers."""
+
+    def __init__(self, server: EmbeddedPostgres, kind: str, broker: Broker | None) -> None:
+        self.server = server
+        self.kind = kind
+        self.dbname = f"crash_{kind}"
+        self.broker = broker
+        self.workers: list[Worker] = []
+        self.sure: list[Any] = []
+        """Ids of jobs whose commit was acknowledged."""
+
+    @property
+    def url(self) -> str:
+        return self.server.url(self.dbname)
+
+    async def worker(self, *, newer: bool = False) -> Worker:
+        options: dict[str, Any] = {"url": self.url, "newer": newer}
+        if self.broker is not None:
+            options["transport"] = [self.kind, self.broker.url(), f"crash{self.dbname}"]
+        return await Worker(options).start()
+
+    async def query(self, sql: str) -> Any:
+        """The first value; again while the database is being started."""
+        async with asyncio.timeout(120):
+            while True:
+                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    connection = await asyncpg.connect(self.url)
+                    try:
+                        return await connection.fetchval(sql)
+                    finally:
+                        await connection.close()
+                await asyncio.sleep(0.1)
+
+    # -- faults ----------------------------------------------------------------------------------------
+
+    async def kill_worker(self) -> None:
+        victim = self.workers.pop(0)
+        await victim.end(signal.SIGKILL)
+        self.workers.append(await self.worker())
+
+    async def kill_broker(self) -> None:
+        if self.broker is not None:
+            await asyncio.to_thread(self.broker.kill)
+            await asyncio.sleep(random.uniform(0.0, 1.0))
+            await asyncio.to_thread(self.broker.start)
+
+    async def kill_database(self) -> None:
+        await self.server.kill()
+        await self.server.stop()  # it has ended already; now it may be started, at the same port
+        await self.server.start()
+
+    async def trouble(self, kills: int, pause: float) -> None:
+        for number in range(kills):
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            await (self.kill_worker, self.kill_broker, self.kill_database)[number % 3]()
+
+    # -- work ------------------------------------------------------------------------------------------
+
+    async def add(self, database: Database, jobs: list[Any]) -> None:
+        """Until the commit is acknowledged; one of unknown end may be there besides."""
+        while True:
+            try:
+                async with database.write(str(random.random())) as tx:
+                    ids = await tx.enqueue_many(jobs)
+            except SpringtideError:
+                await asyncio.sleep(0.1)
+            else:
+                self.sure += ids
+                return
+
+    async def fill(self, database: Database, count: int, seconds: float) -> None:
+        """Add so many over about so long, so that kills fall between."""
+        begun = time.monotonic()
+        for start in range(0, count, MANY):
+            await self.add(database, [Effect(number) for number in range(start, min(start + MANY, count))])
+            late = begun + seconds * start / count - time.monotonic()
+            await asyncio.sleep(max(late, 0))
+
+    async def empty(self) -> None:
+        """Wait until nothing is left to do, or nothing has changed for very long."""
+        last, since = -1, time.monotonic()
+        while (left := await self.query(LEFT)) and time.monotonic() - since < STUCK:
+            if left != last:
+                last, since = left, time.monotonic()
+            await asyncio.sleep(0.2)
+
+    async def rerun(self, database: Database) -> float:
+        """Seconds from the kill of who holds a job to its next run."""
+        await self.add(database, [Hold(1)])
+        id = self.sure[-1]
+        holders = {asyncio.create_task(worker.held.wait()): worker for worker in self.workers}
+        done, waiting = await asyncio.wait(holders, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        victim = holders[done.pop()]
+        self.workers.remove(victim)
+        await victim.end(signal.SIGKILL)
+        killed = time.monotonic()
+        self.workers.append(await self.worker())
+        done_sql = f"select count(*) from crash.effect where job = '{id}'"
+        while not await self.query(done_sql):
+            if time.monotonic() - killed > STUCK:
+                break
+            await asyncio.sleep(0.05)
+        return time.monotonic() - killed
+
+    async def deploy(self, database: Database, count: int) -> int:
+        """A rolling deploy: jobs of a new kind while old workers run, then one newer beside an old one."""
+        first = len(self.sure)
+        await self.add(database, [New(number) for number in range(count // 2)])
+        await asyncio.sleep(1.0)
+        await self.workers.pop(0).end(signal.SIGTERM)
+        self.workers.append(await self.worker(newer=True))
+        await self.add(database, [New(number) for number in range(count // 2)])
+        ids = ", ".join(f"'{id}'" for id in self.sure[first:])
+        done_sql = f"select count(distinct job) from crash.effect where job in ({ids})"
+        until = time.monotonic() + STUCK
+        while (missing := count // 2 * 2 - await self.query(done_sql)) and time.monotonic() < until:
+            await asyncio.sleep(0.2)
+        return int(missing)
+
+    async def judge(self) -> tuple[int, int]:
+        """(lost, double effects)"""
+        connection = await asyncpg.connect(self.url)
+        try:
+            lost = await connection.fetchval(
+                "select count(*) from unnest($1::uuid[]) as sure (id)"
+                " where not exists (select from crash.effect as e where e.job = sure.id)",
+                self.sure,
+            )
+            double = await connection.fetchval(
+                "select count(*) from (select job from crash.effect group by job having count(*) > 1) as d"
+            )
+        finally:
+            await connection.close()
+        return int(lost), int(double)
+
+
+@contextlib.asynccontextmanager
+async def opened(server: EmbeddedPostgres, kind: str, folder: Path) -> AsyncIterator[tuple[World, Database]]:
+    broker = await asyncio.to_thread(BROKERS[kind][0]) if kind != "postgres" else None
+    world = World(server, kind, broker)
+    try:
+        await server.ensure_database(world.dbname)
+        async with Pool(world.url, cluster="main", size=4) as pool:
+            await Migrator("crash", folder, {"main": pool}).apply()
+            bell = Bell()
+            await bell.start()
+            shards = ShardMap.even(["main"])
+            try:
+                yield world, Database("crash", shards, {"main": pool}, enqueue=Enqueuer(bell=bell))
+            finally:
+                await bell.stop()
+                for worker in world.workers:
+                    await worker.end(signal.SIGTERM)
+    finally:
+        if broker is not None:
+            await asyncio.to_thread(broker.close)
+
+
+async def without_load(world: World, database: Database, *, quick: bool) -> tuple[int, float]:
+    """(dropped in a rolling deploy, seconds from a kill to the next run)"""
+    world.workers = [await world.worker(), await world.worker()]
+    dropped = await world.deploy(database, 20 if quick else 200)
+    return dropped, await world.rerun(database)
+
+
+async def under_fire(world: World, database: Database, *, quick: bool) -> tuple[int, int]:
+    """(lost, double effects)"""
+    count = QUICK_JOBS if quick else JOBS
+    kills, pause = (3, 1.0) if quick else (9, 4.0)
+    begun = time.monotonic()
+    await asyncio.gather(world.fill(database, count, kills * pause), world.trouble(kills, pause))
+    await world.empty()
+    lost, double = await world.judge()
+    print(
+        f"{world.kind}: {len(world.sure)} jobs in {time.monotonic() - begun:.0f} s, {lost} lost,"
+        f" {double} double effects"
+    )
+    return lost, double
+
+
+async def measure(
+    server: EmbeddedPostgres, kinds: list[str], folder: Path, *, quick: bool
+) -> dict[str, float]:
+    async with contextlib.AsyncExitStack() as stack:
+        worlds = [await stack.enter_async_context(opened(server, kind, folder)) for kind in kinds]
+        first = await asyncio.gather(
+            *(without_load(world, database, quick=quick) for world, database in worlds)
+        )
+        for (world, _), (dropped, rerun) in zip(worlds, first, strict=True):
+            print(f"{world.kind}: run again {rerun:.1f} s after a kill, {dropped} dropped in a deploy")
+        then = [await under_fire(world, database, quick=quick) for world, database in worlds]
+    return {
+        "lost": sum(lost for lost, _ in then),
+        "double_effects": sum(double for _, double in then),
+        "rerun_after_kill_s": round(max(rerun for _, rerun in first), 1),
+        "dropped_unknown": sum(dropped for dropped, _ in first),
+        "jobs": QUICK_JOBS if quick else JOBS,
+    }
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke test")
+    parser.add_argument("--transports", nargs="*", choices=("postgres", *BROKERS), default=None)
+    options = parser.parse_args()
+    kinds = options.transports or (["postgres", "redis"] if options.quick else ["postgres", *BROKERS])
+    home = Path(tempfile.mkdtemp(prefix="springtide-bench-crash-"))
+    folder = home / "migrations"
+    folder.mkdir()
+    (folder / "0001_effect.sql").write_text(SCHEMA)
+    server = EmbeddedPostgres("db", home=home)
+    try:
+        await server.start()
+        figures = await measure(server, kinds, folder, quick=options.quick)
+    finally:
+        await server.stop()
+        shutil.rmtree(home, ignore_errors=True)
+    finish(figures)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
