@@ -87,7 +87,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def base(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
-    async with deeds([database_url], tmp_path / "migrations", size=12) as database:
+    async with deeds([database_url], tmp_path / "migrations", size=40, acquire_timeout=60.0) as database:
         yield database
 
 
