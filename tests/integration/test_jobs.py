@@ -30,7 +30,7 @@ from springtide.context import CausalityToken, Position, Priority, RequestContex
 from springtide.db import Bucket, Database, bucket_of
 from springtide.errors import ConfigurationError, DeadlineExceeded, JobError, JobFailed, Unavailable
 from springtide.jobs import Enqueuer, Handler, Run, enqueue, job
-from springtide.jobs._history import History
+from springtide.outbox.days import Days
 from springtide.signals import JobFinished, JobsMeasured
 
 Urls = tuple[str, str]
@@ -453,7 +453,7 @@ async def test_transactional_effects_happen_with_the_end_of_the_job(
             raise OSError("after the effect")
 
     for pool in database.pools.values():  # else what is done moves into its day's partition when that is made
-        await History(pool, "deeds").tend(86_400.0)
+        await Days(pool, "deeds", "_job_done", "finished_at").tend(86_400.0)
     async with working(database, database_urls, [DO_ONCE], Doer(write)):
         await add(database, "a")
         (row,) = await reach(database, "done")

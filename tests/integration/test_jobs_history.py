@@ -16,8 +16,8 @@ from tests.sharded import pools
 from springtide.db import Database, Migrator, ShardMap, migrate
 from springtide.errors import JobFailed
 from springtide.jobs import Enqueuer, Run
-from springtide.jobs._history import History
 from springtide.jobs._store import Store
+from springtide.outbox.days import Days
 
 Urls = tuple[str, str]
 KINDS = ["deed.do/1"]
@@ -121,8 +121,8 @@ async def partitions(database: Database) -> list[str]:
 
 async def test_retention_drops_days_and_leaves_the_queue_alone(database: Database) -> None:
     """Days are made ahead, what lay outside of any moves in, and a day that is old enough goes as a whole."""
-    store, history, pool = Store(database, "main"), History(database.pools["main"], "deeds"), None
-    pool = database.pools["main"]
+    store, pool = Store(database, "main"), database.pools["main"]
+    history = Days(pool, "deeds", "_job_done", "finished_at")
     await store.finish([(await claim_one(database, store)).run], "w")  # before there is any partition
     assert await partitions(database) == ["rest"]
     assert await pool.fetch_value("select count(*) from deeds._job_done_rest") == 1
@@ -148,7 +148,7 @@ async def test_retention_drops_days_and_leaves_the_queue_alone(database: Databas
 
 async def test_retention_does_not_wait_for_readers(database: Database) -> None:
     """While somebody reads the history in a long transaction, nothing queues behind the drop of a day."""
-    history, pool = History(database.pools["main"], "deeds"), database.pools["main"]
+    history, pool = Days(database.pools["main"], "deeds", "_job_done", "finished_at"), database.pools["main"]
     await history.tend(86_400.0)
     old = datetime.now(UTC).date() - timedelta(days=9)
     await pool.execute(

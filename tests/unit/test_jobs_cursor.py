@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from springtide.jobs._cursor import EVERYTHING, MARGIN, MAX_PENDING, Cursor, Reading
-from springtide.jobs._history import due_partitions
+from springtide.outbox.days import due_days
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -166,9 +166,9 @@ def test_partitions_are_made_ahead_and_dropped_when_all_in_them_is_old() -> None
     """The last moment of a day must be older than what is kept; other tables are let be."""
     now = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
     names = ["_job_done_20260227", "_job_done_20260228", "_job_done_20260301", "_job_done_20260302"]
-    make, drop = due_partitions([*names, "_job_done_rest"], now, keep=86_400.0)
+    make, drop = due_days("_job_done", [*names, "_job_done_rest"], now, keep=86_400.0)
     assert [f"{day:%m%d}" for day in make] == ["0303", "0304"]
     assert drop == ["_job_done_20260227", "_job_done_20260228"]
-    make, drop = due_partitions(names, now, keep=0.0)
+    make, drop = due_days("_job_done", names, now, keep=0.0)
     assert drop == names[:3]
-    assert due_partitions(names, now, keep=86_400.0 * 9)[1] == []
+    assert due_days("_job_done", names, now, keep=86_400.0 * 9)[1] == []

@@ -1,30 +1,13 @@
-"""When a job that failed is tried again; pure.
-
-Delay before run n + 1: min(backoff * 2**(n - 1), max_backoff) seconds, multiplied by `spread` in [0.5, 1.5),
-so that jobs that failed together do not come back together; never less than what the failure asked for
-(`Unavailable.retry_after`).
-"""
+"""When a job that failed is tried again; pure. See `springtide.outbox.retry`."""
 
 from __future__ import annotations
 
-from springtide.errors import Unavailable
 from springtide.jobs.job import JobKind
+from springtide.outbox.retry import describe, pause
 
 __all__ = ["delay", "describe"]
-
-MAX_ERROR_CHARS = 2000
 
 
 def delay(spec: JobKind, attempt: int, error: BaseException, spread: float) -> float:
     """Seconds until the next run, after run `attempt` (from 1) ended with `error`."""
-    seconds = min(spec.backoff * 2.0 ** min(attempt - 1, 60), spec.max_backoff) * spread
-    if isinstance(error, Unavailable) and error.retry_after is not None:
-        return max(seconds, min(error.retry_after, spec.max_backoff))
-    return seconds
-
-
-def describe(error: BaseException) -> str:
-    """One line for people; NUL, which PostgreSQL's text cannot hold, is replaced."""
-    text = f"{type(error).__name__}: {error}".replace("\0", "\N{REPLACEMENT CHARACTER}")
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= MAX_ERROR_CHARS else text[: MAX_ERROR_CHARS - 1] + "…"
+    return pause(attempt, error, backoff=spec.backoff, max_backoff=spec.max_backoff, spread=spread)

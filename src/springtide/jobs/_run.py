@@ -24,6 +24,7 @@ from springtide.jobs import _retry
 from springtide.jobs._heart import Lease
 from springtide.jobs._store import Claimed, Ending, Store
 from springtide.jobs.job import Handler, JobKind, Run
+from springtide.outbox import kinds
 from springtide.outbox.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -74,20 +75,8 @@ class Route:
 
 def decoder(handler: Handler[Any], name: str) -> Callable[[bytes], Any]:
     """What reads a payload of the kind and version `name`, one of the handler's names."""
-    newest = msgspec.json.Decoder(handler.job).decode
-    if name == handler.kind.name:
-        return newest
     version = int(name.rpartition("/")[2])
-    steps = [upcast.fields for upcast in handler.upcasts if upcast.version >= version]
-    fields = msgspec.json.Decoder(dict[str, Any]).decode
-
-    def decode(payload: bytes) -> Any:
-        found = fields(payload)
-        for step in steps:
-            found = step(found)
-        return msgspec.convert(found, handler.job)
-
-    return decode
+    return kinds.decoder(handler.job, handler.kind.version, handler.upcasts, version)
 
 
 class JobRun:

@@ -20,11 +20,11 @@ from collections.abc import Callable
 from springtide.clock import Clock
 from springtide.context import Ledger, Priority, RequestContext, activate
 from springtide.jobs._dispatch import Line
-from springtide.jobs._history import History
 from springtide.jobs._pausing import paused_kinds
 from springtide.jobs._sent import Sending
 from springtide.jobs._store import BATCH
 from springtide.lifecycle import Periodic
+from springtide.outbox.days import Days
 from springtide.signals import JobFinished, JobsMeasured, Sink
 
 __all__ = ["Upkeep"]
@@ -73,7 +73,7 @@ class Upkeep:
         self._sink = sink
         self._measured = self._rescued = self._kept = self._freed = self._recalled = float("-inf")
         self._paused: set[str] | None = set()
-        self._history = History(self._store.pool, self._store.schema)
+        self._history = Days(self._store.pool, self._store.schema, "_job_done", "finished_at")
         self._kinds = {route.kind.kind for route in line.routes.values()}
         self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
         self._task = Periodic(self.name, self._tend, every=every, clock=clock, sink=sink)

@@ -13,7 +13,6 @@ lists its handlers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +23,7 @@ import msgspec
 
 from springtide.context import Priority
 from springtide.errors import JobError, JobLost
+from springtide.outbox.kinds import KIND, Upcast
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -34,7 +34,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 Effect = Literal["any", "transactional"]
 
-_KIND = re.compile(r"[a-z][a-z0-9_]{0,47}(\.[a-z][a-z0-9_]{0,47}){0,3}")
 _ATTRIBUTE = "__springtide_job__"
 
 MAX_PROGRESS_CHARS = 4000
@@ -59,7 +58,7 @@ class JobKind:
     per: float = 1.0
 
     def __post_init__(self) -> None:
-        if not _KIND.fullmatch(self.kind):
+        if not KIND.fullmatch(self.kind):
             raise JobError(
                 "a job's kind is 1 to 4 words of lower-case letters, digits and _ with dots between,"
                 f" such as mail.welcome, got {self.kind!r}"
@@ -189,15 +188,6 @@ class Run:
             raise JobError(f"progress has {len(text)} characters, more than {MAX_PROGRESS_CHARS}")
         if self.keep is None or not await self.keep(text):
             raise JobLost(f"the lease of job {self.id} was lost")
-
-
-@dataclass(frozen=True, slots=True)
-class Upcast:
-    """Jobs of `version` were stored when it was the newest: `fields` makes of their fields, as JSON has them,
-    those of the version after it. It must not look at anything else, so that it gives the same every time."""
-
-    version: int
-    fields: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
