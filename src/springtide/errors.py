@@ -7,6 +7,7 @@
     │   ├── ModuleError               a module's declaration breaks its boundary
     │   ├── JobError                  a job is declared, handled or enqueued as it cannot run
     │   ├── TransportRefused          a broker or its driver cannot carry jobs: key, value and rule
+    │   ├── EventError                an event or a group is declared, or an event published, as it cannot be
     │   ├── CacheDefinitionError      a class of cached values is defined as it cannot be kept
     │   ├── SessionStateRefused       a statement would leave something in a session that a pooler shares
     │   └── MigrationError            migrations on disk and in the database disagree
@@ -39,6 +40,8 @@
     ├── RedisError                    a Redis server answered with an error
     ├── JobFailed                     raised by a job's handler: trying again cannot help
     ├── JobLost                       the worker does not own this run of the job any more
+    ├── EventFailed                   raised by an event's handler: trying again cannot help
+    ├── EventLost                     the worker does not hold this lane of the group any more
     ├── InvalidToken                  a signed token is malformed, expired or not ours
     ├── InvalidCursor                 a pagination cursor was not made by this query
     ├── IdempotencyError              an idempotency key cannot be used, or not now
@@ -73,6 +76,9 @@ __all__ = [
     "DatabaseUnavailable",
     "DeadlineExceeded",
     "IdSpaceExhausted",
+    "EventError",
+    "EventFailed",
+    "EventLost",
     "IdempotencyError",
     "IdempotencyInFlight",
     "IdempotencyKeyInvalid",
@@ -188,6 +194,10 @@ class TransportRefused(ConfigurationError):
         self.value = value
         self.rule = rule
         super().__init__(f"{transport}: {key} {rule}, got {value!r}")
+
+
+class EventError(ConfigurationError):
+    """An event or a group is declared, or an event published, in a way that it cannot be."""
 
 
 class CacheDefinitionError(ConfigurationError):
@@ -357,6 +367,14 @@ class JobFailed(SpringtideError):
 
 class JobLost(SpringtideError):
     """The worker does not own this run of the job any more; its transactional effect was rolled back."""
+
+
+class EventFailed(SpringtideError):
+    """Raised by an event's handler to say that trying again cannot help: the event becomes a dead letter."""
+
+
+class EventLost(SpringtideError):
+    """The worker does not hold this lane of the group any more; its transactional effect was rolled back."""
 
 
 class InvalidToken(SpringtideError):

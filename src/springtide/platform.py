@@ -32,6 +32,7 @@ from springtide.db.migrate import Migrator
 from springtide.db.pool import Pool
 from springtide.db.servers import RoutingSettings, Servers
 from springtide.errors import ConfigurationError, MigrationError
+from springtide.events import EventWorker, Publisher, Subscription, kind_of
 from springtide.identity.positions import Positions
 from springtide.jobs import Enqueuer, Queue, Scheduler, Worker
 from springtide.lifecycle import Group, Periodic, Service, StartStop
@@ -182,6 +183,9 @@ class Platform:
             if module.migrations is not None
         }
         self._registry.build(self._context)
+        for module in self._registry.modules:
+            for group in module.groups:
+                self._log_of(module, group.source)
 
     @classmethod
     def from_topology(
@@ -351,11 +355,11 @@ class Platform:
         return applied
 
     def background(self, *, drain: float = 20.0) -> list[Service]:
-        """What a worker starts after the platform and stops before it: modules' jobs and periodic work.
+        """What a worker starts after the platform and stops before it: jobs, events and periodic work.
 
-        Stopped, running jobs have `drain` seconds to finish before they are handed back.
+        Stopped, running jobs and handlers have `drain` seconds to finish before they are handed back.
         """
-        work = self._worker(drain)
+        work = [*self._worker(drain), *self._event_worker(drain)]
         for module in self.modules:
             if module.schedules:
                 database = self._databases[module.name]
@@ -522,6 +526,7 @@ class Platform:
             local_commits=local,
             clock=self.clock,
             enqueue=enqueue,
+            publish=Publisher(names=[kind_of(event).name for event in module.publishes], bell=self._bell),
         )
 
     def _causality_keys(self) -> CausalityKeys:
@@ -573,6 +578,46 @@ class Platform:
             clock=self.clock,
             sink=self.sink,
         )
+
+    def _event_worker(self, drain: float) -> list[Service]:
+        """One worker for the events of all modules, if any module publishes some or has groups."""
+        subscriptions = [
+            Subscription(
+                group=group,
+                log=self._log_of(module, group.source),
+                effects=self._databases.get(module.name),
+                implementation=self._registry.implementation(module.name),
+            )
+            for module in self.modules
+            for group in module.groups
+        ]
+        logs = [self._databases[module.name] for module in self.modules if module.publishes]
+        if not subscriptions and not logs:
+            return []
+        pool = self.topology.pool
+        return [
+            EventWorker(
+                subscriptions,
+                logs=logs,
+                dsns=self._primaries,
+                # beside the jobs', which have half of what is not reserved
+                slots=max((pool.size - pool.reserved) // 4, 1),
+                drain=drain,
+                name=os.environ.get("SPRINGTIDE_NODE", "worker"),
+                clock=self.clock,
+                sink=self.sink,
+            )
+        ]
+
+    def _log_of(self, module: Module, source: str | None) -> Database:
+        name = source or module.name
+        if name not in self._databases:
+            known = ", ".join(self._databases) or "none"
+            raise ConfigurationError(
+                f"a group of module {module.name!r} reads the events of {name!r}, which has no database"
+                f" (those that do: {known})"
+            )
+        return self._databases[name]
 
     def _context(self, module: Module, services: Mapping[Any, Any]) -> ModuleContext:
         return ModuleContext(

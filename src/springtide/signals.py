@@ -21,12 +21,16 @@ __all__ = [
     "CausalityChecked",
     "ConnectionClosed",
     "ConnectionOpened",
+    "EventsHandled",
     "FanOut",
+    "GroupMeasured",
     "IdempotencyChecked",
     "JobFinished",
     "JobsMeasured",
     "JobsReceived",
     "JobsSent",
+    "LogKept",
+    "LogMeasured",
     "NullSink",
     "PartOmitted",
     "PolicyLowered",
@@ -255,6 +259,67 @@ class ScheduleFired:
 
 
 @dataclass(frozen=True, slots=True)
+class EventsHandled:
+    """One call of a group's handler ended, for `count` events of one kind in `seconds`; the first of them had
+    waited `waited` seconds since it was appended.
+
+    `outcome`: done, retry, dead (a dead letter, or its lane is blocked), lost (by then the lane was not this
+    worker's) or returned (handed back at shutdown).
+    """
+
+    module: str
+    group: str
+    kind: str
+    version: int
+    position: int
+    count: int
+    attempt: int
+    outcome: str
+    waited: float
+    seconds: float
+    request_id: str
+    trace: Trace | None
+    ledger: Ledger
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMeasured:
+    """How far a group is behind in the log of a shard: `waiting` events, the oldest of them numbered `age`
+    seconds ago; `blocked` lanes that wait for somebody, and dead letters. `module` is the log's."""
+
+    module: str
+    shard: str
+    group: str
+    waiting: int
+    age: float
+    blocked: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogMeasured:
+    """The last position of a log; events that are not numbered yet, and how old the oldest is."""
+
+    module: str
+    shard: str
+    position: int
+    waiting: int
+    age: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogKept:
+    """A day of a log was due to be dropped, and `groups` had not passed all of it: it is kept for them, or
+    `dropped` all the same, as the log was told to."""
+
+    module: str
+    shard: str
+    groups: tuple[str, ...]
+    dropped: bool
+
+
+@dataclass(frozen=True, slots=True)
 class IdempotencyChecked:
     """What became of one request with an idempotency key.
 
@@ -437,6 +502,10 @@ Signal = (
     | JobsReceived
     | JobsSent
     | TransportChanged
+    | EventsHandled
+    | GroupMeasured
+    | LogMeasured
+    | LogKept
     | IdempotencyChecked
     | SessionChanged
     | CausalityChecked

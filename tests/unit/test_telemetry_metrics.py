@@ -25,11 +25,15 @@ from springtide.signals import (
     CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
+    EventsHandled,
+    GroupMeasured,
     IdempotencyChecked,
     JobFinished,
     JobsMeasured,
     JobsReceived,
     JobsSent,
+    LogKept,
+    LogMeasured,
     PartOmitted,
     PolicyLowered,
     PoolWaited,
@@ -107,6 +111,11 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(JobsSent("users", "main", 5, 4, 2, 0.25))
     sink.emit(JobsReceived("users", "main", 3, 1, 2))
     sink.emit(TransportChanged("redis 127.0.0.1:6379", False, "receiving: nobody is connected"))
+    handled = ("orders", "figures.sales", "orders.placed", 1, 7, 3, 1, "done", 0.2, 0.1)
+    sink.emit(EventsHandled(*handled, "r", Trace.new(), Ledger(), None))
+    sink.emit(GroupMeasured("orders", "main", "figures.sales", 12, 3.5, 1, 2))
+    sink.emit(LogMeasured("orders", "main", 700, 4, 0.5))
+    sink.emit(LogKept("orders", "main", ("figures.sales",), False))
     sink.emit(IdempotencyChecked("users", "replayed"))
     sink.emit(SessionChanged("revoked", 3))
     sink.emit(CausalityChecked("forged", 2))

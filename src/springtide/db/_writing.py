@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from springtide.db.router import Database
     from springtide.db.transaction import Transaction
 
-__all__ = ["Enqueue", "WriteTransaction", "innermost", "join", "open_writes", "opened"]
+__all__ = ["Enqueue", "Publish", "WriteTransaction", "innermost", "join", "open_writes", "opened"]
 
 Callback = Callable[[], Awaitable[None] | None]
 
@@ -65,6 +65,14 @@ class Enqueue(Protocol):
         limit_key: str | None,
         deadline: float | datetime | None,
     ) -> list[UUID]: ...
+
+
+class Publish(Protocol):
+    """How an event gets into a transaction: as `Enqueue`."""
+
+    async def __call__(self, tx: WriteTransaction, event: Any, *, key: str | None) -> UUID: ...
+
+    async def many(self, tx: WriteTransaction, events: Sequence[Any], *, key: str | None) -> list[UUID]: ...
 
 
 class WriteTransaction:
@@ -201,6 +209,27 @@ class WriteTransaction:
                 " use springtide.jobs.enqueue(tx, job)"
             )
         return enqueue
+
+    async def publish(self, event: Any, *, key: str | None = None) -> UUID:
+        """Append an event, in the log if and only if this commits; see `springtide.events.publish`.
+
+        It lies in the bucket of the key that this write was opened with. Returns its id.
+        Raises EventError, and ConfigurationError when the database was built without a platform's events.
+        """
+        return await self._publish()(self, event, key=key)
+
+    async def publish_many(self, events: Sequence[Any], *, key: str | None = None) -> list[UUID]:
+        """Append events by one statement, in their order; see `springtide.events.publish_many`."""
+        return await self._publish().many(self, events, key=key)
+
+    def _publish(self) -> Publish:
+        publish: Publish | None = self.database.publish
+        if publish is None:
+            raise ConfigurationError(
+                f"database {self.database.name!r} was built without events;"
+                " use springtide.events.publish(tx, event)"
+            )
+        return publish
 
     def invalidate(self, cls: Any, *key: Any, tags: Sequence[str] = ()) -> None:
         """Values of a cache class that are stale once this commits: that of `key`, those with one of `tags`.

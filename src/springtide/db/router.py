@@ -20,7 +20,7 @@ from springtide.context import Priority, wanted_consistency
 from springtide.db import _writing, scatter, seeing
 from springtide.db._invalidating import Invalidations
 from springtide.db._names import identifier
-from springtide.db._writing import Enqueue, WriteTransaction
+from springtide.db._writing import Enqueue, Publish, WriteTransaction
 from springtide.db.consistency import Consistency
 from springtide.db.ids import Ids
 from springtide.db.reservations import Reconciled, Reservations, Values
@@ -120,8 +120,8 @@ class Database:
     `pools` maps every shard of `shards` to the pool of its cluster's primary, `servers` those of clusters
     that have or may get replicas to what is known of them; without it, every read is the primary's.
     `default` is the consistency of reads for which nothing else says one. `enqueue` puts jobs into this
-    database's writes (a `jobs.Enqueuer`); None means that `tx.enqueue` is refused. `invalidations` is the
-    cache, to which `tx.invalidate` goes; None means that it is refused. `local_commits` are shards
+    database's writes (a `jobs.Enqueuer`), `publish` events (an `events.Publisher`), `invalidations` is the
+    cache, to which `tx.invalidate` goes; None of one means that it is refused. `local_commits` are shards
     on whose clusters standbys confirm commits, for other databases: writes of this one do not wait for them.
     """
 
@@ -137,6 +137,7 @@ class Database:
         local_commits: Collection[str] = (),
         clock: Clock | None = None,
         enqueue: Enqueue | None = None,
+        publish: Publish | None = None,
         invalidations: Invalidations | None = None,
     ) -> None:
         missing = [shard for shard in shards.shards if shard not in pools]
@@ -151,6 +152,7 @@ class Database:
         self._confirmation = dict.fromkeys(local_commits, "local")
         self.clock = clock or SystemClock()
         self.enqueue = enqueue
+        self.publish = publish
         self.invalidations = invalidations
         self.ids = Ids(self.schema, shards, self.pools)
         self.reservations = Reservations(self)

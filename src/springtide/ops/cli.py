@@ -31,6 +31,7 @@ AREAS = {
     "springtide.ops.cache_commands": ("cache",),
     "springtide.ops.schedule_commands": ("schedule",),
     "springtide.ops.jobs_commands": ("jobs",),
+    "springtide.ops.events_commands": ("events",),
     "springtide.ops.load.commands": ("seed", "load"),
     "springtide.ops.demo": ("demo",),
 }

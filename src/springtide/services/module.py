@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from springtide.clock import Clock
 from springtide.errors import ModuleError
+from springtide.events.event import kind_of
+from springtide.events.group import Group
 from springtide.jobs.job import Handler
 from springtide.jobs.schedule import Schedule
 from springtide.signals import Sink
@@ -72,6 +74,8 @@ class Module:
     background: periodic work for the workers.
     jobs:       handlers of the module's jobs, run by the workers; they need the module's database.
     schedules:  when jobs of the module are enqueued by the clock.
+    publishes:  classes of the events that its writes may append; they need the module's database.
+    groups:     who of the module handles events, its own or other modules'.
     settings:   any value of the module's own, handed on as `ModuleContext.settings`.
 
     Raises ModuleError that names the module, the value and the rule.
@@ -85,6 +89,8 @@ class Module:
     background: Sequence[Background] = field(default=(), kw_only=True)
     jobs: Sequence[Handler[Any]] = field(default=(), kw_only=True)
     schedules: Sequence[Schedule] = field(default=(), kw_only=True)
+    publishes: Sequence[type[Any]] = field(default=(), kw_only=True)
+    groups: Sequence[Group] = field(default=(), kw_only=True)
     settings: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -118,6 +124,21 @@ class Module:
                     f"module {self.name!r}: schedule {schedule.name!r} enqueues {schedule.kind}, for which"
                     " the module lists no handler"
                 )
+        self._check_events()
+
+    def _check_events(self) -> None:
+        published = [kind_of(event).kind for event in self.publishes]
+        for kind in published:
+            if published.count(kind) > 1:
+                raise ModuleError(f"module {self.name!r}: the event {kind} is published by two classes")
+        if published and self.migrations is None:
+            raise ModuleError(
+                f"module {self.name!r} publishes events but has no migrations, so no database to keep them in"
+            )
+        groups = [(group.source or self.name, group.name) for group in self.groups]
+        for group in groups:
+            if groups.count(group) > 1:
+                raise ModuleError(f"module {self.name!r}: two groups of {group[0]} have the name {group[1]}")
 
 
 class ModuleContext:

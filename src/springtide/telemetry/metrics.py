@@ -26,11 +26,15 @@ from springtide.signals import (
     CausalityChecked,
     ConnectionClosed,
     ConnectionOpened,
+    EventsHandled,
+    GroupMeasured,
     IdempotencyChecked,
     JobFinished,
     JobsMeasured,
     JobsReceived,
     JobsSent,
+    LogKept,
+    LogMeasured,
     PartOmitted,
     PolicyLowered,
     PoolWaited,
@@ -393,6 +397,84 @@ class MetricsSink:
             ),
             max_series=max_jobs, open_ended=(1,),
         )  # fmt: skip
+        self._event_calls = Series(
+            Counter(
+                "springtide_events_handled_total", "Events by what became of the call of their handler.",
+                ["module", "group", "kind", "outcome"], registry=registry,
+            ),
+            max_series=max_jobs * 5, open_ended=(2,),
+        )  # fmt: skip
+        self._event_runs = Series(
+            Histogram(
+                "springtide_event_run_seconds", "One call of a group's handler, for one event or a batch.",
+                ["module", "group", "kind"], buckets=JOB_BUCKETS, registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._event_waits = Series(
+            Histogram(
+                "springtide_event_wait_seconds", "From when an event was appended until its call began.",
+                ["module", "group", "kind"], buckets=JOB_BUCKETS, registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._group_lag = Series(
+            Gauge(
+                "springtide_event_group_lag", "Events that a group has not passed.",
+                ["module", "shard", "group"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._group_lag_seconds = Series(
+            Gauge(
+                "springtide_event_group_lag_seconds", "How long ago the oldest of them came into the log.",
+                ["module", "shard", "group"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._group_blocked = Series(
+            Gauge(
+                "springtide_event_group_blocked_lanes", "Lanes that wait for a person or for newer code.",
+                ["module", "shard", "group"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._group_dead = Series(
+            Gauge(
+                "springtide_event_group_dead", "Dead letters of a group.",
+                ["module", "shard", "group"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._log_position = Series(
+            Gauge(
+                "springtide_event_log_position", "The last position of a log.",
+                ["module", "shard"], registry=registry,
+            ),
+            max_series=500, open_ended=(1,),
+        )  # fmt: skip
+        self._log_waiting = Series(
+            Gauge(
+                "springtide_event_log_waiting", "Appended events that are not in the log yet.",
+                ["module", "shard"], registry=registry,
+            ),
+            max_series=500, open_ended=(1,),
+        )  # fmt: skip
+        self._log_waiting_seconds = Series(
+            Gauge(
+                "springtide_event_log_waiting_seconds", "How long ago the oldest of them was appended.",
+                ["module", "shard"], registry=registry,
+            ),
+            max_series=500, open_ended=(1,),
+        )  # fmt: skip
+        self._log_kept = Series(
+            Counter(
+                "springtide_event_log_kept_total",
+                "Days of a log that were kept for groups behind them, or dropped in spite of that.",
+                ["module", "shard", "dropped"], registry=registry,
+            ),
+            max_series=500, open_ended=(1,),
+        )  # fmt: skip
         self._idempotency = Series(
             Counter(
                 "springtide_idempotency_total", "Requests with an idempotency key, by what became of them.",
@@ -569,6 +651,20 @@ class MetricsSink:
                 received(*where, outcome).inc(getattr(signal, outcome))
         elif isinstance(signal, TransportChanged):
             self._transport.labels(signal.transport).set(signal.carries)
+        elif isinstance(signal, EventsHandled):
+            self._events(signal)
+        elif isinstance(signal, GroupMeasured):
+            at = (signal.module, signal.shard, signal.group)
+            self._group_lag.child(*at).set(signal.waiting)
+            self._group_lag_seconds.child(*at).set(signal.age)
+            self._group_blocked.child(*at).set(signal.blocked)
+            self._group_dead.child(*at).set(signal.dead)
+        elif isinstance(signal, LogMeasured):
+            self._log_position.child(signal.module, signal.shard).set(signal.position)
+            self._log_waiting.child(signal.module, signal.shard).set(signal.waiting)
+            self._log_waiting_seconds.child(signal.module, signal.shard).set(signal.age)
+        elif isinstance(signal, LogKept):
+            self._log_kept.child(signal.module, signal.shard, str(signal.dropped).lower()).inc()
         elif isinstance(signal, IdempotencyChecked):
             self._idempotency.child(signal.module, signal.outcome).inc()
         elif isinstance(signal, SessionChanged):
@@ -619,6 +715,12 @@ class MetricsSink:
         if signal.trace is not None:  # it ran here; what was only rescued did not
             self._job_runs.child(module, kind).observe(signal.seconds)
             self._job_waits.child(module, kind).observe(signal.waited)
+
+    def _events(self, signal: EventsHandled) -> None:
+        at = (signal.module, signal.group, signal.kind)
+        self._event_calls.child(*at, signal.outcome).inc(signal.count)
+        self._event_runs.child(*at).observe(signal.seconds)
+        self._event_waits.child(*at).observe(signal.waited)
 
     def _statement(self, signal: StatementFinished) -> None:
         statement = signal.statement[:MAX_LABEL_CHARS]
