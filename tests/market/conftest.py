@@ -15,6 +15,7 @@ import pytest_asyncio
 from tests._cluster import Cluster as ReplicatedCluster
 from tests.market import tiers
 from tests.market.harness import Api, serving, topology
+from tests.market.outgoing import outgoing
 from tests.servers import LoopThread, PostgresServer
 
 from market.platform import modules
@@ -39,6 +40,17 @@ begin
     end loop;
 end $$
 """
+
+
+@pytest.fixture(autouse=True)
+def _nobody_waits_for_third_parties() -> Iterator[None]:
+    """A call out of a request to anybody but the platform's own servers fails the test (outgoing.py)."""
+    outgoing.install()
+    outgoing.take()
+    yield
+    found = outgoing.forbidden()
+    if found:
+        pytest.fail("; ".join(map(str, found)) + " (see tests/market/outgoing.py)")
 
 
 @pytest.fixture(scope="session")
