@@ -35,6 +35,7 @@ from springtide.context import Priority
 from springtide.db import Database
 from springtide.errors import TransportUnavailable
 from springtide.jobs import Handler, Run, Worker, _carrier, _sent, job
+from springtide.jobs._pausing import Pausing
 from springtide.jobs.transports import Delivery, Message, Transport
 from springtide.jobs.transports.seam import line_name
 from springtide.signals import JobsReceived, JobsSent, TransportChanged
@@ -586,6 +587,26 @@ async def test_a_row_that_somebody_has_locked_is_not_lost(
         (row,) = await done(base, 1)
     assert row["attempt"] == 1
     assert sum(one.repeated for one in heard.of(JobsSent)) == 0
+
+
+async def test_a_kind_that_is_paused_stays_where_it_is(
+    carried: Way, database_url: str, base: Database
+) -> None:
+    """What was sent before its kind was paused is set aside by who receives it, and what comes is not sent;
+    when it goes on, all of it is done."""
+    (pool,) = base.pools.values()
+    pausing = Pausing("deeds")
+    await add(base, "sent before")
+    await _send_by_hand(carried, base, "ready")
+    await pausing.begin(pool, "deed.do", "a test")
+    doer = Doer()
+    async with working(carried, database_url, base, [DO], doer):
+        await reach(base, "paused")
+        await add(base, "comes later")
+        await reach(base, "paused", "paused")
+        assert doer.calls == []
+        await pausing.end(pool, "deed.do")
+        await done(base, 2)
 
 
 class Leaky:

@@ -92,6 +92,11 @@ class Line:
         self.checking = False
         self.check_at = 0.0
 
+    async def ask(self) -> None:
+        """Know what is paused, before the first claim."""
+        if not self.asked:
+            self.pause(paused_kinds(await self.store.pausing.look(self.store.pool)))
+
     def pause(self, kinds: Collection[str] | None) -> bool:
         """Claim no jobs of `kinds` (None: of any kind) from now on; whether that changes something."""
         before, self.asked = self.open, True
@@ -385,8 +390,7 @@ class Dispatcher:
     async def _claim(self, line: Line, share: int) -> tuple[float, list[Claimed]]:
         asked = self._clock.monotonic()
         with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT)):
-            if not line.asked:
-                line.pause(paused_kinds(await line.store.pausing.look(line.store.pool)))
+            await line.ask()
             jobs = await line.store.claim(line.open, share, self._worker, self._lease, line.limits)
             return asked, jobs
 

@@ -181,8 +181,10 @@ class Receiver:
         try:
             if not self._stopping:
                 with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT)):
+                    await line.ask()
                     claim = await self._sending[line].claim(
                         [(bucket, id) for id, bucket in ids.items()],
+                        line.open,
                         line.names,
                         self._dispatcher.worker,
                         self._lease,

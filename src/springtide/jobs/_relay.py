@@ -173,6 +173,7 @@ class _Line:
                     self._taken = 0
                     self._rooms = [AHEAD - count for count in await self._sending.ahead(AHEAD)]
                 most = 1 if failing else MANY
+                await self.line.ask()
                 out = await self._sending.send(self.line.open, self._rooms, most)
         except (SpringtideError, asyncpg.PostgresError) as error:
             _log.warning("sending jobs of %s failed: %s", self.where, error)

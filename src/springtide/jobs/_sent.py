@@ -4,6 +4,7 @@
     sent  -> running    a claim by ids, of what was received
           -> held, limited, ready   as with the claim of what is ready: its order or its limit says so
           -> parked     who received it does not know its kind
+          -> paused     its kind has been paused meanwhile
           -> ready      it could not be published, or was not claimed in time
 
 `leased_until` of a sent row is until when the transport has it: TRUST seconds, doubled for each time that it
@@ -153,13 +154,17 @@ class Sending:
                 FOR UPDATE OF j SKIP LOCKED
             ), parked AS (
                 UPDATE {table} AS j
-                SET state = 'parked', leased_until = NULL, error = 'no worker knows this kind and version'
+                SET leased_until = NULL,
+                    state = CASE WHEN j.kind || '/' || j.version = ANY ($4::text[])
+                        THEN 'paused' ELSE 'parked' END,
+                    error = CASE WHEN j.kind || '/' || j.version = ANY ($4::text[])
+                        THEN j.error ELSE 'no worker knows this kind and version' END
                 FROM strange AS s WHERE j.bucket = s.bucket AND j.id = s.id
-                RETURNING j.id, j.kind || '/' || j.version AS name
+                RETURNING j.id, j.kind || '/' || j.version AS name, j.state
             )
-            SELECT id, name FROM parked
+            SELECT id, name, state FROM parked
             UNION ALL
-            SELECT j.id, NULL FROM {table} AS j JOIN named USING (bucket, id)
+            SELECT j.id, NULL, j.state FROM {table} AS j JOIN named USING (bucket, id)
             WHERE j.state = 'sent' AND NOT EXISTS (SELECT FROM parked AS p WHERE p.id = j.id)
         """  # noqa: S608
 
@@ -219,11 +224,15 @@ class Sending:
         self,
         received: Sequence[tuple[int, UUID]],
         names: Sequence[str],
+        known: Sequence[str],
         worker: str,
         lease: float,
         limits: Limits | None,
     ) -> Claim:
-        """Take what was received (buckets and ids, each once), as far as it is to be run now."""
+        """Take what was received (buckets and ids, each once), as far as it is to be run now.
+
+        `names` are the kinds and versions that may be: those of `known` that are not paused.
+        """
         sql = self._claim if limits is None else self._claim_limited
         buckets, ids = [bucket for bucket, _ in received], [id for _, id in received]
         placed = self.store.placed
@@ -233,13 +242,15 @@ class Sending:
         jobs = self.store.claimed([row for row in rows if not row["waits"]], placed=placed)
         parked: list[str] = []
         locked: set[UUID] = set()
+        waiting = len(rows) - len(jobs)
         if len(rows) < len(received):
             met = {row["id"] for row in rows}
             others = [(bucket, id) for bucket, id in received if id not in met]
             left = await self.store.pool.fetch(
-                self._left, [bucket for bucket, _ in others], [id for _, id in others], names
+                self._left, [bucket for bucket, _ in others], [id for _, id in others], names, known
             )
-            parked = [row["name"] for row in left if row["name"] is not None]
-            locked = {UUID(int=row["id"].int) for row in left if row["name"] is None}
-        dropped = len(received) - len(rows) - len(parked) - len(locked)
-        return Claim(jobs, parked, locked, len(rows) - len(jobs), dropped)
+            parked = [row["name"] for row in left if row["state"] == "parked"]
+            locked = {UUID(int=row["id"].int) for row in left if row["state"] == "sent"}
+            waiting += sum(row["state"] == "paused" for row in left)
+        dropped = len(received) - len(jobs) - waiting - len(parked) - len(locked)
+        return Claim(jobs, parked, locked, waiting, dropped)
