@@ -145,6 +145,13 @@ async def test_a_queue_that_somebody_deletes_is_made_again(broker: Broker) -> No
         (got,) = await waiting
         assert got.message.id == UUID(int=2)
         await transport.ack([got])
+        async with running(broker, name) as sender:  # which nobody helps: it has to see it itself
+            await publish(sender, messages(LINE, 3))
+            await transport.ack(await receive(transport, 1, lines=[LINE]))
+            await transport.stop()
+            await delete(broker, name)
+            await publish(sender, messages(LINE, 4))
+            await sender.ack(await receive(sender, 1, lines=[LINE]))
 
 
 async def test_what_is_none_of_ours_is_dropped(broker: Broker) -> None:

@@ -45,9 +45,6 @@ SHARE = 0.7
 DISK_FREE_BYTES = 200 * 1024 * 1024
 """With less room on its disk it takes no message: the disk must not become full."""
 
-ACK_WITHIN = 24 * 3600
-"""Seconds for which a job may run before its message is taken for forgotten; RabbitMQ's own are 1,800."""
-
 PLUGINS = "[rabbitmq_prometheus].\n"
 
 INETRC = '{lookup, [file]}.\n{host, {127,0,0,1}, ["localhost"]}.\n'
@@ -79,7 +76,6 @@ def conf(*, port: int, figures_port: int, max_bytes: int, folder: Path, tls: boo
         "prometheus.tcp.port": figures_port,
         "vm_memory_high_watermark.absolute": max_bytes,
         "disk_free_limit.absolute": DISK_FREE_BYTES,
-        "consumer_timeout": ACK_WITHIN * 1000,
         "heartbeat": 20,
         "log.file": "false",
         "log.console": "true",
