@@ -13,9 +13,11 @@ import math
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
+
+import msgspec
 
 from springtide._marks import NO_CACHE, Mark, encode_marks, mark_in, merge_mark
 from springtide.provenance import Provenance
@@ -373,6 +375,8 @@ class CausalityToken:
     def decode(cls, text: str) -> CausalityToken:
         """The inverse of `encode`. Raises ValueError naming the part that is malformed."""
         token = cls()
+        if not text:
+            return token
         for part in filter(None, text.split(",")):
             if part == PINNED:
                 token.pinned = True
@@ -418,8 +422,7 @@ class Identity:
     scopes: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True, gc=False):
     """W3C trace context: 32 and 16 hexadecimal digits, and whether the caller sampled it."""
 
     trace_id: str
@@ -530,14 +533,25 @@ def wanted_consistency() -> Consistency | None:
     return wanted
 
 
-@contextmanager
-def activate(context: RequestContext) -> Iterator[RequestContext]:
+class _Active:
+    """What `activate` returns: a class, because a generator would cost more than what it is around."""
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: RequestContext) -> None:
+        self._context = context
+
+    def __enter__(self) -> RequestContext:
+        self._token = _current.set(self._context)
+        return self._context
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
+
+
+def activate(context: RequestContext) -> AbstractContextManager[RequestContext]:
     """Make `context` the current one inside the block and in the tasks started there."""
-    token = _current.set(context)
-    try:
-        yield context
-    finally:
-        _current.reset(token)
+    return _Active(context)
 
 
 def detached() -> contextvars.Context:

@@ -82,7 +82,7 @@ class Finisher:
                         ids = await self.store.finish(
                             [run.claimed.run for run in runs],
                             self._worker,
-                            [run.result for run in runs],
+                            [run.result for run in runs] if any(run.result for run in runs) else None,
                             ordered=any(run.claimed.ordering_key is not None for run in runs),
                         )
                 except Exception as error:  # what it is shows again, and is judged, one by one

@@ -3,15 +3,16 @@
 in hand -> (gathering ->) running -> ended -> written, and out of hand. A slot is free again once the handler
 has ended. A run whose task breaks goes out of hand unwritten: its lease runs out.
 
-Most handlers end in the turn of the loop that began them. So jobs that were claimed together share one timer
-for their `max_run`, which looks at those that are left.
+Most handlers end in the turn of the loop that began them. So jobs that were claimed together share a task as
+long as none of them waits (`_turns.py`), and a timer for their `max_run`, which looks at those that are left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from springtide.clock import Clock
 from springtide.context import RequestContext, activate, detached
@@ -20,8 +21,9 @@ from springtide.jobs._finish import Finisher
 from springtide.jobs._heart import GRACE, Heart, Lease
 from springtide.jobs._run import JobRun, Outcome, Route
 from springtide.jobs._store import Claimed, Ending
+from springtide.jobs._turns import Row
 from springtide.jobs.job import JobKind
-from springtide.signals import JobFinished, Sink, TaskFailed
+from springtide.signals import JobFinished, NullSink, Sink, TaskFailed
 
 __all__ = ["Hands"]
 
@@ -57,6 +59,7 @@ class Hands:
         self._next_of_key = next_of_key
         self._clock = clock
         self._sink = sink
+        self._unheard = isinstance(sink, NullSink)  # of what goes well nothing is said then
         self._runs: dict[Lease, JobRun] = {}
         self._ended: dict[JobRun, tuple[Outcome, float]] = {}
         self._finishers: dict[JobRun, Finisher] = {}
@@ -102,19 +105,20 @@ class Hands:
 
     def take(self, claimed: Sequence[tuple[Claimed, Route]], finisher: Finisher, asked: float) -> None:
         """Begin what a claim that was sent at `asked` has brought."""
+        heart, now, until = self._heart(), self._clock.monotonic(), asked + self._lease
         alone = []
         for job, route in claimed:
             lease = Lease(
                 finisher.store,
                 job.run,
                 self.worker,
-                until=asked + self._lease,
+                until=until,
                 renew_until=asked + route.kind.max_run + GRACE,
             )
-            run = JobRun(job, route, finisher.store, lease, clock=self._clock)
+            run = JobRun(job, route, finisher.store, lease, clock=self._clock, begun=now)
             self._runs[lease] = run
             self._finishers[run] = finisher
-            self._heart().hold(lease)
+            heart.hold(lease)
             if self.draining:
                 run.cancel("returned")
                 self._end(run, run.judged(asyncio.CancelledError()))
@@ -122,16 +126,16 @@ class Hands:
                 lease.renew_until += route.handler.wait
                 self._gather((finisher, route.kind), run)
             else:
-                self._begin(run)
                 alone.append(run)
-        self._watch(alone)
+        if alone:
+            self._begin(alone)
+            self._watch(alone)
 
-    def _begin(self, run: JobRun) -> None:
-        run.task = task = asyncio.get_running_loop().create_task(
-            run.perform(), name=f"job {run.route.kind.name}", context=self._empty.copy()
-        )
+    def _begin(self, runs: Iterable[JobRun]) -> None:
+        row = Row(runs, ended=self._end, rest=self._begin, empty=self._empty)
+        task = asyncio.get_running_loop().create_task(row.perform(), name="jobs", context=self._empty.copy())
         self.tasks.add(task)
-        task.add_done_callback(lambda done: self._performed([run], done, lambda: [done.result()]))
+        task.add_done_callback(lambda done: self._rowed(row, done))
 
     def _gather(self, key: tuple[Finisher, JobKind], run: JobRun) -> None:
         if run.claimed.run.attempt >= ALONE_FROM:
@@ -160,7 +164,7 @@ class Hands:
         for run in runs:
             run.task = task
         self.tasks.add(task)
-        task.add_done_callback(lambda done: self._performed(runs, done, done.result))
+        task.add_done_callback(lambda done: self._performed(runs, done))
         self._watch(runs)
 
     def _watch(self, runs: list[JobRun]) -> None:
@@ -181,22 +185,40 @@ class Hands:
 
     # -- ending ----------------------------------------------------------------------------------------
 
-    def _performed(
-        self, runs: list[JobRun], task: asyncio.Task[object], outcomes: Callable[[], Sequence[Outcome]]
-    ) -> None:
+    def _rowed(self, row: Row, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            # cancelled with jobs left: the loop is closing
+            self._abandon([*([row.now] if row.now is not None else []), *row.left])
+            return
+        if row.now is not None:
+            self._abandon([row.now])
+        self._broke(task)
+        if row.left:
+            self._begin(row.left)
+
+    def _performed(self, runs: list[JobRun], task: asyncio.Task[list[Outcome]]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and task.exception() is None:
-            for run, outcome in zip(runs, outcomes(), strict=True):
+            for run, outcome in zip(runs, task.result(), strict=True):
                 self._end(run, outcome)
             return
+        self._abandon(runs, cancelled=task.cancelled())
+        if not task.cancelled():
+            self._broke(task)
+
+    def _abandon(self, runs: Sequence[JobRun], *, cancelled: bool = True) -> None:
         for run in runs:
-            if task.cancelled() and run.ended_by is not None:  # before its first step
+            if run.lease not in self._runs:
+                continue
+            if cancelled and run.ended_by is not None and run not in self._ended:  # before its first step
                 self._end(run, run.judged(asyncio.CancelledError()))
             else:
                 self._forget(run)
-        if not task.cancelled():
-            self._sink.emit(TaskFailed(task.get_name(), repr(task.exception()), None))
-            _log.error("%s broke; its lease will run out", task.get_name(), exc_info=task.exception())
+
+    def _broke(self, task: asyncio.Task[Any]) -> None:
+        self._sink.emit(TaskFailed(task.get_name(), repr(task.exception()), None))
+        _log.error("%s broke; its lease will run out", task.get_name(), exc_info=task.exception())
 
     def _end(self, run: JobRun, outcome: Outcome) -> None:
         self._ended[run] = outcome, self._clock.monotonic() - run.begun
@@ -213,12 +235,14 @@ class Hands:
         """How a run ended is in the database; `held` False: it was not ours any more."""
         (outcome, ending, error), seconds = self._ended[run]
         self._forget(run)
-        context = run.context if run.context is not None else RequestContext()
         if not held:
             outcome = "lost"
         if run.claimed.ordering_key is not None or run.claimed.limit_key is not None:
             self._next_of_key(run)
+        if self._unheard and outcome == "done":
+            return
         text = ending.error if ending is not None else repr(error) if error is not None else None
+        context = run.context if run.context is not None else RequestContext()
         if outcome not in ("done", "returned"):
             with activate(context):  # log lines carry the request and the trace
                 _report(run, outcome, ending, error, text)

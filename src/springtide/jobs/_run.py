@@ -36,6 +36,11 @@ Outcome = tuple[str, Ending | None, BaseException | None]
 
 DONE = Ending("done")
 
+WELL: Outcome = ("done", DONE, None)
+WELL_TRANSACTED: Outcome = ("done", None, None)
+
+_PRIORITIES = tuple(Priority)
+
 MAX_RESULT_CHARS = 65_536
 
 
@@ -91,7 +96,16 @@ class JobRun:
         "shared", "store", "task",
     )  # fmt: skip
 
-    def __init__(self, claimed: Claimed, route: Route, store: Store, lease: Lease, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        claimed: Claimed,
+        route: Route,
+        store: Store,
+        lease: Lease,
+        *,
+        clock: Clock,
+        begun: float | None = None,
+    ) -> None:
         self.claimed = claimed
         self.route = route
         self.store = store
@@ -99,7 +113,7 @@ class JobRun:
         self.ended_by: str | None = None
         self.context: RequestContext | None = None
         self.task: asyncio.Task[Any] | None = None
-        self.begun = clock.monotonic()
+        self.begun = clock.monotonic() if begun is None else begun
         self.id = str(claimed.run.id)
         self.limit = route.kind.max_run
         if claimed.remaining is not None:
@@ -130,16 +144,22 @@ class JobRun:
         if isinstance(opened, Unread):
             return opened.outcome
         job, context = opened
+        route = self.route
         try:
             with activate(context):
-                await self._handle(job)
+                if route.transactional:
+                    await self._transact(job)
+                elif route.kind.result:
+                    self._return(await route.method(route.implementation, job, self.view()))
+                else:
+                    await route.method(route.implementation, job, self.view())
         except asyncio.CancelledError as error:
             if self.ended_by is None and self.task is not None and self.task.cancelling():
                 raise  # the loop is closing
             return self.judged(error)
         except Exception as error:
             return self.judged(error)
-        return self.judged(None)
+        return WELL_TRANSACTED if route.transactional else WELL
 
     def open(self) -> tuple[Any, RequestContext] | Unread:
         """The job and the context to run it in, or why it is not run at all."""
@@ -155,7 +175,7 @@ class JobRun:
             return Unread(f"cannot be made of {name}: {_retry.describe(error)}", error)
         self.context = context = envelope.open(
             deadline=self._clock.monotonic() + self.limit,
-            priority=Priority(claimed.priority),
+            priority=_PRIORITIES[claimed.priority],
             attempt=claimed.run.attempt,
         )
         if claimed.position is not None:
@@ -189,11 +209,8 @@ class JobRun:
             transactional=self.route.transactional,
         )
 
-    async def _handle(self, job: Any) -> None:
+    async def _transact(self, job: Any) -> None:
         claimed, route = self.claimed, self.route
-        if not route.transactional:
-            self._return(await route.method(route.implementation, job, self.view()))
-            return
         async with route.database.write(Bucket(claimed.run.bucket)) as tx:
             self._return(await route.method(route.implementation, job, self.view(tx)))
             ending = DONE if self.result is None else Ending("done", result=self.result)
@@ -227,7 +244,7 @@ def judge(
     """What a run's end means; pure with `spread`, which is drawn when it is None. Success counts even when it
     came after we had cancelled."""
     if error is None:
-        return "done", None if transactional else DONE, None
+        return WELL_TRANSACTED if transactional else WELL
     cancelled = isinstance(error, asyncio.CancelledError)
     if isinstance(error, JobLost) or ended_by == "lost":
         return "lost", None, error

@@ -110,8 +110,19 @@ def waits_sql(table: str, row: str) -> str:
                 ) ELSE false END"""
 
 
-def claim_sql(schema: str, due: str, returning: str, *, more: str = "") -> str:
-    """Claim the rows that `due` gives, and hold those that wait; $3 is the worker, $4 its lease."""
+def claim_sql(
+    schema: str,
+    due: str,
+    returning: str,
+    *,
+    more: str = "",
+    found: str = "j.bucket = due.bucket AND j.id = due.id",
+) -> str:
+    """Claim the rows that `due` gives, and hold those that wait; $3 is the worker, $4 its lease.
+
+    `found` says which row is meant. By its place (ctid), a row that was changed between the statement's
+    snapshot and its lock is not claimed yet; whoever changed it rings, or it is polled for.
+    """
     return f"""
             WITH due AS MATERIALIZED ({due})
             UPDATE {schema}._job AS j
@@ -122,7 +133,7 @@ def claim_sql(schema: str, due: str, returning: str, *, more: str = "") -> str:
                 leased_until = CASE WHEN NOT due.waits
                     THEN clock_timestamp() + make_interval(secs => $4) END,
                 started_at = clock_timestamp(), finished_at = NULL{more}
-            FROM due WHERE j.bucket = due.bucket AND j.id = due.id
+            FROM due WHERE {found}
             RETURNING due.waits, {returning}
         """  # noqa: S608
 
@@ -140,8 +151,8 @@ class Statements:
                 SELECT found.*, {waits_sql(table, "found")} AS waits
                 FROM unnest($5::timestamptz[]) WITH ORDINALITY AS class (floor, number)
                 CROSS JOIN LATERAL (
-                    SELECT w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key, w.paced,
-                        w.priority, w.run_at
+                    SELECT w.ctid, w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key,
+                        w.paced, w.priority, w.run_at
                     FROM {table} AS w
                     WHERE w.state = 'ready' AND w.priority = class.number - 1
                         AND w.run_at >= class.floor AND w.run_at <= statement_timestamp()
@@ -152,12 +163,13 @@ class Statements:
                 LIMIT $2
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
         self.returning = returning = """
-            j.ordering_key, j.limit_key, extract(epoch FROM j.deadline - j.started_at)::float8 AS remaining,
-            j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context, j.priority,
-            j.max_attempts, j.enqueued_at, j.run_at, greatest(
-                extract(epoch FROM j.started_at - coalesce(j.due_at, j.run_at)), 0)::float8 AS waited
+            j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context::text, j.priority,
+            j.max_attempts, j.enqueued_at,
+            greatest(date_part('epoch', j.started_at - coalesce(j.due_at, j.run_at)), 0) AS waited,
+            j.ordering_key, j.limit_key, date_part('epoch', j.deadline - j.started_at) AS remaining,
+            date_part('epoch', j.run_at) AS rank
         """
-        self.claim = claim_sql(schema, due, returning)
+        self.claim = claim_sql(schema, due, returning, found="j.ctid = due.ctid")
         self.claim_limited = limited_claim(schema, due, returning)
         self.claim_placed = f"{self.claim}, {PLACE}"
         self.claim_limited_placed = f"{self.claim_limited}, {PLACE}"
@@ -232,17 +244,23 @@ class Statements:
                 WHERE patience.set IS NOT NULL
             ), gone AS (
                 DELETE FROM {table} AS j USING mine WHERE j.ctid = mine.ctid
-                RETURNING j.*, mine.result::jsonb AS result
+                RETURNING {HISTORY}, mine.result::jsonb AS result
             )
         """  # noqa: S608
         gone_one = f"""
             WITH gone AS (
                 DELETE FROM {table} AS j
                 WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND {running}
-                RETURNING j.*, $5::text::jsonb AS result
+                RETURNING {HISTORY}, $5::text::jsonb AS result
             )
         """  # noqa: S608
-        self.finish, self.finish_ordered = gone + into, gone + following + into
+        # NULL: all of them, as nearly always; else the ids of those that could be
+        some = f"""
+            , written AS ({into})
+            SELECT CASE WHEN count(*) < cardinality($2::uuid[])
+                THEN coalesce(array_agg(id), '{{}}') END AS some FROM written
+        """  # noqa: S608
+        self.finish, self.finish_ordered = gone + some, gone + following + some
         self.finish_one, self.finish_one_ordered = gone_one + into, gone_one + following + into
         self.let_next = f"""
             WITH gone AS (SELECT $1::smallint AS bucket, $2::text AS ordering_key, $3::uuid AS id)

@@ -68,15 +68,15 @@ class RunName(NamedTuple):
 class Claimed(NamedTuple):
     """A job as claimed. `waited` is how many seconds it had been due.
 
-    `position` covers the commit that enqueued it; None where the shard has no replicas. `remaining` is how
-    many seconds are left until its deadline, None when it has none.
+    `context` is the text of its envelope. `position` covers the commit that enqueued it; None where the shard
+    has no replicas. `remaining` is how many seconds are left until its deadline, None when it has none.
     """
 
     run: RunName
     kind: str
     version: int
     payload: bytes
-    context: Any
+    context: str
     priority: int
     max_attempts: int
     enqueued_at: datetime
@@ -174,24 +174,7 @@ class Store:
     @staticmethod
     def claimed(rows: Sequence[Any], *, placed: bool) -> list[Claimed]:
         """Rows of a claim."""
-        return [
-            Claimed(
-                RunName(row["bucket"], row["id"], row["attempt"]),
-                row["kind"],
-                row["version"],
-                row["payload"],
-                row["context"],
-                row["priority"],
-                row["max_attempts"],
-                row["enqueued_at"],
-                row["waited"],
-                position_of(row) if placed else None,
-                row["ordering_key"],
-                row["limit_key"],
-                row["remaining"],
-            )
-            for row in rows
-        ]
+        return [_claimed(row, placed) for row in rows]
 
     async def read(self) -> bool:
         """Move the cursor; whether there is something to claim that the last claims did not look at.
@@ -229,12 +212,13 @@ class Store:
     ) -> set[UUID]:
         """These runs are done: the ids of those that could be written down. The others: ask `end`.
 
-        `ordered`: some have an ordering key. Fails soon when somebody has locked one of the rows.
+        `results` None: none has one. `ordered`: some have an ordering key. Fails soon when somebody has
+        locked one of the rows.
         """
         names = [run.bucket for run in runs], [run.id for run in runs], [run.attempt for run in runs]
         sql = self.statements.finish_ordered if ordered else self.statements.finish
-        rows = await (queries or self.pool).fetch(sql, *names, worker, results or [None] * len(runs))
-        return {row["id"] for row in rows}
+        (row,) = await (queries or self.pool).fetch(sql, *names, worker, results)
+        return set(names[1] if row["some"] is None else row["some"])
 
     async def end(
         self,
@@ -344,4 +328,15 @@ class Store:
 
 
 def _order(row: Any) -> Any:
-    return row["priority"], row["run_at"], row["id"]
+    return row["priority"], row["rank"], row["id"]
+
+
+def _claimed(row: Any, placed: bool) -> Claimed:
+    (
+        _, bucket, id, attempt, kind, version, payload, context, priority, max_attempts, enqueued_at, waited,
+        ordering_key, limit_key, remaining, _, *_,
+    ) = row  # fmt: skip
+    return Claimed(
+        RunName(bucket, id, attempt), kind, version, payload, context, priority, max_attempts, enqueued_at,
+        waited, position_of(row) if placed else None, ordering_key, limit_key, remaining,
+    )  # fmt: skip

@@ -155,8 +155,7 @@ def kind_of(job: object) -> JobKind:
     return spec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One run of a job, as its handler sees it.
 
     `key` is the same for every run of the job and unique over all jobs of all modules: hand it to third
