@@ -37,6 +37,7 @@ from springtide.context import Position
 from springtide.db import Database
 from springtide.db.causality import position_of
 from springtide.jobs._cursor import EVERYTHING, PRIORITIES, Cursor, Reading
+from springtide.jobs._inbox import forget_sql
 from springtide.jobs._limited import Limits
 from springtide.jobs._pausing import Pausing
 from springtide.jobs._statements import BATCH, MEASURED, Statements
@@ -303,6 +304,10 @@ class Store:
     async def sweep(self) -> int:
         """Move a batch of jobs that are done but still in the queue to the history; how many."""
         return len(await self.pool.fetch(self.statements.sweep))
+
+    async def forget(self, kept: float) -> int:
+        """Forget a batch of what the inbox has known for longer than `kept` seconds; how many."""
+        return len(await self.pool.fetch(forget_sql(self.schema), kept))
 
     async def measure(self) -> list[Found]:
         jobs: dict[str, Counter[str]] = {}

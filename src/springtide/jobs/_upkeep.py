@@ -7,7 +7,7 @@ Park: jobs that nobody here knows and nobody took for `park_after` seconds are s
 worker knows their kind and version makes them ready again. So a rolling deploy loses nothing in either
 direction. Pause: kinds that operators have paused are claimed no more and set aside (`_pausing.py`).
 History: its partitions are made ahead, and dropped when all in them is older than `keep_done`
-seconds. Measure: depth and age.
+seconds; what the inbox has known for long is forgotten. Measure: depth and age.
 Every statement skips rows that another worker has, so any number of workers may do this at once.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from springtide.clock import Clock
 from springtide.context import Ledger, Priority, RequestContext, activate
 from springtide.jobs._dispatch import Line
+from springtide.jobs._inbox import KEPT
 from springtide.jobs._pausing import paused_kinds
 from springtide.jobs._sent import Sending
 from springtide.jobs._store import BATCH
@@ -128,6 +129,9 @@ class Upkeep:
     async def _keep(self) -> None:
         for _ in range(MAX_SWEEPS):
             if await self._store.sweep() < BATCH:
+                break
+        for _ in range(MAX_SWEEPS):
+            if await self._store.forget(KEPT) < BATCH:
                 break
         await self._history.tend(self._keep_done)
 

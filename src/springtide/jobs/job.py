@@ -23,6 +23,7 @@ import msgspec
 
 from springtide.context import Priority
 from springtide.errors import JobError, JobLost
+from springtide.jobs._inbox import MAX_PART_CHARS, enter_sql
 from springtide.outbox.kinds import KIND, Upcast
 
 if TYPE_CHECKING:
@@ -176,6 +177,17 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         if self.transaction is None:
             raise JobError('only a handler with effect="transactional" has the finishing transaction')
         return self.transaction
+
+    async def once(self, tx: WriteTransaction, part: str = "") -> bool:
+        """For effects that do not commit with the end of the job, on another shard: whether `tx` is the first
+        that says so for this job and `part`. Then write the effect in it; when it is False, it is there.
+
+        It is known for 30 days: a job that is run again after that repeats its effect. `part` tells the
+        effects of one job in one bucket apart. Raises JobError.
+        """
+        if len(part) > MAX_PART_CHARS or "\0" in part:
+            raise JobError(f"part must have at most {MAX_PART_CHARS} characters without NUL, got {part!r}")
+        return bool(await tx.fetch(enter_sql(tx.database.schema), tx.bucket, self.id, part))
 
     async def progress(self, value: Any) -> None:
         """Keep how far this run is, any value that JSON has; `springtide.jobs.look` shows it meanwhile.
