@@ -9,8 +9,11 @@ rounds. Both queues keep a history of what is done.
 - `latency_p50_vs_pgqueuer`, `latency_p99_vs_pgqueuer`: from the call that enqueues to the handler at 33 jobs
   per second, ours over its: below 1 is faster.
 - `tx_effect_vs_raw`: no-op jobs with a transactional effect per second over the same statements by hand.
-- `held_xmin_slowdown`: how much longer a drain takes after a transaction has been held open while jobs were
-  enqueued and drained, over before; `held_xmin_slowdown_plain`: of the same queue without its cursor.
+- `late_commit_skipped`: jobs that are not run, of eight writers whose transactions commit out of order.
+- `long_job_duplicates`: how often too many a job is begun that takes three times its lease.
+- `held_xmin_slowdown`: how much longer a drain takes when a transaction of its database has been held open
+  for five minutes (--quick: as long as the other rounds) while jobs were enqueued and drained, over before;
+  `held_xmin_slowdown_plain`: of the same queue without its cursor.
 """
 
 from __future__ import annotations
@@ -19,18 +22,20 @@ import asyncio
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import asyncpg
 import uvloop
 
 from bench._harness import arguments, finish
 from bench._jobs_peers import Contender, Springtide, by_hand, pgqueuer_queue, springtide_queue
-from springtide.jobs._store import Store
+from bench._jobs_promises import held_open, late_commits_skipped, long_job_duplicates
 from springtide.ops.runner.postgres import EmbeddedPostgres
 
 EVERY = 0.03
+
+HELD = 300.0
 
 
 def percentile(figures: Sequence[float], share: float) -> float:
@@ -54,38 +59,13 @@ async def drains(ours: Springtide, theirs: Contender, count: int, hands: int, ro
     return found
 
 
-async def held(ours: Springtide, url: str, churn: int, *, plain: bool) -> float:
-    """How much longer a drain of the same jobs takes after `churn` jobs ran under a held transaction."""
-    read, floors = Store.read, 5000
-
-    async def nothing(self: Store) -> bool:
-        return False
-
-    if plain:
-        Store.read = nothing  # type: ignore[method-assign]
-    try:
-        await ours.pool.execute("vacuum analyze bench._job")
-        connection = await asyncpg.connect(url)
-        try:
-            transaction = connection.transaction(isolation="repeatable_read")
-            await transaction.start()
-            await connection.fetch("select count(*) from bench._job")
-            await ours.enqueue(floors)
-            before = await ours.drain(floors, 50)
-            for _ in range(0, churn, floors):
-                await ours.enqueue(floors)
-                after = await ours.drain(floors, 50)
-            await transaction.rollback()
-        finally:
-            await connection.close()
-        return after / before - 1
-    finally:
-        Store.read = read  # type: ignore[method-assign]
-
-
-async def measure(url: str, *, quick: bool, rounds: int) -> dict[str, float]:
+async def measure(url: str, held_url: str, *, quick: bool, rounds: int) -> dict[str, float]:
     figures: dict[str, float] = {}
-    async with springtide_queue(url) as ours, pgqueuer_queue(url) as theirs:
+    async with (
+        springtide_queue(url) as ours,
+        pgqueuer_queue(url) as theirs,
+        held_open(held_url, 1000 if quick else 5000, 1 if quick else 3) as held,
+    ):
         count = 2000 if quick else 20_000
         for one in (ours, theirs):  # what is compiled, planned and opened once
             await one.enqueue(1000)
@@ -94,6 +74,7 @@ async def measure(url: str, *, quick: bool, rounds: int) -> dict[str, float]:
             some = count if hands >= 50 else count // 2
             ratios = await drains(ours, theirs, some, hands, rounds)
             figures[f"{name}_vs_pgqueuer"] = statistics.median(ratios)
+            await held.churn()
         enqueues = []
         for number in range(rounds):
             seconds = {}
@@ -137,9 +118,15 @@ async def measure(url: str, *, quick: bool, rounds: int) -> dict[str, float]:
             effects.append(seconds["raw"] / seconds["ours"])
             print(f"transactional: {some / seconds['ours']:.0f}/s, by hand {some / seconds['raw']:.0f}/s")
         figures["tx_effect_vs_raw"] = statistics.median(effects)
-        churn = 10_000 if quick else 200_000
-        figures["held_xmin_slowdown"] = await held(ours, url, churn, plain=False)
-        figures["held_xmin_slowdown_plain"] = await held(ours, url, churn, plain=True)
+        figures["late_commit_skipped"] = await late_commits_skipped(ours, 20 if quick else 200)
+        figures["long_job_duplicates"] = await long_job_duplicates(ours)
+        if not quick:
+            for _ in range(20):
+                await held.churn()
+        figures["held_xmin_slowdown"], figures["held_xmin_slowdown_plain"] = await held.slowdowns(
+            0 if quick else HELD, 1 if quick else 3
+        )
+        print(f"a transaction was held open for {time.monotonic() - held.begun:.0f} s")
     return figures
 
 
@@ -149,8 +136,11 @@ async def main() -> None:
     server = EmbeddedPostgres("db", home=home)
     try:
         await server.start()
-        await server.ensure_database("bench")
-        figures = await measure(server.url("bench"), quick=options.quick, rounds=options.rounds)
+        for name in ("bench", "held"):
+            await server.ensure_database(name)
+        figures = await measure(
+            server.url("bench"), server.url("held"), quick=options.quick, rounds=options.rounds
+        )
     finally:
         await server.stop()
         shutil.rmtree(home, ignore_errors=True)
