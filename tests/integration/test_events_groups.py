@@ -33,6 +33,7 @@ from springtide.db import Database
 from springtide.db.pool import Pool
 from springtide.errors import EventError, EventFailed
 from springtide.events import Delivery, Group, On, Upcast, event, operating, publish
+from springtide.events._log import Log
 from springtide.events.publish import lane_of
 from springtide.lifecycle import Group as Services
 from springtide.signals import EventsHandled
@@ -269,6 +270,28 @@ async def test_who_lost_the_lane_changes_nothing(database: Database, urls: Urls)
         await until(lambda: heard.of(EventsHandled))
     assert [one.outcome for one in heard.of(EventsHandled)] == ["lost"]
     assert [row["what"] for row in await seen(database)] == ["a", "b"]
+
+
+async def test_a_lane_that_was_taken_over_is_lost_at_once(database: Database, urls: Urls) -> None:
+    """Also before the new holder has moved anything: who held it before cannot move it."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(fact: Told, delivery: Delivery) -> None:
+        begun.set()
+        await go.wait()
+
+    heard = Heard()
+    async with working(database, urls, (group("ears", [WRITE]), Listener(wait)), sink=heard, slots=1):
+        await tell(database, "a")
+        await begun.wait()
+        await database.pools["main"].execute(
+            "update facts._event_lane set leased_until = clock_timestamp() - interval '1 s' where worker > ''"
+        )
+        (lane,) = await Log(database, "main").claim(["ears"], [60.0], ["ears fact.told/1"], 1, "other")
+        go.set()
+        await until(lambda: heard.of(EventsHandled))
+        assert [one.outcome for one in heard.of(EventsHandled)] == ["lost"]
+        assert await seen(database) == [] and lane.pos == 0 and lane.attempt == 2
 
 
 async def test_a_worker_that_stops_leaves_its_lanes_at_once(database: Database, urls: Urls) -> None:
