@@ -25,6 +25,7 @@
     │   ├── DatabaseUnavailable       no connection to the server can be made or kept
     │   ├── MembersUnknown            nobody says which servers a cluster has now
     │   ├── RedisUnavailable          no answer of a Redis server, or none in time; says who and why
+    │   ├── QueueOverloaded           jobs of a kind wait longer than it allows: no more are taken now
     │   ├── TransportUnavailable      the broker that carries jobs does not answer; they wait in SQL
     │   ├── LoadTimeout               the loader of a cached value took longer than its class allows
     │   ├── LoadsSaturated            too many loads of cached values wait for their turn already
@@ -100,6 +101,7 @@ __all__ = [
     "PoolSaturated",
     "PoolTimeout",
     "ProcessCrashed",
+    "QueueOverloaded",
     "RedisError",
     "RedisUnavailable",
     "ReplicaConflict",
@@ -291,6 +293,19 @@ class RedisUnavailable(Unavailable):
         self.address = address
         self.what = what
         super().__init__(f"redis {address}: {what}", retry_after=retry_after)
+
+
+class QueueOverloaded(Unavailable):
+    """The oldest job of `kind` waits for `age` seconds, more than its `limit`: this one was not enqueued."""
+
+    def __init__(self, kind: str, *, age: float, limit: float, retry_after: float) -> None:
+        self.kind = kind
+        self.age = age
+        self.limit = limit
+        super().__init__(
+            f"jobs of kind {kind} wait for {age:.0f} s, more than {limit:g} s: no more are taken now",
+            retry_after=retry_after,
+        )
 
 
 class TransportUnavailable(Unavailable):

@@ -35,6 +35,7 @@ from springtide.errors import ConfigurationError, MigrationError
 from springtide.events import EventWorker, Publisher, Subscription, kind_of
 from springtide.identity.positions import Positions
 from springtide.jobs import Enqueuer, Queue, Scheduler, Worker
+from springtide.jobs.pressure import Pressure
 from springtide.lifecycle import Group, Periodic, Service, StartStop
 from springtide.outbox import Bell
 from springtide.services.module import Interface, Module, ModuleContext
@@ -161,6 +162,7 @@ class Platform:
             clock=self.clock,
         )
         self._bell = Bell(clock=self.clock, sink=self.sink)
+        self._pressure = Pressure(clock=self.clock, sink=self.sink)
         home_cluster = _home_cluster(topology)
         self._positions = (
             Positions(self.pools[home_cluster], lifetime=LIFETIME, clock=self.clock, sink=self.sink)
@@ -306,6 +308,7 @@ class Platform:
                 carrying.append(self._carrier)
             tokens = [service for service in carrying if service is not None]
             parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
+            parts += [self._pressure] if self._pressure.needed else []
             parts += [self._bell, *tokens, *self._identity, *self._caching.services, *lively]
             parts += self._caching.beside(serving=self._wrapped)
             self._group = Group(self.name, parts, sink=self.sink)
@@ -513,11 +516,11 @@ class Platform:
         spec = self.topology.database(module.name)
         shards = ShardMap.even(spec.shards)
         names = [handler.kind.name for handler in module.jobs]
-        enqueue = Enqueuer(names=names, bell=self._bell)
+        enqueue = Enqueuer(names=names, bell=self._bell, pressure=self._pressure)
         local = [
             shard for shard in spec.shards if spec.durability == "async" and self.topology.confirmed(shard)
         ]
-        return Database(
+        database = Database(
             module.name,
             shards,
             self.pools,
@@ -528,6 +531,8 @@ class Platform:
             enqueue=enqueue,
             publish=Publisher(names=[kind_of(event).name for event in module.publishes], bell=self._bell),
         )
+        self._pressure.watch(database, [handler.kind for handler in module.jobs])
+        return database
 
     def _causality_keys(self) -> CausalityKeys:
         """Keys from SPRINGTIDE_CAUSALITY_KEY, else secrets/causality.key. Blocks."""

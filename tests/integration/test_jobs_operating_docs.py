@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.jobs_support import add, deeds
 
+from springtide.jobs import kind_of
 from springtide.ops import jobs_commands
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "jobs-operating.md").read_text("utf-8")
@@ -15,9 +16,11 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
 
 
 async def test_the_round_of_the_morning_runs(database_urls: tuple[str, str], tmp_path: Path) -> None:
-    (code,) = [text for kind, text in BLOCKS if kind == "python"]
     names: dict[str, object] = {}
-    exec(code, names)
+    for code in [text for kind, text in BLOCKS if kind == "python"]:
+        exec(code, names)
+    assert kind_of(names["Digest"]).overload == "refuse"
+    assert kind_of(names["SearchText"]).overload == "slow"
     async with deeds(database_urls, tmp_path / "migrations") as database:
         await add(database, "a")
         for pool in database.pools.values():

@@ -3,6 +3,7 @@
 job       what a job is, and who handles it
 enqueue   into the caller's write transaction, one or many
 results   what became of one job
+pressure  keeps producers back when a queue is behind
 worker    claims, leases, retries, dead letters, drain
 schedule  what is enqueued by the clock, and when
 scheduler each slot of a schedule once, over all processes

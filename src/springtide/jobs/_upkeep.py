@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from springtide.clock import Clock
 from springtide.context import Ledger, Priority, RequestContext, activate
+from springtide.jobs._ages import Ages
 from springtide.jobs._dispatch import Line
 from springtide.jobs._inbox import KEPT
 from springtide.jobs._pausing import paused_kinds
@@ -74,6 +75,9 @@ class Upkeep:
         self._sink = sink
         self._measured = self._rescued = self._kept = self._freed = self._recalled = float("-inf")
         self._paused: set[str] | None = set()
+        self._ages = Ages(self._store.schema)
+        kinds = [route.kind for route in line.routes.values()]
+        self._guarded = sorted({kind.kind for kind in kinds if kind.max_age is not None})
         self._history = Days(self._store.pool, self._store.schema, "_job_done", "finished_at")
         self._kinds = {route.kind.kind for route in line.routes.values()}
         self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
@@ -98,6 +102,8 @@ class Upkeep:
                 await self._recall()
                 self._recalled = self._clock.monotonic()
             await self._park()
+            if self._guarded:
+                await self._tell_ages()
             if self._passed(self._kept, min(HISTORY, self._keep_done)):
                 await self._keep()
                 self._kept = self._clock.monotonic()
@@ -122,6 +128,14 @@ class Upkeep:
                 break
         if changed or back:
             self._ring(self._store.shard, self._store.schema)
+
+    async def _tell_ages(self) -> None:
+        """Producers of some kinds want to know how old the queue is."""
+        if await self._ages.turn(self._store.pool):
+            found = {entry.kind: entry for entry in await self._store.measure()}
+            waiting = {kind: entry.age for kind, entry in found.items() if entry.ready or entry.sent}
+            ages = {kind: waiting.get(kind) for kind in self._guarded}
+            await self._ages.write(self._store.pool, ages)
 
     def _passed(self, since: float, seconds: float) -> bool:
         return self._clock.monotonic() - since >= seconds

@@ -15,10 +15,12 @@ from uuid import UUID
 from springtide.context import Priority
 from springtide.jobs._rows import MAX_PAYLOAD_BYTES, accept, row, rows
 from springtide.jobs._statements import insert_many_sql, insert_sql
+from springtide.jobs.job import JobKind
 from springtide.outbox.bell import Bell
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
+    from springtide.jobs.pressure import Pressure
 
 __all__ = ["MAX_PAYLOAD_BYTES", "Enqueuer", "enqueue", "enqueue_many"]
 
@@ -32,11 +34,19 @@ class Enqueuer:
     names: `kind/version` of the module's handlers. A job that none of them takes is refused here, in the
            request that made the mistake. None means that handlers are elsewhere and nothing is checked.
     bell:  rung after the commit; None means that workers find the job by polling.
+    pressure: refuses or slows producers of kinds whose queue is behind; None: nobody does.
     """
 
-    def __init__(self, *, names: Collection[str] | None = None, bell: Bell | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        names: Collection[str] | None = None,
+        bell: Bell | None = None,
+        pressure: Pressure | None = None,
+    ) -> None:
         self._names = frozenset(names) if names is not None else None
         self._bell = bell
+        self._pressure = pressure
 
     async def __call__(
         self,
@@ -53,6 +63,7 @@ class Enqueuer:
     ) -> UUID:
         """See `enqueue`."""
         spec = accept(job, self._names, tx.database.name, listed=LISTED)
+        self._admit(tx, {spec})
         added = await tx.fetch_one(
             insert_sql(tx.database.schema),
             *row(
@@ -78,6 +89,7 @@ class Enqueuer:
     ) -> list[UUID]:
         """See `enqueue_many`."""
         specs = [accept(job, self._names, tx.database.name, listed=LISTED) for job in jobs]
+        self._admit(tx, set(specs))
         sql = insert_many_sql(tx.database.schema)
         added: list[UUID] = []
         for ids, values in rows(
@@ -89,6 +101,11 @@ class Enqueuer:
         if added:
             self._ring(tx, delay or 0.0)
         return added
+
+    def _admit(self, tx: WriteTransaction, kinds: Collection[JobKind]) -> None:
+        if self._pressure is not None:
+            for kind in kinds:
+                self._pressure.admit(tx, kind)
 
     def _ring(self, tx: WriteTransaction, due_in: float) -> None:
         bell = self._bell

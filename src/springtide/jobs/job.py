@@ -29,11 +29,13 @@ from springtide.outbox.kinds import KIND, Upcast
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["Effect", "Handler", "JobKind", "Run", "Upcast", "job", "kind_of"]
+__all__ = ["Effect", "Handler", "JobKind", "Overload", "Run", "Upcast", "job", "kind_of"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 Effect = Literal["any", "transactional"]
+
+Overload = Literal["refuse", "slow"]
 
 _ATTRIBUTE = "__springtide_job__"
 
@@ -57,6 +59,8 @@ class JobKind:
     concurrency: int | None = None
     rate: int | None = None
     per: float = 1.0
+    max_age: float | None = None
+    overload: Overload | None = None
 
     def __post_init__(self) -> None:
         if not KIND.fullmatch(self.kind):
@@ -82,6 +86,14 @@ class JobKind:
             raise JobError(f"job {self.kind}: rate must be >= 1, got {self.rate}")
         if not 0 < self.per <= 86_400:
             raise JobError(f"job {self.kind}: per must be > 0 seconds and at most a day, got {self.per}")
+        if self.overload not in (None, "refuse", "slow"):
+            raise JobError(f'job {self.kind}: overload must be "refuse" or "slow", got {self.overload!r}')
+        if self.max_age is not None and not self.max_age > 0:
+            raise JobError(f"job {self.kind}: max_age must be > 0 seconds, got {self.max_age}")
+        if (self.max_age is None) != (self.overload is None):
+            raise JobError(
+                f"job {self.kind}: max_age and overload go together, got {self.max_age} and {self.overload!r}"
+            )
 
     @property
     def limited(self) -> bool:
@@ -107,6 +119,8 @@ def job(
     concurrency: int | None = None,
     rate: int | None = None,
     per: float = 1.0,
+    max_age: float | None = None,
+    overload: Overload | None = None,
 ) -> Callable[[type[S]], type[S]]:
     """Declare a frozen msgspec struct to be a job.
 
@@ -119,6 +133,9 @@ def job(
     concurrency:  how many may run at once of one limit key (see `enqueue`), over all workers of a shard.
     rate, per:    how many of one limit key may begin in `per` seconds: so many at once after a pause, then
                   one every per / rate. A retry counts.
+    max_age:      seconds that the oldest due job of the kind may wait on a shard; None: any.
+    overload:     what becomes of producers beyond that: "refuse" raises QueueOverloaded, "slow" lets a write
+                  return up to a second later; see `springtide.jobs.pressure`.
 
     Raises JobError.
     """
@@ -134,6 +151,8 @@ def job(
         concurrency=concurrency,
         rate=rate,
         per=per,
+        max_age=max_age,
+        overload=overload,
     )
 
     def declare(cls: type[S]) -> type[S]:
