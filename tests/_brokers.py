@@ -29,7 +29,9 @@ PATIENCE = 400.0
 
 WATCH = """
 read -r _ && exit
-for file in "$0"/*.pid; do read -r pid < "$file" && kill -CONT "$pid" && kill -KILL "$pid"; done
+for process in /proc/[0-9]*; do
+  grep -qs "SPRINGTIDE_HOME=$0/home" "$process/environ" && kill -KILL "${process#/proc/}"
+done
 rm -rf "$0"
 """
 
@@ -75,7 +77,6 @@ class _Broker(Generic[S]):
         if not self._alive:
             self._run(self.server.start())
             self._alive = True
-            (self.folder / "server.pid").write_text(f"{self.pid}\n")
 
     def stop(self) -> None:
         """End it in order."""
@@ -111,7 +112,6 @@ class _Broker(Generic[S]):
 
     def _forget(self) -> None:
         self._alive = False
-        (self.folder / "server.pid").unlink(missing_ok=True)
 
     def _run(self, work: Coroutine[Any, Any, object]) -> None:
         self._loop.run(work, timeout=PATIENCE + 20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -57,6 +58,7 @@ def home() -> Iterator[Path]:
     yield folder / "home"
     for pid in left_brokers(Home(folder / "home")):
         kill(pid)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def node(found: Project, name: str = "broker") -> dict[str, Any]:
