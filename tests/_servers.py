@@ -1,6 +1,7 @@
 """Real servers that single tests need: `@pytest.mark.needs("postgresql-15")`, named by Debian package.
 
-A missing one skips the test, and the summary lists what is missing; under CI=true it fails instead.
+A missing one skips the test, and the summary lists what is missing; under CI=true it fails instead. What a
+stand-in for a server cannot be asked (`not_asked`) is in the summary too.
 """
 
 from __future__ import annotations
@@ -64,6 +65,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("servers that are not installed", sep="!", red=True, bold=True)
         for package, count in sorted(absent.items()):
             terminalreporter.line(f"{package}: {count} tests did not run. As root: make servers", yellow=True)
+    left_out = [
+        f"{report.nodeid}: {what}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, what in report.user_properties
+        if name == _NOT_ASKED
+    ]
+    if left_out:
+        terminalreporter.section("not asked of faithful stand-ins", sep="!", yellow=True, bold=True)
+        for line in left_out:
+            terminalreporter.line(line, yellow=True)
 
+
+def not_asked(request: pytest.FixtureRequest, what: str) -> None:
+    """Have the summary say that this test left `what` out, because its server is a stand-in."""
+    request.node.user_properties.append((_NOT_ASKED, what))
+
+
+_NOT_ASKED = "not asked of a stand-in"
 
 _ABSENT: pytest.StashKey[dict[str, int]] = pytest.StashKey()

@@ -31,7 +31,7 @@ from tests._servers import (  # hooks: pytest finds them by name here
     pytest_terminal_summary,
 )
 from tests.servers import LoopThread, PostgresServer
-from tests.transports import BROKERS, Broker
+from tests.transports import Broker, begin
 
 __all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup", "pytest_terminal_summary"]
 
@@ -202,6 +202,6 @@ def _shared_brokers() -> Iterator[dict[str, Broker]]:
 def broker(request: pytest.FixtureRequest, _shared_brokers: dict[str, Broker]) -> Iterator[Broker]:
     kind = request.param
     if kind not in _shared_brokers:
-        _shared_brokers[kind] = BROKERS[kind][0]()
+        _shared_brokers[kind] = begin(kind)
     yield _shared_brokers[kind]
     _shared_brokers[kind].start()

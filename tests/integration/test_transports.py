@@ -29,7 +29,7 @@ from tests.jobs_support import (
     until,
     worker,
 )
-from tests.transports import BROKERS, Broker, connect, fresh_name, params
+from tests.transports import Broker, begin, connect, fresh_name, params
 
 from springtide.context import Priority
 from springtide.db import Database
@@ -60,7 +60,7 @@ class Way:
 
 def _way(kind: str, shared: dict[str, Broker]) -> Iterator[Way]:
     if kind not in shared:
-        shared[kind] = BROKERS[kind][0]()
+        shared[kind] = begin(kind)
     yield Way(shared[kind])
     shared[kind].start()
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import pytest
+from tests._servers import not_asked
 from tests.jobs_support import until
 from tests.transports import Broker, connect, fresh_name, params
 
@@ -182,7 +183,9 @@ async def test_what_a_dead_receiver_had_comes_again(broker: Broker) -> None:
             await other.ack(found)
 
 
-async def test_a_broker_that_is_away_is_said_and_found_again(broker: Broker) -> None:
+async def test_a_broker_that_is_away_is_said_and_found_again(
+    broker: Broker, request: pytest.FixtureRequest
+) -> None:
     """Killed, it makes every call raise TransportUnavailable within a bound; started again, it serves, and
     what it had confirmed is there again where it says so."""
     name = fresh_name()
@@ -199,7 +202,9 @@ async def test_a_broker_that_is_away_is_said_and_found_again(broker: Broker) -> 
                 while True:
                     await transport.receive([FIRST, LAST], 1, 0.1)
         broker.start()
-        if transport.capabilities.survives_restart:
+        if not broker.real:
+            not_asked(request, "whether what was confirmed is there after a restart: its memory is lost")
+        elif transport.capabilities.survives_restart:
             assert UUID(int=2) in {one.message.id for one in await receive(transport, 1, lines=[LAST])}
         await publish(transport, messages(FIRST, 4))
         async with asyncio.timeout(60):

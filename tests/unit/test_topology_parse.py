@@ -171,6 +171,14 @@ def test_a_given_redis_may_be_a_server_a_socket_sentinels_or_a_cluster() -> None
         assert rule in only(f"{text}'{url}'"), url
 
 
+def test_sqs_is_given() -> None:
+    """Nobody starts it here, so it needs a url that leads to it."""
+    text, good = HEAD + "[nodes.b]\nkind = 'sqs'\n", "https://sqs.eu-central-1.amazonaws.com"
+    assert "nodes.b.url: is required, because a node of kind sqs" in only(text)
+    assert loads(f"{text}url = '{good}'").nodes["b"].url == good
+    assert "must start with http:// or https://" in only(f"{text}url = 'sqs://h'")
+
+
 def test_too_many_connections_says_what_to_set() -> None:
     """The number in the sentence is the smallest that works."""
     text = HEAD + "[servers]\ncount = 10\n[nodes.db]\nmax_connections = "

@@ -10,12 +10,14 @@ __all__ = ["KINDS", "Kind"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """`schemes` are those of a given node's url, `least_bytes` what a supervised one's memory must be."""
+    """`schemes` are those of a given node's url, `least_bytes` what a supervised one's memory must be; a kind
+    that is `given` has no supervised ones."""
 
     name: str
     says: str
     schemes: tuple[str, ...]
     least_bytes: int = 0
+    given: bool = False
 
 
 _WEB = ("http", "https")
@@ -37,7 +39,7 @@ KINDS = MappingProxyType(
             Kind(name="rabbitmq", says="RabbitMQ broker", schemes=("amqp", "amqps"), least_bytes=256 * 2**20),
             Kind(name="nats", says="NATS JetStream broker", schemes=("nats", "tls")),
             Kind(name="kafka", says="Kafka broker", schemes=("kafka",)),
-            Kind(name="sqs", says="SQS queue service", schemes=_WEB),
+            Kind(name="sqs", says="SQS queue service", schemes=_WEB, given=True),
             Kind(name="opensearch", says="OpenSearch engine", schemes=_WEB),
             Kind(name="mongodb", says="MongoDB document store", schemes=("mongodb", "mongodb+srv")),
             Kind(

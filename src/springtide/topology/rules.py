@@ -89,6 +89,9 @@ def _nodes(topology: Topology) -> Iterator[TopologyFault]:
                 f"nodes.{name}.memory_bytes", node.memory_bytes, f"must be >= {least} for {node.kind}"
             )
         if node.url is None:
+            if KINDS[node.kind].given:
+                rule = f"is required, because a node of kind {node.kind} is not started here"
+                yield _fault(f"nodes.{name}.url", None, rule)
             continue
         for key in ("port", "cpu", "memory_bytes"):
             if getattr(node, key) is not None:

@@ -4,6 +4,7 @@ seam      messages, capabilities, and what a driver gives
 redis     Redis Streams
 rabbitmq  RabbitMQ's quorum queues
 nats      NATS JetStream
+sqs       SQS
 
 The transport `postgres` is no driver: without a broker workers claim from SQL. A driver, and the client
 library that it needs, is imported when a worker of a platform that names it is built.
@@ -27,6 +28,7 @@ DRIVERS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "redis": ("springtide.jobs.transports.redis", "RedisTransport"),
         "rabbitmq": ("springtide.jobs.transports.rabbitmq", "RabbitTransport"),
         "nats": ("springtide.jobs.transports.nats", "NatsTransport"),
+        "sqs": ("springtide.jobs.transports.sqs", "SqsTransport"),
     }
 )
 """Module and class by kind of node."""
