@@ -43,6 +43,7 @@
     ├── JobLost                       the worker does not own this run of the job any more
     ├── EventFailed                   raised by an event's handler: trying again cannot help
     ├── EventLost                     the worker does not hold this lane of the group any more
+    ├── StepRefused                   raised by a step of a workflow: it had no effect and never will
     ├── InvalidToken                  a signed token is malformed, expired or not ours
     ├── InvalidCursor                 a pagination cursor was not made by this query
     ├── IdempotencyError              an idempotency key cannot be used, or not now
@@ -113,6 +114,7 @@ __all__ = [
     "SpringtideError",
     "StageNotBuilt",
     "StalenessUnknown",
+    "StepRefused",
     "TopologyError",
     "TopologyFault",
     "TransportRefused",
@@ -378,6 +380,10 @@ class RedisError(SpringtideError):
 
 class JobFailed(SpringtideError):
     """Raised by a job's handler to say that trying again cannot help: the job becomes a dead letter."""
+
+
+class StepRefused(SpringtideError):
+    """Raised by a step of a workflow: it had no effect and never will, so the steps before it are undone."""
 
 
 class JobLost(SpringtideError):

@@ -33,8 +33,10 @@ from springtide.db.pool import Pool
 from springtide.db.servers import RoutingSettings, Servers
 from springtide.errors import ConfigurationError, MigrationError
 from springtide.events import EventWorker, Publisher, Subscription, kind_of
+from springtide.flows import Flows, FlowUpkeep
 from springtide.identity.positions import Positions
-from springtide.jobs import Enqueuer, Queue, Scheduler, Worker
+from springtide.jobs import Enqueuer, Handler, Queue, Scheduler, Worker
+from springtide.jobs import kind_of as kind_of_job
 from springtide.jobs.pressure import Pressure
 from springtide.lifecycle import Group, Periodic, Service, StartStop
 from springtide.outbox import Bell
@@ -184,6 +186,11 @@ class Platform:
             for module in self._registry.modules
             if module.migrations is not None
         }
+        self._flows = {
+            module.name: Flows(self._databases[module.name], module.workflows, sink=self.sink)
+            for module in self._registry.modules
+            if module.workflows
+        }
         self._registry.build(self._context)
         for module in self._registry.modules:
             for group in module.groups:
@@ -243,6 +250,10 @@ class Platform:
     def service(self, interface: Interface[T]) -> T:
         """The service that provides `interface`. Raises ModuleError when no module does."""
         return self._registry.service(interface)
+
+    def flows(self, module: str) -> Flows | None:
+        """The workflows of `module`, for operators and tests; None when it declares none."""
+        return self._flows.get(module)
 
     def database(self, module: str) -> Database:
         """The database of `module`, for seeds and tests: a module itself uses its context's `db`."""
@@ -367,6 +378,7 @@ class Platform:
             if module.schedules:
                 database = self._databases[module.name]
                 work.append(Scheduler(database, module.schedules, clock=self.clock, sink=self.sink))
+        work += [FlowUpkeep(flows, clock=self.clock, sink=self.sink) for flows in self._flows.values()]
         for module in self.modules:
             made = self._registry.implementation(module.name)
             for task in module.background:
@@ -516,6 +528,7 @@ class Platform:
         spec = self.topology.database(module.name)
         shards = ShardMap.even(spec.shards)
         names = [handler.kind.name for handler in module.jobs]
+        names += [kind_of_job(step).name for workflow in module.workflows for step in workflow.jobs.values()]
         enqueue = Enqueuer(names=names, bell=self._bell, pressure=self._pressure)
         local = [
             shard for shard in spec.shards if spec.durability == "async" and self.topology.confirmed(shard)
@@ -546,11 +559,11 @@ class Platform:
         queues = [
             Queue(
                 database=self._databases[module.name],
-                handlers=module.jobs,
+                handlers=self.handlers(module),
                 implementation=self._registry.implementation(module.name),
             )
             for module in self.modules
-            if module.jobs
+            if module.jobs or module.workflows
         ]
         if not queues:
             return []
@@ -624,12 +637,18 @@ class Platform:
             )
         return self._databases[name]
 
+    def handlers(self, module: Module) -> list[Handler[Any]]:
+        """Of the module's jobs, and of the steps of its workflows."""
+        flows = self._flows.get(module.name)
+        return [*module.jobs, *(flows.handlers if flows is not None else ())]
+
     def _context(self, module: Module, services: Mapping[Any, Any]) -> ModuleContext:
         return ModuleContext(
             module.name,
             clock=self.clock,
             sink=self.sink,
             database=self._databases.get(module.name),
+            flows=self._flows.get(module.name),
             services=services,
             settings=module.settings,
             home=self._home,

@@ -23,6 +23,8 @@ __all__ = [
     "ConnectionOpened",
     "EventsHandled",
     "FanOut",
+    "FlowMoved",
+    "FlowsMeasured",
     "GroupMeasured",
     "IdempotencyChecked",
     "JobFinished",
@@ -320,6 +322,33 @@ class LogKept:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowMoved:
+    """A workflow's step was recorded. `outcome`: done, refused, failed, late, cancelled, undone, stuck or
+    resumed; `state` is what the flow is in since then."""
+
+    module: str
+    kind: str
+    version: int
+    flow_id: str
+    step: str
+    outcome: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsMeasured:
+    """How many flows of one kind that have not ended one shard has in each state."""
+
+    module: str
+    shard: str
+    kind: str
+    running: int
+    waiting: int
+    undoing: int
+    stuck: int
+
+
+@dataclass(frozen=True, slots=True)
 class IdempotencyChecked:
     """What became of one request with an idempotency key.
 
@@ -506,6 +535,8 @@ Signal = (
     | GroupMeasured
     | LogMeasured
     | LogKept
+    | FlowMoved
+    | FlowsMeasured
     | IdempotencyChecked
     | SessionChanged
     | CausalityChecked

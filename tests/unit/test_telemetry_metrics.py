@@ -26,6 +26,8 @@ from springtide.signals import (
     ConnectionClosed,
     ConnectionOpened,
     EventsHandled,
+    FlowMoved,
+    FlowsMeasured,
     GroupMeasured,
     IdempotencyChecked,
     JobFinished,
@@ -107,6 +109,8 @@ def everything(sink: MetricsSink) -> None:
         JobFinished("users", "mail.welcome", 1, "id", 3, "done", 2.0, 0.3, "r", Trace.new(), Ledger(), None)
     )
     sink.emit(JobsMeasured("users", "main", "mail.welcome", 7, 2, 1, 4, 12.5))
+    sink.emit(FlowMoved("orders", "orders.place", 1, "id", "charge", "done", "running"))
+    sink.emit(FlowsMeasured("orders", "main", "orders.place", 1, 2, 3, 4))
     sink.emit(ScheduleFired("users", "nightly", 1, 3, 7.0))
     sink.emit(JobsSent("users", "main", 5, 4, 2, 0.25))
     sink.emit(JobsReceived("users", "main", 3, 1, 2))

@@ -107,6 +107,10 @@ class Enqueuer:
             for kind in kinds:
                 self._pressure.admit(tx, kind)
 
+    def ring(self, tx: WriteTransaction) -> None:
+        """Wake workers when `tx` has committed: it has brought jobs forward."""
+        self._ring(tx, 0.0)
+
     def _ring(self, tx: WriteTransaction, due_in: float) -> None:
         bell = self._bell
         if bell is not None and due_in < 0.05:

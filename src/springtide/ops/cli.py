@@ -32,6 +32,7 @@ AREAS = {
     "springtide.ops.schedule_commands": ("schedule",),
     "springtide.ops.jobs_commands": ("jobs",),
     "springtide.ops.events_commands": ("events",),
+    "springtide.ops.flow_commands": ("flows",),
     "springtide.ops.load.commands": ("seed", "load"),
     "springtide.ops.demo": ("demo",),
 }

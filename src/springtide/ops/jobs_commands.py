@@ -279,7 +279,7 @@ def _check(args: argparse.Namespace) -> int:
     most = None if args.all else checking.DEFAULT_PAYLOADS if args.payloads is None else args.payloads
     platform = _platform(args.file)
     queues = {
-        platform.database(module.name): module.jobs
+        platform.database(module.name): platform.handlers(module)
         for module in platform.modules
         if module.migrations is not None
     }

@@ -17,13 +17,16 @@ from springtide.clock import Clock
 from springtide.errors import ModuleError
 from springtide.events.event import kind_of
 from springtide.events.group import Group
+from springtide.flows.flow import Workflow
 from springtide.jobs.job import Handler
+from springtide.jobs.job import kind_of as kind_of_job
 from springtide.jobs.schedule import Schedule
 from springtide.signals import Sink
 
 if TYPE_CHECKING:
     from springtide.cache import Cache
     from springtide.db import Database
+    from springtide.flows import Flows
     from springtide.identity.passwords import Passwords
     from springtide.identity.tokens import AccessTokens
 
@@ -76,6 +79,8 @@ class Module:
     schedules:  when jobs of the module are enqueued by the clock.
     publishes:  classes of the events that its writes may append; they need the module's database.
     groups:     who of the module handles events, its own or other modules'.
+    workflows:  several steps that are all done or all undone; the implementation starts them by its
+                context's `flows`.
     settings:   any value of the module's own, handed on as `ModuleContext.settings`.
 
     Raises ModuleError that names the module, the value and the rule.
@@ -91,6 +96,7 @@ class Module:
     schedules: Sequence[Schedule] = field(default=(), kw_only=True)
     publishes: Sequence[type[Any]] = field(default=(), kw_only=True)
     groups: Sequence[Group] = field(default=(), kw_only=True)
+    workflows: Sequence[Workflow[Any]] = field(default=(), kw_only=True)
     settings: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -111,7 +117,16 @@ class Module:
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ModuleError(f"module {self.name!r}: two handlers take the job {kind}")
-        if kinds and self.migrations is None:
+        flows = [workflow.name for workflow in self.workflows]
+        for name in flows:
+            if flows.count(name) > 1:
+                raise ModuleError(f"module {self.name!r}: workflow {name} is declared twice")
+        steps = {kind_of_job(step).name for workflow in self.workflows for step in workflow.jobs.values()}
+        if taken := sorted(steps & set(kinds)):
+            raise ModuleError(
+                f"module {self.name!r}: {taken[0]} is a step of a workflow and has a handler, too"
+            )
+        if (kinds or flows) and self.migrations is None:
             raise ModuleError(
                 f"module {self.name!r} has jobs but no migrations, so no database to keep them in"
             )
@@ -150,9 +165,8 @@ class ModuleContext:
     """
 
     __slots__ = (
-        "_cache", "_database", "_home", "_passwords", "_services", "_tokens", "cached", "clock", "name",
-        "settings",
-        "sink",
+        "_cache", "_database", "_flows", "_home", "_passwords", "_services", "_tokens", "cached", "clock",
+        "name", "settings", "sink",
     )  # fmt: skip
 
     def __init__(
@@ -169,6 +183,7 @@ class ModuleContext:
         tokens: Callable[[], AccessTokens] | None = None,
         cache: Callable[[], Cache] | None = None,
         cached: bool = False,
+        flows: Flows | None = None,
     ) -> None:
         self.name = name
         self.clock = clock
@@ -180,6 +195,7 @@ class ModuleContext:
         self._passwords = passwords
         self._tokens = tokens
         self._cache = cache
+        self._flows = flows
         self.cached = cached
 
     @property
@@ -188,6 +204,13 @@ class ModuleContext:
         if self._database is None:
             raise ModuleError(f"module {self.name!r} declares no migrations, so it has no database")
         return self._database
+
+    @property
+    def flows(self) -> Flows:
+        """The module's workflows; ModuleError when it declared none."""
+        if self._flows is None:
+            raise ModuleError(f"module {self.name!r} declares no workflows")
+        return self._flows
 
     @property
     def home(self) -> Path:

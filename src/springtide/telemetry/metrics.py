@@ -27,6 +27,8 @@ from springtide.signals import (
     ConnectionClosed,
     ConnectionOpened,
     EventsHandled,
+    FlowMoved,
+    FlowsMeasured,
     GroupMeasured,
     IdempotencyChecked,
     JobFinished,
@@ -475,6 +477,20 @@ class MetricsSink:
             ),
             max_series=500, open_ended=(1,),
         )  # fmt: skip
+        self._flow_steps = Series(
+            Counter(
+                "springtide_flow_steps_total", "Steps of workflows, by what became of them.",
+                ["module", "flow", "step", "outcome"], registry=registry,
+            ),
+            max_series=max_jobs * 4, open_ended=(1, 2),
+        )  # fmt: skip
+        self._flows = Series(
+            Gauge(
+                "springtide_flows", "Workflows that have not ended, by state.",
+                ["module", "shard", "flow", "state"], registry=registry,
+            ),
+            max_series=max_jobs * 4, open_ended=(2,),
+        )  # fmt: skip
         self._idempotency = Series(
             Counter(
                 "springtide_idempotency_total", "Requests with an idempotency key, by what became of them.",
@@ -665,6 +681,12 @@ class MetricsSink:
             self._log_waiting_seconds.child(signal.module, signal.shard).set(signal.age)
         elif isinstance(signal, LogKept):
             self._log_kept.child(signal.module, signal.shard, str(signal.dropped).lower()).inc()
+        elif isinstance(signal, FlowMoved):
+            self._flow_steps.child(signal.module, signal.kind, signal.step, signal.outcome).inc()
+        elif isinstance(signal, FlowsMeasured):
+            for state in ("running", "waiting", "undoing", "stuck"):
+                of = signal.module, signal.shard, signal.kind, state
+                self._flows.child(*of).set(getattr(signal, state))
         elif isinstance(signal, IdempotencyChecked):
             self._idempotency.child(signal.module, signal.outcome).inc()
         elif isinstance(signal, SessionChanged):

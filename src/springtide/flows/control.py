@@ -1,0 +1,231 @@
+"""The flows of one module: start them, send them events, cancel and resume them, look at them.
+
+What changes a flow takes an open write of the module's database, and commits with it. A flow lives in the
+bucket of the key of the write that started it; events reach the flows of the bucket of their write's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID, uuid4
+
+import msgspec
+
+from springtide.db import Bucket, Consistency, Database, Key, bucket_of
+from springtide.errors import JobError
+from springtide.flows._engine import handlers, meeting
+from springtide.flows._moves import MAX_KEY_CHARS, Moves
+from springtide.flows._store import Statements
+from springtide.flows.flow import Workflow
+from springtide.jobs import Enqueuer, Handler
+from springtide.jobs.enqueue import MAX_PAYLOAD_BYTES
+from springtide.signals import NullSink, Sink
+
+if TYPE_CHECKING:
+    from springtide.db import WriteTransaction
+
+__all__ = ["FlowStatus", "Flows", "StepRecord"]
+
+D = TypeVar("D", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What became of one step: done, refused, failed, late, cancelled, undone, stuck or resumed."""
+
+    seq: int
+    step: str
+    outcome: str
+    attempt: int
+    error: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowStatus:
+    """A flow now. `state`: running, waiting, undoing, stuck, done or undone; `step`: the one that it is at.
+
+    `reason`: why it turned; `waits_for`: the event, or "a time", until `wait_until`; `steps`: its history,
+    where it was asked for.
+    """
+
+    id: UUID
+    bucket: int
+    kind: str
+    version: int
+    key: str | None
+    state: str
+    step: str | None
+    reason: str | None
+    waits_for: str | None
+    wait_until: datetime | None
+    job_id: UUID | None
+    data: Any
+    started_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    steps: tuple[StepRecord, ...] = ()
+
+
+class Flows:
+    """The workflows of the module whose database this is. Raises JobError when two have one name and version.
+
+    handlers: those of the steps' jobs, for the module's worker.
+    """
+
+    def __init__(
+        self, database: Database, workflows: Sequence[Workflow[Any]], *, sink: Sink | None = None
+    ) -> None:
+        self.database = database
+        self.workflows = {workflow.name: workflow for workflow in workflows}
+        if len(self.workflows) < len(workflows):
+            raise JobError(f"database {database.name!r} has two workflows of one kind and version")
+        self.statements = Statements(database.schema)
+        self.moves = Moves(database.name, self.statements, sink or NullSink())
+        self.handlers: Sequence[Handler[Any]] = handlers(database, workflows, self.statements, self.moves)
+
+    async def start(
+        self, tx: WriteTransaction, workflow: Workflow[D], data: D, *, key: str | None = None
+    ) -> UUID:
+        """A flow that begins when `tx` commits; its id. With a key: the one of this kind and key in the
+        bucket of `tx`, if there is one, also one that has ended and is still kept."""
+        self._check(workflow.name)
+        if not isinstance(data, workflow.data):
+            raise JobError(f"a {workflow.kind} carries {workflow.data.__name__}, got {type(data).__name__}")
+        _check_key("key", key)
+        stored = _encoded(workflow.kind, data)
+        id = uuid4()
+        args = tx.bucket, id, workflow.kind, workflow.version, key, stored
+        if await tx.fetch_value(self.statements.start, *args) is None:
+            known: UUID = await tx.fetch_value(self.statements.of_key, tx.bucket, workflow.kind, key)
+            return UUID(int=known.int)
+        row = await tx.fetch_one(self.statements.look, tx.bucket, id)
+        await self.moves.begin(tx, workflow, row, data)
+        return id
+
+    async def send(self, tx: WriteTransaction, event: str, key: str, payload: Any = None) -> None:
+        """The event `event` with `key`, for one flow in the bucket of `tx` that waits for it or will."""
+        if tx.isolation != "read committed":
+            raise JobError(f"an event is sent in a read committed write, got {tx.isolation!r}")
+        _check_key("key", key)
+        bucket, stored = tx.bucket, _encoded(event, payload)
+        await tx.execute(self.statements.meet, meeting(self.database.schema, bucket, event, key))
+        await tx.execute(self.statements.put_event, bucket, event, key, stored)
+        found = await tx.fetch(self.statements.waiting, bucket, event, key)
+        if found:
+            await tx.execute(self.statements.hasten, bucket, [row["job_id"] for row in found])
+            if isinstance(enqueuer := self.database.enqueue, Enqueuer):
+                enqueuer.ring(tx)
+
+    async def cancel(
+        self, tx: WriteTransaction, id: UUID, reason: str = "cancelled", *, done: bool = False
+    ) -> bool:
+        """Undo the step that the flow is at and all before it; `done`: also of one that is done.
+
+        Whether it is being undone now, or was; False when it is done, or unknown.
+        """
+        row = await tx.fetch_one(self.statements.lock, tx.bucket, id)
+        if row is None or (row["state"] == "done" and not done):
+            return False
+        if row["state"] in ("undoing", "stuck", "undone"):
+            return True
+        workflow = self._of(row)
+        await self._drop(tx, row)
+        return await self.moves.turn(tx, workflow, row, row["step"], reason, outcome="cancelled")
+
+    async def resume(self, tx: WriteTransaction, id: UUID) -> bool:
+        """Try again to undo the step at which a flow is stuck; whether it was."""
+        row = await tx.fetch_one(self.statements.lock, tx.bucket, id)
+        if row is None or row["state"] != "stuck":
+            return False
+        await self._drop(tx, row)
+        return await self.moves.turn(tx, self._of(row), row, row["step"], None, outcome="resumed")
+
+    async def look(self, key: Key, id: UUID) -> FlowStatus | None:
+        """A flow that was started in a write of `key`, with its history; None: nobody knows it (any more)."""
+        reader = self.database.read(key, consistency=Consistency.STRONG)
+        row = await reader.fetch_one(self.statements.look, bucket_of(key), id)
+        if row is None:
+            return None
+        steps = await reader.fetch(self.statements.steps, bucket_of(key), id)
+        return self._shown(row, tuple(StepRecord(**step) for step in steps))
+
+    async def find(self, id: UUID) -> FlowStatus | None:
+        """As `look`, on all shards."""
+        for pool in self.database.pools.values():
+            bucket = await pool.fetch_value(self.statements.find, id)
+            if bucket is not None:
+                return await self.look(Bucket(bucket), id)
+        return None
+
+    async def list(
+        self, *, kind: str | None = None, state: str | None = None, limit: int = 100
+    ) -> list[FlowStatus]:
+        """The flows that moved last, on all shards; `state` None: those that have not ended."""
+        found = []
+        for pool in self.database.pools.values():
+            rows = await pool.fetch(self.statements.list, kind, state, limit)
+            found += [self._shown(row, ()) for row in rows]
+        found.sort(key=lambda one: one.updated_at, reverse=True)
+        return found[:limit]
+
+    def of(self, kind: str, version: int) -> Workflow[Any] | None:
+        return self.workflows.get(f"{kind}/{version}")
+
+    def _of(self, row: Any) -> Workflow[Any]:
+        self._check(f"{row['kind']}/{row['version']}")
+        return self.workflows[f"{row['kind']}/{row['version']}"]
+
+    def _check(self, name: str) -> None:
+        if name not in self.workflows:
+            known = ", ".join(sorted(self.workflows)) or "none"
+            raise JobError(
+                f"database {self.database.name!r} has no workflow {name} (it has: {known});"
+                " list it in its Module(workflows=...)"
+            )
+
+    async def _drop(self, tx: WriteTransaction, row: Any) -> None:
+        if row["job_id"] is not None:
+            await tx.execute(self.statements.drop_job, row["bucket"], row["job_id"])
+
+    def _shown(self, row: Any, steps: tuple[StepRecord, ...]) -> FlowStatus:
+        workflow = self.of(row["kind"], row["version"])
+        step = None
+        if row["ended_at"] is None and workflow is not None:
+            step = workflow.steps[row["step"]].name
+        waits_for = row["wait_event"] or ("a time" if row["wait_until"] is not None else None)
+        return FlowStatus(
+            id=UUID(int=row["id"].int),
+            bucket=row["bucket"],
+            kind=row["kind"],
+            version=row["version"],
+            key=row["key"],
+            state=row["state"],
+            step=step,
+            reason=row["reason"],
+            waits_for=waits_for,
+            wait_until=row["wait_until"],
+            job_id=row["job_id"],
+            data=msgspec.json.decode(row["data"]),
+            started_at=row["started_at"],
+            updated_at=row["updated_at"],
+            ended_at=row["ended_at"],
+            steps=steps,
+        )
+
+
+def _check_key(what: str, key: str | None) -> None:
+    if key is not None and not (0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
+        raise JobError(f"{what} must have 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
+
+
+def _encoded(what: str, value: Any) -> bytes:
+    stored = msgspec.json.encode(value)
+    if len(stored) > MAX_PAYLOAD_BYTES:
+        raise JobError(
+            f"{what} has {len(stored)} bytes, more than {MAX_PAYLOAD_BYTES}: store it and send its id"
+        )
+    return stored
