@@ -7,6 +7,7 @@ import runpy
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from tests.integration.test_platform import topology_of
@@ -18,6 +19,9 @@ from springtide.jobs import scheduled
 from springtide.jobs._slots import MOST, ON_TIME
 from springtide.lifecycle import Group
 from springtide.platform import Platform
+
+BERLIN = ZoneInfo("Europe/Berlin")
+"""A zone is a file, read where it is first named: an application does that when it is imported."""
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text("utf-8")
 
