@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from tests._cluster import Cluster as ReplicatedCluster
 from tests.market import tiers
+from tests.market.emptying import empty, note_migrated
 from tests.market.harness import Api, serving, topology
 from tests.market.outgoing import outgoing
 from tests.servers import LoopThread, PostgresServer
@@ -24,21 +25,6 @@ from springtide.platform import Platform
 ABANDONED = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and state like 'idle in transaction%'
-"""
-
-EMPTY = """
-do $$
-declare name text;
-begin
-    -- The ledger refuses deletions; a replica's session asks no trigger.
-    perform set_config('session_replication_role', 'replica', true);
-    perform set_config('lock_timeout', '10s', true);
-    for name in select format('%I.%I', schemaname, tablename) from pg_tables
-        where schemaname in ({schemas}) and tablename <> '{kept}'
-    loop
-        execute 'delete from ' || name;
-    end loop;
-end $$
 """
 
 
@@ -83,6 +69,9 @@ def _databases(
 
     async def migrate() -> None:
         await Platform(topology([postgres.url(first)]), modules=modules(), home=home).migrate()
+        connection = await asyncpg.connect(postgres.url(first))
+        await note_migrated(connection)
+        await connection.close()
 
     _server_loop.run(migrate())
     second = postgres.create_database(template=first)
@@ -111,22 +100,21 @@ def urls(
     _world: ReplicatedCluster | None,
 ) -> list[str]:
     """The databases of this test, empty; a platform that lives on has blocks of ids, so counters stay."""
-    schemas = ", ".join(f"'{module.name}'" for module in modules())
-    statement = EMPTY.format(schemas=schemas, kept="_id_counter" if shared else "")
+    kept = "_id_counter" if shared else ""
 
-    async def empty() -> None:
+    async def empty_all() -> None:
         for url in _databases[:shards]:
             if url not in _admins:
                 _admins[url] = await asyncpg.connect(url)
             try:
-                await _admins[url].execute(statement)
+                await empty(_admins[url], kept=kept)
             except asyncpg.LockNotAvailableError:
                 # The loop of a platform stands still between two tests, and with it a transaction that a task
                 # has left open there: it would hold its locks until the next test, which waits for this.
                 await _admins[url].execute(ABANDONED)
-                await _admins[url].execute(statement)
+                await empty(_admins[url], kept=kept)
 
-    _server_loop.run(empty())
+    _server_loop.run(empty_all())
     tiers.flush()
     for replica in _world.replicas if _world else ():
         replica.catch_up()  # what another test left behind is nobody's to see

@@ -11,6 +11,7 @@ from datetime import date
 
 import asyncpg
 import pytest
+from tests.market.emptying import empty
 from tests.market.harness import Api, Person, settled
 
 import market.seed
@@ -92,16 +93,13 @@ async def fingerprint(urls: list[str]) -> str:
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
-async def empty(urls: list[str]) -> None:
+async def empty_again(urls: list[str]) -> None:
     for url in urls:
         connection = await asyncpg.connect(url)
-        for table in await connection.fetch(
-            "select format('%I.%I', schemaname, tablename) from pg_tables where schemaname = any($1::text[])",
-            list(market.seed.FILLED),
-        ):
-            if not table[0].endswith("migration"):
-                await connection.execute(f"truncate {table[0]}")
-        await connection.close()
+        try:
+            await empty(connection)
+        finally:
+            await connection.close()
 
 
 async def test_the_same_seed_gives_the_same_content(api: Api, urls: list[str]) -> None:
@@ -110,7 +108,7 @@ async def test_the_same_seed_gives_the_same_content(api: Api, urls: list[str]) -
         report = await seed(api.platform, users=60, seed=number, progress=Silent())
         assert report.rows["users.account"] == report.rows["content.article"] == 60
         seen.append(await fingerprint(urls))
-        await empty(urls)
+        await empty_again(urls)
     assert seen[0] == seen[1] != seen[2]
 
 
@@ -297,7 +295,7 @@ async def test_memory_does_not_grow_with_the_rows(
         finally:
             tracemalloc.stop()
         peaks.append(holding.peak)
-        await empty(urls)
+        await empty_again(urls)
     assert 0 < peaks[1] - peaks[0] < 100 * 700, peaks
 
 

@@ -109,6 +109,7 @@ class BulkLoad:
         self._progress = progress or Silent()
         self._batch = batch
         self._transactions: dict[int, Transaction] = {}
+        self._owners: dict[Database, list[int]] = {}
         self._touched: dict[tuple[int, str], None] = {}
         self._stack = AsyncExitStack()
         self._claim = uuid.uuid4()
@@ -153,7 +154,7 @@ class BulkLoad:
         """
         if not columns or columns[0] != "bucket":
             raise ValueError(f"the first column must be 'bucket', got {list(columns)}")
-        owner = [id(database.pools[database.shards.shard_of(Bucket(b))]) for b in range(BUCKETS)]
+        owner = self._owner(database)
         name = f"{database.schema}.{table}"
         buffers: dict[int, list[Row]] = {id(pool): [] for pool in database.pools.values()}
         count = 0
@@ -178,6 +179,14 @@ class BulkLoad:
                 await flush(key)
         self.rows[name] = self.rows.get(name, 0) + count
         return count
+
+    def _owner(self, database: Database) -> list[int]:
+        """The transaction of each bucket. Kept: some copy a few rows at a time."""
+        if database not in self._owners:
+            self._owners[database] = [
+                id(database.pools[database.shards.shard_of(Bucket(b))]) for b in range(BUCKETS)
+            ]
+        return self._owners[database]
 
     async def reserve(self, database: Database, kind: str, values: Iterable[tuple[str, int]]) -> int:
         """Reserve each (value, owner's id) as `database.reserving` would have; values are folded already.
