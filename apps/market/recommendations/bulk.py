@@ -140,7 +140,7 @@ async def copy_lists(load: BulkLoad, db: Database, at: datetime) -> None:
         weights.update(map(tuple, await load.fetch(db, Bucket(bucket), WEIGHTS, bucket)))
         people += await load.fetch(db, Bucket(bucket), POPULAR, bucket, KEPT)
     columns = ["bucket", "listing_id", "others", "scores", "version", "made_at"]
-    for bucket in range(BUCKETS):
+    for bucket in sorted({bucket_of(listing) for listing in weights}):
         rows = await load.fetch(db, Bucket(bucket), BEST_PAIRS, bucket, CANDIDATES)
         await load.copy(db, "also_bought", columns, _lists(bucket, rows, weights, at))
     most = nlargest(KEPT, people, key=lambda row: (row["followers"], row["person_id"]))
