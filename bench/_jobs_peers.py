@@ -21,9 +21,20 @@ from springtide.db import Database, Migrator, ShardMap
 from springtide.db.pool import Pool
 from springtide.jobs import Effect, Enqueuer, Handler, Queue, Run, Worker, job
 from springtide.jobs._store import Store
+from springtide.jobs.transports import driver
 from springtide.outbox import Bell
 
-__all__ = ["Contender", "Nothing", "Springtide", "by_hand", "pgqueuer_queue", "springtide_queue"]
+__all__ = [
+    "CONNECTIONS",
+    "Contender",
+    "Counter",
+    "Drained",
+    "Nothing",
+    "Springtide",
+    "by_hand",
+    "pgqueuer_queue",
+    "springtide_queue",
+]
 
 CONNECTIONS = 20
 KIND = "bench.nothing"
@@ -35,14 +46,21 @@ class Nothing(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Contender:
-    """`enqueue(count)` adds no-op jobs in batches of 1,000; `drain(count, hands)` runs them all, so many in
-    hand at once, and returns the seconds it took; `latencies(count, every)` adds one every so many seconds to
-    a running worker and returns the seconds from before the call to the handler."""
+class Drained:
+    """`enqueue(count)` adds no-op jobs, in batches of 1,000 where the queue has such; `drain(count, hands)`
+    runs them all, so many in hand at once, and returns the seconds it took."""
 
     enqueue: Callable[[int], Awaitable[None]]
     drain: Callable[[int, int], Awaitable[float]]
+
+
+@dataclass
+class Contender(Drained):
+    """`latencies(count, every)` adds one every so many seconds to a running worker and returns the seconds
+    from before the call to the handler; `clear()` forgets all jobs."""
+
     latencies: Callable[[int, float], Awaitable[list[float]]]
+    clear: Callable[[], Awaitable[object]]
 
 
 class Counter:
@@ -78,13 +96,20 @@ class Springtide:
         self.counter = Counter()
 
     @contextlib.asynccontextmanager
-    async def working(self, hands: int, effect: Effect = "any") -> AsyncIterator[Worker]:
+    async def working(
+        self, hands: int, effect: Effect = "any", redis: str | None = None
+    ) -> AsyncIterator[Worker]:
         queue = Queue(
             database=self.database,
             handlers=[Handler(Nothing, Counter.do, effect=effect)],
             implementation=self.counter,
         )
-        worker = Worker([queue], dsns={"main": self.url}, slots=hands)
+        worker = Worker(
+            [queue],
+            dsns={"main": self.url},
+            slots=hands,
+            transport=driver("redis", redis, name="bench") if redis else None,
+        )
         await worker.start()
         try:
             yield worker
@@ -96,12 +121,18 @@ class Springtide:
             async with self.database.write("a") as tx:
                 await tx.enqueue_many([Nothing(0.0)] * min(1000, count - start))
 
-    async def drain(self, count: int, hands: int, effect: Effect = "any") -> float:
+    async def drain(self, count: int, hands: int, effect: Effect = "any", redis: str | None = None) -> float:
+        """Seconds until all is done and written."""
         self.counter.expect(count)
         begun = time.perf_counter()
-        async with self.working(hands, effect):
+        async with self.working(hands, effect, redis) as worker:
             await self.counter.all.wait()
-        return time.perf_counter() - begun
+            while worker.running:
+                await asyncio.sleep(0.001)
+            return time.perf_counter() - begun
+
+    async def clear(self) -> None:
+        await self.pool.execute("truncate bench._job")
 
     async def latencies(self, count: int, every: float) -> list[float]:
         async with self.working(10):
@@ -189,7 +220,7 @@ async def pgqueuer_queue(url: str) -> AsyncIterator[Contender]:
                 made.shutdown.set()
                 await running
 
-        yield Contender(enqueue, drain, latencies)
+        yield Contender(enqueue, drain, latencies, lambda: pool.execute("truncate pgqueuer"))
 
 
 async def by_hand(ours: Springtide, count: int, hands: int) -> float:

@@ -76,10 +76,10 @@ async def late_commits_skipped(ours: Springtide, each: int) -> int:
     return WRITERS * each - len(seen.begun)
 
 
-async def long_job_duplicates(ours: Springtide) -> int:
-    """How often too many a job was begun that takes three times its lease, beside two workers."""
+async def long_job_duplicates(ours: Springtide, seconds: float) -> int:
+    """How often too many a job was begun that takes three times its lease of `seconds`, by two workers."""
     seen = Seen()
-    lease = {"lease": 3.0, "heartbeat": 1.0, "upkeep": 0.5}
+    lease = {"lease": seconds, "heartbeat": seconds / 3, "upkeep": 0.5}
     async with working(ours, seen, **lease), working(ours, seen, **lease):
         async with ours.database.write("long") as tx:
             await tx.enqueue(Numbered(1, lease["lease"] * 3))
