@@ -73,7 +73,7 @@ class Sending:
                 SELECT found.*, {waits_sql(table, "found")} AS waits
                 FROM unnest($2::timestamptz[], $3::integer[]) WITH ORDINALITY AS class (floor, room, number)
                 CROSS JOIN LATERAL (
-                    SELECT w.bucket, w.id, w.ordering_key, w.enqueued_at FROM {table} AS w
+                    SELECT w.ctid, w.bucket, w.id, w.ordering_key, w.enqueued_at FROM {table} AS w
                     WHERE w.state = 'ready' AND w.priority = class.number - 1
                         AND w.run_at >= class.floor AND w.run_at <= statement_timestamp()
                         AND w.kind || '/' || w.version = ANY ($1::text[])
@@ -87,7 +87,7 @@ class Sending:
                 turn = j.turn + CASE WHEN due.waits THEN 0 ELSE 1 END,
                 leased_until = CASE WHEN NOT due.waits THEN clock_timestamp()
                     + make_interval(secs => {TRUST} * 2 ^ least(j.unclaimed, {MAX_DOUBLINGS})) END
-            FROM due WHERE j.bucket = due.bucket AND j.id = due.id
+            FROM due WHERE j.ctid = due.ctid
             RETURNING due.waits, j.bucket, j.id, j.priority, j.turn, j.ordering_key,
                 extract(epoch FROM clock_timestamp() - j.run_at)::float8 AS lag, j.unclaimed
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
@@ -133,8 +133,8 @@ class Sending:
                 SELECT found.*, {waits_sql(table, "found")} AS waits
                 FROM unnest($2::smallint[], $5::uuid[]) AS n (bucket, id)
                 CROSS JOIN LATERAL (
-                    SELECT w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key, w.paced,
-                        w.priority, w.run_at
+                    SELECT w.ctid, w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key,
+                        w.paced, w.priority, w.run_at
                     FROM {table} AS w
                     WHERE w.bucket = n.bucket AND w.id = n.id AND w.state = 'sent'
                         AND w.kind || '/' || w.version = ANY ($1::text[])
@@ -143,7 +143,7 @@ class Sending:
         """  # noqa: S608
         returning = store.statements.returning
         more = ", unclaimed = 0"
-        self._claim = claim_sql(schema, received, returning, more=more)
+        self._claim = claim_sql(schema, received, returning, more=more, found="j.ctid = due.ctid")
         self._claim_limited = limited_claim(schema, received, returning, more=more, ready_at=MARKED_NOW)
         self._left = f"""
             WITH named AS MATERIALIZED (

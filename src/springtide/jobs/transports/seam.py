@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 from uuid import UUID
 
+from asyncpg.pgproto.pgproto import UUID as FastUUID  # one that is made, hashed and sent in C
+
 from springtide.errors import TransportRefused
 
 __all__ = [
@@ -89,7 +91,7 @@ def readable(line: str, body: bytes) -> Message | None:
     if version != _VERSION:
         _log.error("a message of %d bytes in %s is not of ours; it is dropped", len(body), line)
         return None
-    return Message(line, bucket, UUID(bytes=id), turn, key)
+    return Message(line, bucket, FastUUID(id), turn, key)
 
 
 class Delivery(NamedTuple):
