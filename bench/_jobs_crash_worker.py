@@ -32,6 +32,7 @@ create table crash.effect (
 """
 
 INSERT = "insert into crash.effect (bucket, job) values ($1, $2)"
+INSERT_MANY = "insert into crash.effect (bucket, job) select $1, unnest($2::uuid[])"
 
 
 @job(kind="crash.effect", max_attempts=1000, backoff=0.1, max_backoff=1.0)
@@ -55,8 +56,7 @@ class Handlers:
 
     async def effects(self, jobs: list[Effect], runs: list[Run]) -> None:
         tx = runs[0].tx
-        for run in runs:
-            await tx.execute(INSERT, tx.bucket, run.id)
+        await tx.execute(INSERT_MANY, tx.bucket, [run.id for run in runs])
 
     async def new(self, job: New, run: Run) -> None:
         await run.tx.execute(INSERT, run.tx.bucket, run.id)

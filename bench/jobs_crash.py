@@ -1,18 +1,21 @@
-"""What is left of jobs when workers, relays, the broker and the database are killed, on every transport.
+"""What is left of jobs when workers, relays, the broker and the database are killed, on each transport.
 
 Two worker processes, each of which relays and runs, do jobs with a transactional effect while they are added.
-Meanwhile, in turns, a worker, the broker and the database get SIGKILL and are started again. When nothing is
-left to do, each acknowledged job must have exactly one effect. The brokers are those of the conformance suite
-(tests/transports.py): real servers, and stand-ins for SQS and Kafka, whose memory is gone after a kill.
+Meanwhile, in turns, a worker with its relay, the broker and the database get SIGKILL and are started again.
+When nothing is left to do, each acknowledged job must have exactly one effect, says SQL. The brokers are
+those of the conformance suite (tests/transports.py): real servers, and stand-ins for SQS and Kafka, whose
+memory is gone after a kill: what they had is sent again from SQL.
 
-    lost                jobs whose enqueueing was acknowledged and that have no effect, of all transports (0)
+    lost                jobs whose enqueueing was acknowledged and that have no effect (0)
     double_effects      jobs with more than one effect (0)
     rerun_after_kill_s  from the kill of a worker to the next run of the job that it held; the longest (<= 35)
     dropped_unknown     jobs of a kind that only a newer version knows, enqueued while old workers run, and
                         not done once a newer worker runs beside an old one (0)
     jobs                how many there were per transport (100,000; --quick 1,000)
 
-`--transports` names some of them; --quick takes postgres and redis, and fewer kills.
+Of all transports together and, with its name, of each. `bench.jobs_crash nats kafka` takes these; nothing:
+all of them, one after the other. --quick takes redis alone, and kills the worker while the load and the other
+kills go on.
 """
 
 from __future__ import annotations
@@ -26,14 +29,15 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import msgspec
 import uvloop
-from tests.transports import BROKERS, Broker
+from tests.transports import BROKERS, Broker, begin
 
 from bench._harness import finish
 from bench._jobs_crash_worker import SCHEMA, Effect, Hold, New
@@ -48,6 +52,8 @@ JOBS, QUICK_JOBS = 100_000, 1000
 MANY = 100
 STUCK = 240.0
 """Seconds without any progress after which what is left counts as lost."""
+
+KINDS = ["postgres", *BROKERS]
 
 LEFT = "select count(*) from crash._job where state not in ('dead', 'parked')"
 
@@ -136,10 +142,12 @@ class World:
         await self.server.stop()  # it has ended already; now it may be started, at the same port
         await self.server.start()
 
-    async def trouble(self, kills: int, pause: float) -> None:
+    async def trouble(
+        self, faults: Sequence[Callable[[], Awaitable[None]]], kills: int, pause: float
+    ) -> None:
         for number in range(kills):
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            await (self.kill_worker, self.kill_broker, self.kill_database)[number % 3]()
+            await faults[number % len(faults)]()
 
     # -- work ------------------------------------------------------------------------------------------
 
@@ -225,7 +233,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def opened(server: EmbeddedPostgres, kind: str, folder: Path) -> AsyncIterator[tuple[World, Database]]:
-    broker = await asyncio.to_thread(BROKERS[kind][0]) if kind != "postgres" else None
+    broker = await asyncio.to_thread(begin, kind) if kind != "postgres" else None
     world = World(server, kind, broker)
     try:
         await server.ensure_database(world.dbname)
@@ -245,45 +253,55 @@ async def opened(server: EmbeddedPostgres, kind: str, folder: Path) -> AsyncIter
             await asyncio.to_thread(broker.close)
 
 
-async def without_load(world: World, database: Database, *, quick: bool) -> tuple[int, float]:
-    """(dropped in a rolling deploy, seconds from a kill to the next run)"""
+@dataclass(frozen=True, slots=True)
+class Found:
+    lost: int
+    double_effects: int
+    rerun_after_kill_s: float
+    dropped_unknown: int
+
+
+async def under_fire(world: World, database: Database, *, quick: bool) -> None:
+    """Load and kills, until nothing is left to do."""
+    count = QUICK_JOBS if quick else JOBS
+    kills, pause = (2, 3.0) if quick else (15, 4.0)
+    faults = [world.kill_broker, world.kill_database]
+    if not quick:
+        faults.insert(0, world.kill_worker)
+    begun = time.monotonic()
+    await asyncio.gather(world.fill(database, count, kills * pause), world.trouble(faults, kills, pause))
+    await world.empty()
+    print(
+        f"{world.kind}: {len(world.sure)} jobs, {kills} kills, {time.monotonic() - begun:.0f} s", flush=True
+    )
+
+
+async def measure(world: World, database: Database, *, quick: bool) -> Found:
     world.workers = [await world.worker(), await world.worker()]
     dropped = await world.deploy(database, 20 if quick else 200)
-    return dropped, await world.rerun(database)
-
-
-async def under_fire(world: World, database: Database, *, quick: bool) -> tuple[int, int]:
-    """(lost, double effects)"""
-    count = QUICK_JOBS if quick else JOBS
-    kills, pause = (3, 1.0) if quick else (9, 4.0)
-    begun = time.monotonic()
-    await asyncio.gather(world.fill(database, count, kills * pause), world.trouble(kills, pause))
-    await world.empty()
+    if quick:
+        rerun, _ = await asyncio.gather(world.rerun(database), under_fire(world, database, quick=quick))
+        await world.empty()
+    else:
+        rerun = await world.rerun(database)
+        await under_fire(world, database, quick=quick)
     lost, double = await world.judge()
-    print(
-        f"{world.kind}: {len(world.sure)} jobs in {time.monotonic() - begun:.0f} s, {lost} lost,"
-        f" {double} double effects"
-    )
-    return lost, double
+    found = Found(lost, double, round(rerun, 1), dropped)
+    print(f"{world.kind}: {found}", flush=True)
+    return found
 
 
-async def measure(
-    server: EmbeddedPostgres, kinds: list[str], folder: Path, *, quick: bool
-) -> dict[str, float]:
-    async with contextlib.AsyncExitStack() as stack:
-        worlds = [await stack.enter_async_context(opened(server, kind, folder)) for kind in kinds]
-        first = await asyncio.gather(
-            *(without_load(world, database, quick=quick) for world, database in worlds)
-        )
-        for (world, _), (dropped, rerun) in zip(worlds, first, strict=True):
-            print(f"{world.kind}: run again {rerun:.1f} s after a kill, {dropped} dropped in a deploy")
-        then = [await under_fire(world, database, quick=quick) for world, database in worlds]
-    return {
-        "lost": sum(lost for lost, _ in then),
-        "double_effects": sum(double for _, double in then),
-        "rerun_after_kill_s": round(max(rerun for _, rerun in first), 1),
-        "dropped_unknown": sum(dropped for dropped, _ in first),
-        "jobs": QUICK_JOBS if quick else JOBS,
+def summary(found: Mapping[str, Found], jobs: int) -> dict[str, float]:
+    """What is found of all transports together, and then of each."""
+    figures: dict[str, float] = {}
+    for name in Found.__dataclass_fields__:
+        each = [getattr(one, name) for one in found.values()]
+        figures[name] = max(each) if name == "rerun_after_kill_s" else sum(each)
+    figures["jobs"] = jobs
+    return figures | {
+        f"{name}_{kind}": getattr(one, name)
+        for kind, one in found.items()
+        for name in Found.__dataclass_fields__
     }
 
 
@@ -292,9 +310,11 @@ async def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a smoke test")
-    parser.add_argument("--transports", nargs="*", choices=("postgres", *BROKERS), default=None)
+    parser.add_argument("transports", nargs="*", metavar="TRANSPORT", help=", ".join(KINDS))
     options = parser.parse_args()
-    kinds = options.transports or (["postgres", "redis"] if options.quick else ["postgres", *BROKERS])
+    if strange := set(options.transports) - set(KINDS):
+        parser.error(f"TRANSPORT must be one of {', '.join(KINDS)}, got {', '.join(sorted(strange))}")
+    kinds, quick = options.transports or (["redis"] if options.quick else KINDS), options.quick
     home = Path(tempfile.mkdtemp(prefix="springtide-bench-crash-"))
     folder = home / "migrations"
     folder.mkdir()
@@ -302,11 +322,14 @@ async def main() -> None:
     server = EmbeddedPostgres("db", home=home)
     try:
         await server.start()
-        figures = await measure(server, kinds, folder, quick=options.quick)
+        found = {}
+        for kind in kinds:
+            async with opened(server, kind, folder) as (world, database):
+                found[kind] = await measure(world, database, quick=quick)
     finally:
         await server.stop()
         shutil.rmtree(home, ignore_errors=True)
-    finish(figures)
+    finish(summary(found, QUICK_JOBS if quick else JOBS))
 
 
 if __name__ == "__main__":
