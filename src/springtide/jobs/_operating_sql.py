@@ -85,7 +85,7 @@ class Texts:
             {chosen}
             UPDATE {table} AS j
             SET state = 'ready', run_at = t.now, due_at = t.now, worker = NULL, leased_until = NULL,
-                finished_at = NULL, paced = false,
+                finished_at = NULL, paced = false, unclaimed = 0,
                 error = CASE WHEN j.state = 'parked' THEN NULL ELSE j.error END,
                 max_attempts = CASE WHEN j.state = 'dead'
                     THEN greatest(j.max_attempts, j.attempt + $9::integer) ELSE j.max_attempts END,

@@ -1,7 +1,7 @@
 """Look at the jobs of all modules on all shards, and step in: what operators and consoles do.
 
     page, show, overview     look
-    retry                    dead, parked, waiting for a time: ready now
+    retry                    dead, parked, waiting for a time or sent by a transport: ready now
     discard                  out of the queue, into the history, with a reason
     replay                   what is done or dead once more, as a new job with an id of its own
     pause, resume            a kind, or a whole module
@@ -43,8 +43,8 @@ __all__ = [
 
 STATES = ("ready", "sent", "running", "held", "limited", "paused", "parked", "dead", "done", "discarded")
 ENDED = frozenset({"done", "discarded"})
-RETRYABLE = frozenset({"ready", "parked", "dead"})
-DISCARDABLE = frozenset({"ready", "held", "limited", "paused", "parked", "dead"})
+RETRYABLE = frozenset({"ready", "sent", "parked", "dead"})
+DISCARDABLE = frozenset({"ready", "sent", "held", "limited", "paused", "parked", "dead"})
 REPLAYABLE = frozenset({"dead", "done", "discarded"})
 
 MAX_PAGE = 1000
@@ -245,10 +245,11 @@ async def preview(
 async def retry(
     databases: Collection[Database], wanted: Wanted, *, limit: int = 100, attempts: int = 5
 ) -> list[Changed]:
-    """Make dead letters, parked jobs and jobs that wait for a time ready now.
+    """Make dead letters, parked jobs, jobs that wait for a time and jobs that a transport has ready now.
 
-    A dead letter gets `attempts` more runs; a deadline that has passed is forgotten. Its ordering key has
-    gone on without it, so it runs after those. What no worker knows is parked again.
+    What a transport brings of those is dropped, or finds them sent once more. A dead letter gets `attempts`
+    more runs; a deadline that has passed is forgotten. Its ordering key has gone on without it, so it runs
+    after those. What no worker knows is parked again.
     """
     if not 1 <= attempts <= 1000:
         raise JobError(f"attempts must be 1 to 1000, got {attempts}")
