@@ -1,7 +1,8 @@
 """`api`: market on one logical shard and on two, its tables empty. Migrations run once per run.
 
 With replicas or a pooler in between where the environment asks for them (tiers.py); every test finds the
-replicas where the primary was when it began.
+replicas where the primary was when it began. Where a broker carries jobs, those that a test has left are run
+after it: each is brought by the broker, and none fails.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from tests.market import tiers
 from tests.market.emptying import empty, note_migrated
 from tests.market.harness import Api, serving, topology
 from tests.market.outgoing import outgoing
+from tests.market.working import work
 from tests.servers import LoopThread, PostgresServer
+from tests.transports import Broker, begin
 
 from market.platform import modules
 from springtide.platform import Platform
@@ -60,6 +63,7 @@ def _databases(
     _server: PostgresServer,
     _world: ReplicatedCluster | None,
     _server_loop: LoopThread,
+    _shared_brokers: dict[str, Broker],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[list[str]]:
     """Two migrated databases; a test uses the first or both."""
@@ -73,12 +77,17 @@ def _databases(
         await note_migrated(connection)
         await connection.close()
 
+    def broker(kind: str) -> Broker:
+        if kind not in _shared_brokers:
+            _shared_brokers[kind] = begin(kind)
+        return _shared_brokers[kind]
+
     _server_loop.run(migrate())
     second = postgres.create_database(template=first)
     for replica in _world.replicas if _world else ():
         replica.catch_up()
     urls = [postgres.url(first), postgres.url(second)]
-    with tiers.over(_server_loop, urls, _world):
+    with tiers.over(_server_loop, urls, _world, broker):
         yield urls
     postgres.drop_database(first)
     postgres.drop_database(second)
@@ -149,6 +158,7 @@ def api(request: pytest.FixtureRequest, urls: list[str], shared: bool) -> Api:
         own: Api = request.getfixturevalue("_own_api")
         return own
     running: Api = request.getfixturevalue(f"_api_of_{len(urls)}")
+    request.getfixturevalue("_left_to_workers").append(running)
     running.recorder.statements.clear()
     if tiers.cached() and running.platform.cache.memory is not None:
         running.platform.cache.memory.clear()
@@ -159,6 +169,21 @@ def api(request: pytest.FixtureRequest, urls: list[str], shared: bool) -> Api:
 async def _own_api(urls: list[str], home: Path) -> AsyncIterator[Api]:
     async with serving(urls, home) as api:
         yield api
+        await _work(api)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def _left_to_workers() -> AsyncIterator[list[Api]]:
+    """Those on which a test of a module with one platform ran."""
+    used: list[Api] = []
+    yield used
+    for api in used:
+        await _work(api)
+
+
+async def _work(api: Api) -> None:
+    if tiers.carried():
+        await work(api.platform)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -65,16 +65,18 @@ def topology(
     servers = servers or ServerSpec(body_bytes=1_048_576)
     nodes, clusters, poolers = tiers.shape(dict(zip(names, urls, strict=True)))
     redis, cache = tiers.cache(urls)
+    name, broker, jobs = tiers.carrier(urls)
     return Topology(
-        name="market",
+        name=name,
         app="market.asgi:app",
         servers=servers,
         pool=pool or PoolSpec(acquire_timeout=servers.request_timeout * PATIENCE),
         telemetry=TelemetrySpec(log_format="text"),
-        nodes=nodes | redis,
+        nodes=nodes | redis | broker,
         clusters=clusters,
         poolers=poolers,
         cache=cache,
+        jobs=jobs,
         databases={"default": DatabaseSpec(name="default", shards=tuple(names))},
     )
 

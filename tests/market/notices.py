@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.market.carrying import claiming
 from tests.market.harness import Recorder, settled, topology
 
 from market.notifications.api import Kind, Notice, Notifications, Recipient
@@ -80,18 +81,19 @@ class World:
         made, ran = self.platform._registry.implementation(module.name), 0
         routes = {handler.kind.name: Route(handler, self.db, made) for handler in module.jobs}
         lease: Any = SimpleNamespace(worker="tests")
-        for shard, pool in self.db.pools.items():
-            store = Store(self.db, shard)
-            await pool.execute(
-                "update notifications._job set run_at = statement_timestamp() where state = 'ready'"
-            )
-            for claimed in await store.claim(list(routes), 1000, "tests", 60.0):
-                route = routes[f"{claimed.kind}/{claimed.version}"]
-                run = JobRun(claimed, route, store, lease, clock=self.platform.clock)
-                _, ending, _ = await run.perform()
-                assert ending is not None
-                assert await store.end(claimed.run, "tests", ending)
-                ran += 1
+        async with claiming(self.platform) as claim:
+            for shard, pool in self.db.pools.items():
+                store = Store(self.db, shard)
+                await pool.execute(
+                    "update notifications._job set run_at = statement_timestamp() where state = 'ready'"
+                )
+                for claimed in await claim(store, list(routes)):
+                    route = routes[f"{claimed.kind}/{claimed.version}"]
+                    run = JobRun(claimed, route, store, lease, clock=self.platform.clock)
+                    _, ending, _ = await run.perform()
+                    assert ending is not None
+                    assert await store.end(claimed.run, "tests", ending)
+                    ran += 1
         return ran
 
     async def mail_states(self, recipient: int) -> list[str]:

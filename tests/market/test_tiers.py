@@ -6,7 +6,10 @@ import asyncio
 from urllib.parse import urlsplit
 
 from tests.market import tiers
+from tests.market.carrying import claiming
 from tests.market.harness import Api
+
+from springtide.jobs._store import Store
 
 
 async def test_statements_go_through_the_pooler_where_there_is_one(api: Api) -> None:
@@ -27,6 +30,21 @@ async def test_replicas_answer_where_there_are_some(api: Api) -> None:
 
 def reads(api: Api, cluster: str) -> int:
     return sum(replica.reads for replica in api.platform.servers[cluster].replicas)
+
+
+async def test_jobs_come_over_the_broker_where_there_is_one(api: Api) -> None:
+    """What a request has enqueued is sent once before it is claimed; else nothing is ever sent."""
+    await api.article(await api.person())
+    turns: list[int] = []
+    async with claiming(api.platform) as claim:
+        for module in api.platform.modules:
+            database = api.platform.database(module.name)
+            for shard in database.pools if module.jobs else ():
+                await claim(Store(database, shard), [handler.kind.name for handler in module.jobs])
+            if module.jobs:
+                rows = await database.scatter(f"select turn from {database.schema}._job where attempt = 1")
+                turns += [row["turn"] for row in rows]
+    assert turns and set(turns) == {0 if tiers.carried() is None else 1}
 
 
 async def test_values_are_kept_where_there_is_a_cache(api: Api) -> None:

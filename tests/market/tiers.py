@@ -1,8 +1,9 @@
 """What stands between market and the databases of its tests: nothing, replicas that lag, a pooler, a cache.
 
-    SPRINGTIDE_TEST_REPLICAS=1    each shard has three replicas, LAGS behind
-    SPRINGTIDE_TEST_POOLER=1      market reaches each shard through PgBouncer in transaction mode
-    SPRINGTIDE_TEST_CACHE=1       market keeps values in its memory and in a Redis
+    SPRINGTIDE_TEST_REPLICAS=1        each shard has three replicas, LAGS behind
+    SPRINGTIDE_TEST_POOLER=1          market reaches each shard through PgBouncer in transaction mode
+    SPRINGTIDE_TEST_CACHE=1           market keeps values in its memory and in a Redis
+    SPRINGTIDE_TEST_TRANSPORT=nats    a broker of this kind (tests/transports.py) carries market's jobs
 
 conftest.py starts what is asked for and says in the environment where it listens, so that processes that a
 test starts find it as well. Only the databases that conftest.py made are behind it.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -21,11 +22,15 @@ from tests._cluster import cluster
 from tests._pooler import PoolerServer
 from tests._redis import RedisServer
 from tests.servers import LoopThread
+from tests.transports import BROKERS, Broker, fresh_name
 
 from springtide.topology import Cluster, Node
-from springtide.topology.layers import CacheSpec, PoolerSpec
+from springtide.topology.layers import CacheSpec, JobSpec, PoolerSpec
 
-__all__ = ["LAGS", "cache", "cached", "flush", "over", "pooled", "replicated", "replicated_server", "shape"]
+__all__ = [
+    "LAGS", "cache", "cached", "carried", "carrier", "flush", "over", "pooled", "replicated",
+    "replicated_server", "shape",
+]  # fmt: skip
 
 LAGS = (0.1, 0.2, 0.4)
 """Seconds that the three replicas are behind."""
@@ -33,7 +38,7 @@ LAGS = (0.1, 0.2, 0.4)
 SERVER_CONNECTIONS = 10
 """Fewer than market's pool has, so that sessions change hands."""
 
-WHERE, REDIS = "SPRINGTIDE_TEST_TIERS", "SPRINGTIDE_TEST_REDIS"
+WHERE, REDIS, BROKER = "SPRINGTIDE_TEST_TIERS", "SPRINGTIDE_TEST_REDIS", "SPRINGTIDE_TEST_BROKER"
 
 
 def replicated() -> bool:
@@ -48,6 +53,16 @@ def cached() -> bool:
     return os.environ.get("SPRINGTIDE_TEST_CACHE") == "1"
 
 
+def carried() -> str | None:
+    """The kind of broker that carries market's jobs; None: workers claim them from SQL."""
+    kind = os.environ.get("SPRINGTIDE_TEST_TRANSPORT", "postgres")
+    if kind == "postgres":
+        return None
+    if kind not in BROKERS:
+        raise ValueError(f"SPRINGTIDE_TEST_TRANSPORT must be one of {', '.join(BROKERS)}, got {kind!r}")
+    return kind
+
+
 def cache(urls: Sequence[str]) -> tuple[dict[str, Node], CacheSpec | None]:
     """Redis and the cache in it, for shards at these urls, if they are of those that have one.
 
@@ -59,6 +74,14 @@ def cache(urls: Sequence[str]) -> tuple[dict[str, Node], CacheSpec | None]:
     return {"redis": Node(name="redis", kind="redis", url=os.environ[REDIS])}, CacheSpec(node="redis")
 
 
+def carrier(urls: Sequence[str]) -> tuple[str, dict[str, Node], JobSpec | None]:
+    """A platform's name, the broker and what it is for, for shards at these urls, if they have one."""
+    if BROKER not in os.environ or urls[0] not in json.loads(os.environ[WHERE]):
+        return "market", {}, None
+    kind, name, url = os.environ[BROKER].split(" ")
+    return name, {"broker": Node(name="broker", kind=kind, url=url)}, JobSpec(transport=kind, node="broker")
+
+
 @contextmanager
 def replicated_server(loop: LoopThread) -> Iterator[ReplicatedCluster]:
     with cluster(loop, replicas=len(LAGS), max_connections=300) as world:
@@ -68,8 +91,14 @@ def replicated_server(loop: LoopThread) -> Iterator[ReplicatedCluster]:
 
 
 @contextmanager
-def over(loop: LoopThread, urls: Sequence[str], world: ReplicatedCluster | None) -> Iterator[None]:
-    """Around the tests on the databases at `urls`: what is asked for stands in front of them."""
+def over(
+    loop: LoopThread,
+    urls: Sequence[str],
+    world: ReplicatedCluster | None,
+    broker: Callable[[str], Broker],
+) -> Iterator[None]:
+    """Around the tests on the databases at `urls`: what is asked for stands in front of them. `broker` gives
+    the one of a kind that this run has."""
     names = {url: urlsplit(url).path.strip("/") for url in urls}
     with _redis(), _pooler(loop, {name: url for url, name in names.items()}) as pooler:
         os.environ[WHERE] = json.dumps(
@@ -81,7 +110,11 @@ def over(loop: LoopThread, urls: Sequence[str], world: ReplicatedCluster | None)
                 for url, name in names.items()
             }
         )
+        if kind := carried():
+            # By another name than what else the broker carries in this run.
+            os.environ[BROKER] = f"{kind} market-{fresh_name()} {broker(kind).url()}"
         yield
+        os.environ.pop(BROKER, None)
         del os.environ[WHERE]
 
 

@@ -1,4 +1,7 @@
-"""The jobs of a platform run to the end without a worker and without waiting: delayed ones are due now."""
+"""The jobs of a platform run to the end without a worker and without waiting: delayed ones are due now.
+
+Where a broker carries jobs, it carries these (carrying.py).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Awaitable, Collection, Iterable
 from typing import Any
 
 import msgspec
+from tests.market.carrying import Claim, claiming
 from tests.market.harness import settled
 
 from springtide.context import RequestContext, activate
@@ -40,16 +44,17 @@ async def together(calls: Iterable[Awaitable[Any]]) -> None:
 async def work(platform: Platform, modules: Collection[str] | None = None) -> int:
     """Run the jobs of `modules` (None: of all), and those that they enqueue; how many. Errors are raised."""
     done = 0
-    for _ in range(ROUNDS):
-        ran = await _round(platform, modules)
-        if not ran:
-            await settled(platform)  # what jobs have written is no client's own
-            return done
-        done += ran
+    async with claiming(platform) as claim:
+        for _ in range(ROUNDS):
+            ran = await _round(platform, modules, claim)
+            if not ran:
+                await settled(platform)  # what jobs have written is no client's own
+                return done
+            done += ran
     raise AssertionError(f"jobs go on after {done} of them")
 
 
-async def _round(platform: Platform, modules: Collection[str] | None) -> int:
+async def _round(platform: Platform, modules: Collection[str] | None, claim: Claim) -> int:
     ran = 0
     for module in platform.modules:
         if not module.jobs or (modules is not None and module.name not in modules):
@@ -62,7 +67,7 @@ async def _round(platform: Platform, modules: Collection[str] | None) -> int:
             await pool.execute(
                 f"update {database.schema}._job set run_at = statement_timestamp() where state = 'ready'"
             )
-            for claimed in await store.claim(list(handlers), 1000, "tests", 60.0):
+            for claimed in await claim(store, list(handlers)):
                 handler = handlers[f"{claimed.kind}/{claimed.version}"]
                 await run(database, store, handler, made, claimed)
                 ran += 1
