@@ -43,6 +43,7 @@ from market.rest import (
     problems,
     recommendations,
     search,
+    webhooks,
 )
 from market.rest.documentation import extend
 from market.rest.operations import PREFIX as MARKET
@@ -59,6 +60,7 @@ from market.storefront.secure import App, SafePages
 from market.storefront.selling.shop import ShopFirst, shop_first
 from market.storefront.visits import SignInFirst
 from market.users.api import Users
+from market.webhooks.api import Webhooks
 from springtide import __version__
 from springtide.identity.cookies import SessionCookie
 from springtide.identity.sessions import SessionService
@@ -78,6 +80,7 @@ MARKET_OPERATIONS = (  # tried in this order, so what is asked for most comes fi
     *recommendations.OPERATIONS,
     *dashboard.OPERATIONS,
     *media.OPERATIONS,
+    *webhooks.OPERATIONS,
 )
 
 BODY_LIMITS = dict.fromkeys((media.UPLOADS, *uploads.PATHS), UPLOAD_BYTES)
@@ -110,6 +113,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         dashboard=platform.service(Dashboard),
         media=platform.service(Media),
         search=platform.service(Search),
+        webhooks=platform.service(Webhooks),
         viewers=viewers,
         extras=Extras(platform.sink),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from market.catalog import service as catalog
 from market.catalog.api import Catalog
-from market.catalog.jobs import ListingChanged, MediaChanged
+from market.catalog.jobs import ListingChanged, MediaChanged, StockTurned
 from market.content import service as content
 from market.content.api import Content
 from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
@@ -40,6 +40,10 @@ from market.search.api import Search
 from market.users import service as users
 from market.users.api import Users
 from market.users.jobs import PersonChanged, PersonJoined, PersonPictured, PersonRenamed
+from market.webhooks import service as webhooks
+from market.webhooks.api import Webhooks
+from market.webhooks.jobs import Deliver, Erase, TellDisabled
+from market.webhooks.settings import WebhookSettings
 from springtide.jobs import Handler
 from springtide.services import Background, Module
 from springtide.services.sessions import sessions_module
@@ -55,11 +59,13 @@ def modules(
     ordering: OrderSettings | None = None,
     outgoing: NotificationSettings | None = None,
     blobs: MediaSettings | None = None,
+    hooks: WebhookSettings | None = None,
 ) -> list[Module]:
     """Declared anew on every call: a platform owns its modules.
 
     `provider` is how the payment provider is reached, `ordering` how long orders may take, `outgoing` how
-    mail and pushes leave, `blobs` where media are kept; None: as the environment says.
+    mail and pushes leave, `blobs` where media are kept, `hooks` how webhooks leave; None: as the environment
+    says.
     """
     return [
         sessions_module(),
@@ -105,7 +111,7 @@ def modules(
             migrations=HERE / "catalog" / "migrations",
             provides=Catalog,
             factory=catalog.build,
-            requires=[Search, Media],
+            requires=[Search, Media, Webhooks],
             background=[
                 Background(name="sweep", every=catalog.SWEEP_EVERY, method=catalog.CatalogService.sweep),
                 Background(name="index", every=SWEEP_EVERY, method=catalog.CatalogService.index),
@@ -113,6 +119,7 @@ def modules(
             jobs=[
                 Handler(ListingChanged, catalog.CatalogService.changed),
                 Handler(MediaChanged, catalog.CatalogService.attach),
+                Handler(StockTurned, catalog.CatalogService.tell_turned),
             ],
         ),
         Module(
@@ -156,7 +163,7 @@ def modules(
             migrations=HERE / "orders" / "migrations",
             provides=Orders,
             factory=orders.build,
-            requires=[Catalog, Payments, Notifications, Recommendations, Dashboard],
+            requires=[Catalog, Payments, Notifications, Recommendations, Dashboard, Webhooks],
             background=[
                 Background(name="advance", every=orders.ADVANCE_EVERY, method=orders.OrderService.advance_due)
             ],
@@ -180,6 +187,22 @@ def modules(
                 Handler(SendPush, notifications.NotificationService.send_push),
             ],
             settings=outgoing or NotificationSettings.from_environment(),
+        ),
+        Module(
+            "webhooks",
+            migrations=HERE / "webhooks" / "migrations",
+            provides=Webhooks,
+            factory=webhooks.build,
+            requires=[Notifications],
+            jobs=[
+                Handler(Deliver, webhooks.WebhookService.deliver),
+                Handler(Erase, webhooks.WebhookService.erase),
+                Handler(TellDisabled, webhooks.WebhookService.tell_disabled),
+            ],
+            background=[
+                Background(name="tidy", every=webhooks.TIDY_EVERY, method=webhooks.WebhookService.tidy)
+            ],
+            settings=hooks or WebhookSettings.from_environment(),
         ),
         Module(
             "media",

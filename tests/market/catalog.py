@@ -19,6 +19,7 @@ from market.media.api import Media
 from market.money import Money
 from market.platform import modules
 from market.search.api import Search
+from market.webhooks.api import Webhooks
 from springtide.db.idempotency import Idempotency
 from springtide.platform import Platform
 from springtide.testing import ManualClock
@@ -85,6 +86,7 @@ class Market:
             clock=self.clock,
             search=self.platform.service(Search),
             media=self.platform.service(Media),
+            webhooks=self.platform.service(Webhooks),
         )
 
     async def shops(self) -> None:

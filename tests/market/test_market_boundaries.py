@@ -31,6 +31,7 @@ from market.recommendations import store as recommendations
 from market.search import bulk as search_bulk
 from market.search import store as search
 from market.users import store as users
+from market.webhooks import store as webhooks
 
 APP = Path(market.__file__).parent
 MODULES = {module.name: APP / module.name for module in modules() if module.name != "sessions"}
@@ -140,6 +141,7 @@ def test_every_other_statement_names_its_bucket() -> None:
         search,
         search_bulk,
         media,
+        webhooks,
     ):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:

@@ -134,6 +134,7 @@ async def test_names_are_those_that_were_introduced_last(told: World) -> None:
 
 
 DATA_OF_ALL: dict[str, str] = {
+    "url": "https://hooks.example.com/a",
     "actor": "5", "article": "On tides", "excerpt": "Well\nsaid", "order": "77", "total": "12.50 EUR",
     "titles": "Lamp\nChair", "reason": "The card was declined.", "money": "You get back: EUR 12.50",
 }  # fmt: skip

@@ -8,26 +8,9 @@ import msgspec
 import pytest
 
 from market.notifications import mail
-from market.notifications.push import MAX_PAYLOAD, is_public, payload
+from market.notifications.push import MAX_PAYLOAD, payload
 from market.notifications.settings import NotificationSettings, Smtp
 from springtide.errors import ConfigurationError
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
-        "224.0.0.1", "255.255.255.255", "240.0.0.1", "192.0.2.1", "::1", "::", "fe80::1", "fe80::1%eth0",
-        "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
-        "::127.0.0.1", "2001:db8::1",
-    ],
-)  # fmt: skip
-def test_no_neighbour_is_public(address: str) -> None:
-    assert not is_public(address)
-
-
-def test_the_internet_is_public() -> None:
-    assert all(is_public(address) for address in ("93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"))
 
 
 def test_a_payload_fits_whatever_it_says() -> None:

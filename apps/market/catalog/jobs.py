@@ -6,7 +6,7 @@ import msgspec
 
 from springtide.jobs import job
 
-__all__ = ["ListingChanged", "MediaChanged"]
+__all__ = ["ListingChanged", "MediaChanged", "StockTurned"]
 
 
 @job(kind="catalog.changed")
@@ -23,5 +23,12 @@ class MediaChanged(msgspec.Struct, frozen=True):
     A kind of its own, so that nobody waits for the index. Tried for more than a day: media that it has not
     told of are deleted after one.
     """
+
+    listing_id: int
+
+
+@job(kind="catalog.turned")
+class StockTurned(msgspec.Struct, frozen=True):
+    """The stock made a listing sold out or brought it back; the handler reads which it is by now."""
 
     listing_id: int

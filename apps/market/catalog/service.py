@@ -32,7 +32,7 @@ from market.catalog.api import (
 )
 from market.catalog.categories import DEPARTMENTS, TREE
 from market.catalog.indexing import document
-from market.catalog.jobs import ListingChanged, MediaChanged
+from market.catalog.jobs import ListingChanged, MediaChanged, StockTurned
 from market.catalog.reservations import Reservations
 from market.catalog.stock import StockStore
 from market.catalog.store import PUBLIC, CatalogStore, HasShop, Locked, NotEnough
@@ -41,6 +41,7 @@ from market.indexing import Sweep
 from market.media.api import Media, media_ids
 from market.moments import moment
 from market.search.api import Document, Search
+from market.webhooks.api import News, TurnedListing, Webhooks
 from springtide.clock import Clock
 from springtide.db import WriteTransaction
 from springtide.db.idempotency import Answer, Claim, Idempotency, Once
@@ -81,6 +82,7 @@ def build(context: ModuleContext) -> CatalogService:
         clock=context.clock,
         search=context.service(Search),
         media=context.service(Media),
+        webhooks=context.service(Webhooks),
     )
 
 
@@ -96,6 +98,7 @@ class CatalogService:
         clock: Clock,
         search: Search,
         media: Media,
+        webhooks: Webhooks,
     ) -> None:
         self._store = store
         self._reservations = reservations
@@ -103,6 +106,7 @@ class CatalogService:
         self._clock = clock
         self._search = search
         self._media = media
+        self._webhooks = webhooks
         self._index = Sweep(search, "listing", page=store.versions, documents=self._documents)
 
     async def open_shop(self, owner: int, new: NewShop, once: Once | None = None) -> Shop:
@@ -288,6 +292,20 @@ class CatalogService:
         listing = await self._must_show(job.listing_id)
         ids = media_ids(listing.media)
         await self._media.attach(listing.seller_id, f"listing:{listing.id}", ids, listing.version)
+
+    async def tell_turned(self, job: StockTurned, run: Run) -> None:
+        """A job's handler. Of two turns in one moment the seller may hear of the later one alone."""
+        id, row = job.listing_id, await self._store.turned(job.listing_id)
+        if row is None or row["status"] not in PUBLIC:
+            return
+        news = News(
+            type="listing.available" if row["status"] == "active" else "listing.sold_out",
+            subject=f"listing {id}",
+            number=row["turns"],
+            at=moment(self._clock),
+            data=TurnedListing(listing_id=id, title=row["title"], turn=row["turns"]),
+        )
+        await self._webhooks.tell(row["seller_id"], [news])
 
     async def index(self) -> None:
         """For the workers, periodically."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from market.catalog.api import Line, Reservation, Reserved, ReservedLine
+from market.catalog.jobs import StockTurned
 from market.catalog.news import News
 from market.catalog.rules import Fault, Offer, judge
 from market.money import Money
@@ -94,7 +95,7 @@ from unnest($1::bigint[], $2::integer[], $4::integer[], $5::integer[]) as moved 
 
 FLIP = """
 update catalog.listing
-set status = wanted.status
+set status = wanted.status, turns = listing.turns + 1
 from unnest($1::bigint[], $2::text[]) as wanted (id, status)
 where listing.bucket = (wanted.id & 1023)::smallint and listing.id = wanted.id
 returning listing.bucket, listing.id, listing.seller_id, listing.category, listing.status
@@ -348,7 +349,8 @@ class StockStore:
 async def flip(tx: Any, listings: Sequence[Any], rows: Sequence[Any], news: News) -> None:
     """Make listings sold out whose stock has nothing left, and active again those that have something.
 
-    `listings` are locked (id, status), `rows` are of their stock (listing_id, on_hand, reserved).
+    Their sellers are told by a job. `listings` are locked (id, status), `rows` are of their stock
+    (listing_id, on_hand, reserved).
     """
     for row in rows:
         news.available(tx, row["listing_id"])
@@ -363,6 +365,7 @@ async def flip(tx: Any, listings: Sequence[Any], rows: Sequence[Any], news: News
         change[key] = change.get(key, 0) + (1 if row["status"] == "active" else -1)
         news.listing(tx, row["id"])
         news.on_sale(tx, row["seller_id"], row["category"])
+    await tx.enqueue_many([StockTurned(id) for id in ids])
     await count(tx, change)
 
 

@@ -121,6 +121,8 @@ select bucket, id, version from catalog.listing
 where (bucket, id) > ($1::smallint, $2::bigint) and status in ('active', 'sold_out')
 """
 
+TURNED = "select seller_id, title, status, turns from catalog.listing where bucket = $1 and id = $2"
+
 TEXTS = """
 select listing.id, listing.version, listing.title, listing.description, listing.category, listing.status
 from unnest($1::bigint[]) as wanted (id)
@@ -296,6 +298,10 @@ class CatalogStore:
     async def texts(self, ids: Sequence[int]) -> list[Any]:
         """Rows of id, version, title, description, category and status, in no order."""
         return await self._db.fetch_many(TEXTS, list(ids))
+
+    async def turned(self, id: int) -> Any | None:
+        """A row of seller_id, title, status and turns."""
+        return await self._db.read(id).fetch_one(TURNED, bucket_of(id), id)
 
     async def on_sale(self, query: ListingQuery) -> ListingPage:
         """Raises InvalidCursor."""

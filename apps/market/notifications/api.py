@@ -13,6 +13,7 @@ from its kind and data:
     order_shipped    order; titles
     sale             order; actor: the buyer's id; total: the seller's part; titles: the seller's
     sale_cancelled   order; actor; total; titles
+    webhook_disabled url: of the endpoint; reason: why, a part of a sentence
 
 Names of people come from what `introduce` was told last. Notices of an inbox are numbered from 1 in the order
 in which they came; that number is their id.
@@ -90,6 +91,7 @@ Kind = Literal[
     "order_shipped",
     "sale",
     "sale_cancelled",
+    "webhook_disabled",
 ]
 Channel = Literal["mail", "push"]
 
@@ -102,6 +104,7 @@ KINDS: tuple[Kind, ...] = (
     "order_shipped",
     "sale",
     "sale_cancelled",
+    "webhook_disabled",
 )
 CHANNELS: tuple[Channel, ...] = ("mail", "push")
 
@@ -114,6 +117,7 @@ DATA: Mapping[Kind, tuple[str, ...]] = {
     "order_shipped": ("order", "titles"),
     "sale": ("order", "actor", "total", "titles"),
     "sale_cancelled": ("order", "actor", "total", "titles"),
+    "webhook_disabled": ("url", "reason"),
 }
 """What each kind needs to be told."""
 
@@ -126,6 +130,7 @@ KIND_NAMES: Mapping[Kind, str] = {
     "order_shipped": "Shipped orders",
     "sale": "Sales",
     "sale_cancelled": "Cancelled sales",
+    "webhook_disabled": "Webhooks that were disabled",
 }
 """A kind as people read it."""
 

@@ -14,9 +14,9 @@ from datetime import timedelta
 from hashlib import blake2b
 from urllib.parse import quote
 
+from market.gate import Busy, Gate
 from market.moments import moment
 from market.notifications.api import KIND_NAMES
-from market.notifications.gate import Busy, Gate
 from market.notifications.jobs import SendMail, SendPush
 from market.notifications.keys import Keys
 from market.notifications.letters import Post, Unmailable, composed, mailable, message_id

@@ -1,22 +1,16 @@
 """One push to one browser: encrypted for it (RFC 8291), signed as ours (VAPID, RFC 8292), sent by HTTP.
 
-The endpoint is an address that a stranger gave us. It is called only if every address that its name stands
-for now is a public one, and the one that was looked at is the one that is connected to; redirections are not
-followed, and nothing of the answer but its head is read. Nobody can make this process talk to its neighbours.
+The endpoint is an address that a stranger gave us: see `market.strangers` for what is called and what is not.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
 import os
-import re
-import socket
+from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
 
 import http_ece
-import httpx
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from py_vapid import Vapid02
@@ -24,8 +18,9 @@ from py_vapid import Vapid02
 from market.notifications.api import Subscription
 from market.notifications.rules import decoded
 from market.notifications.settings import NotificationSettings
+from market.strangers import Answer, Caller, NotPublic, Unreachable, retry_after
 
-__all__ = ["MAX_PAYLOAD", "PushFailed", "Pusher", "Sent", "is_public", "payload"]
+__all__ = ["MAX_PAYLOAD", "PushFailed", "Pusher", "Sent", "payload"]
 
 MAX_PAYLOAD = 3_000
 """Bytes before encryption; push services take 4,096 with what that adds."""
@@ -37,12 +32,6 @@ LIFETIME = 86_400
 
 Sent = Literal["taken", "gone", "refused"]
 """`gone`: nobody listens there any more; `refused`: this push is not wanted, another may be."""
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_SECONDS = re.compile(r"[0-9]{1,9}")
-_EMBEDDING = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "2002::/16", "2001::/32", "::/96"))
-"""IPv6 addresses that stand for IPv4 ones."""
 
 
 class PushFailed(Exception):
@@ -58,23 +47,19 @@ class Pusher:
 
     def __init__(self, settings: NotificationSettings) -> None:
         self._settings = settings
-        self._http: httpx.AsyncClient | None = None
+        self._caller = Caller(timeout=settings.push_timeout, loopback=settings.push_loopback)
 
     async def start(self) -> None:
-        self._http = await asyncio.to_thread(self._client)
+        await self._caller.start()
 
     async def stop(self) -> None:
-        http, self._http = self._http, None
-        if http is not None:
-            await http.aclose()
+        await self._caller.stop()
 
     async def send(self, to: Subscription, content: bytes, vapid: Vapid02, *, topic: str, now: float) -> Sent:
         """`topic` (at most 32 characters of base64url) names the push: a second one replaces the first.
 
         Raises PushFailed.
         """
-        if self._http is None:
-            raise PushFailed("the notifications module is not started")
         parts = urlsplit(to.endpoint)
         claims = {
             "aud": f"{parts.scheme}://{parts.netloc}",
@@ -83,7 +68,6 @@ class Pusher:
         }
         headers = {
             **vapid.sign(claims),
-            "Host": parts.netloc,
             "Content-Encoding": "aes128gcm",
             "Content-Type": "application/octet-stream",
             "TTL": str(LIFETIME),
@@ -91,47 +75,18 @@ class Pusher:
             "Topic": topic,
         }
         try:
-            async with asyncio.timeout(self._settings.push_timeout):
-                address = await self._resolved(parts.hostname or "", parts.port or 443)
-                if address is None:
-                    return "refused"
-                request = self._http.build_request(
-                    "POST",
-                    httpx.URL(to.endpoint).copy_with(host=address),
-                    content=_encrypted(to, content),
-                    headers=headers,
-                    extensions={"sni_hostname": parts.hostname},
-                )
-                answer = await self._http.send(request, stream=True)
-                await answer.aclose()
-        except (TimeoutError, httpx.HTTPError, OSError) as error:
-            raise PushFailed(f"{parts.hostname}: {error!r}"[:300]) from error
-        return _judged(answer)
-
-    async def _resolved(self, host: str, port: int) -> str | None:
-        """An address to connect to; None when the name stands for one that must not be called."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [str(entry[4][0]) for entry in found]
-        allowed = all(
-            is_public(address) or (self._settings.push_loopback and ipaddress.ip_address(address).is_loopback)
-            for address in addresses
-        )
-        return addresses[0] if addresses and allowed else None
+            answer = await self._caller.post(to.endpoint, _encrypted(to, content), headers)
+        except NotPublic:
+            return "refused"
+        except Unreachable as error:
+            raise PushFailed(f"{parts.hostname}: {error}") from error
+        return _judged(answer, parts.hostname or "", now)
 
     @property
     def _contact(self) -> str:
         """Whom a push service may write to about our pushes."""
         sender = self._settings.sender
         return f"mailto:{'market@localhost' if sender is None else sender.addr_spec}"
-
-    def _client(self) -> httpx.AsyncClient:
-        # Connections are not kept: the pool knows them by address, and one address has many names behind TLS.
-        return httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            timeout=self._settings.push_timeout,
-            limits=httpx.Limits(max_connections=32, max_keepalive_connections=0),
-        )
 
 
 def payload(id: int, kind: str, title: str, body: str, link: str) -> bytes:
@@ -140,17 +95,6 @@ def payload(id: int, kind: str, title: str, body: str, link: str) -> bytes:
     room = MAX_PAYLOAD - len(msgspec.json.encode(values))
     values["body"] = body if len(msgspec.json.encode(body)) - 2 <= room else _cut(body, room)
     return msgspec.json.encode(values)
-
-
-def is_public(address: str) -> bool:
-    """Whether an address is one of the internet at large."""
-    found: Address = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            found = found.ipv4_mapped
-        elif any(found in network for network in _EMBEDDING):
-            return False
-    return found.is_global and not found.is_multicast and not found.is_reserved
 
 
 def _encrypted(to: Subscription, content: bytes) -> bytes:
@@ -165,16 +109,15 @@ def _encrypted(to: Subscription, content: bytes) -> bytes:
     return encrypted
 
 
-def _judged(answer: httpx.Response) -> Sent:
-    status = answer.status_code
+def _judged(answer: Answer, host: str, now: float) -> Sent:
+    status = answer.status
     if 200 <= status < 300:
         return "taken"
     if status in (404, 410):
         return "gone"
     if status == 429 or status >= 500:
-        seconds = _SECONDS.fullmatch(answer.headers.get("retry-after", ""))
-        after = None if seconds is None else min(float(seconds[0]), MAX_RETRY_AFTER)
-        raise PushFailed(f"{answer.url.host} answered {status}", after)
+        after = retry_after(answer.headers, datetime.fromtimestamp(now, UTC), MAX_RETRY_AFTER)
+        raise PushFailed(f"{host} answered {status}", after)
     return "refused"
 
 

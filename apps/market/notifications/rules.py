@@ -7,7 +7,6 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -15,6 +14,7 @@ from market.checks import Checks
 from market.faults import Invalid
 from market.notifications import api
 from market.notifications.api import DATA, KINDS, Notice, Preference, Recipient, Subscription
+from market.strangers import may_be_called
 
 __all__ = [
     "MAX_ID",
@@ -41,14 +41,12 @@ LENGTHS: Mapping[str, int] = {
     "reason": api.REASON_LENGTH,
     "titles": api.TITLES_LENGTH,
     "total": api.TOTAL_LENGTH,
+    "url": api.LINK_LENGTH,
 }
 """Data that is text; the rest are ids."""
 
 _ID = re.compile(r"[1-9][0-9]{0,15}")
 _LINK = re.compile(r"/(?:[^/\\\s\x00-\x1f\x7f][^\\\s\x00-\x1f\x7f]*)?")
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})+")
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def check_id(field: str, id: int) -> None:
@@ -121,7 +119,7 @@ def check_subscription(recipient: int, given: Subscription, *, loopback: bool) -
     """`loopback`: this machine may be pushed to, also without TLS."""
     checks = Checks()
     _id(checks, "recipient", recipient)
-    if checks.text("endpoint", given.endpoint, max_length=api.ENDPOINT_LENGTH) and not _may_be_called(
+    if checks.text("endpoint", given.endpoint, max_length=api.ENDPOINT_LENGTH) and not may_be_called(
         given.endpoint, loopback=loopback
     ):
         checks.fault("endpoint", "must be an https address of a push service")
@@ -158,22 +156,6 @@ def decoded(text: str, length: int) -> bytes:
 
 def no_cursor() -> Invalid:
     return Invalid({"after": ["is no cursor of this list"]})
-
-
-def _may_be_called(endpoint: str, *, loopback: bool) -> bool:
-    """By its form; which machine the name stands for is looked at when it is called."""
-    try:
-        parts = urlsplit(endpoint)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return False
-    plain = endpoint.isascii() and endpoint.isprintable() and " " not in endpoint and "\\" not in endpoint
-    if not plain or parts.fragment or "@" in parts.netloc:
-        return False
-    if loopback and host in _LOOPBACK:
-        return parts.scheme in ("http", "https")
-    named = _HOST.fullmatch(host) is not None and not host.rsplit(".", 1)[1].isdigit()
-    return parts.scheme == "https" and named and port in (None, 443)
 
 
 def _id(checks: Checks, field: str, value: Any) -> None:

@@ -55,6 +55,16 @@ def words(kind: Kind, data: Mapping[str, str], names: Mapping[int, str]) -> Word
             [line for line in said if line],
             "Read the comment",
         )
+    if kind == "webhook_disabled":
+        return Words(
+            "A webhook of yours is disabled",
+            [
+                one_line(data["url"]),
+                f"Why: {one_line(data['reason'])}",
+                "It gets nothing until you enable it.",
+            ],
+            "See your shop",
+        )
     bought = _titles(data["titles"])
     total = one_line(data.get("total", ""))
     if kind == "order_confirmed":

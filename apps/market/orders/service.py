@@ -25,6 +25,7 @@ from market.orders.store import CartRow, OrderStore
 from market.orders.telling import Teller
 from market.payments.api import Payments
 from market.recommendations.api import Recommendations
+from market.webhooks.api import Webhooks
 from springtide.clock import Clock
 from springtide.context import RequestContext, activate, current
 from springtide.db.idempotency import Answer, Idempotency, Once
@@ -65,6 +66,7 @@ def build(context: ModuleContext) -> OrderService:
             notifications=context.service(Notifications),
             recommendations=context.service(Recommendations),
             dashboard=context.service(Dashboard),
+            webhooks=context.service(Webhooks),
         ),
         keys=Idempotency(context.db, sink=context.sink),
         settings=settings,

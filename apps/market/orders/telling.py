@@ -7,6 +7,8 @@ cancelled, was sold   what is given back it is cancelled   counts no more     wa
 cancelled, never sold what is given back -                 -                  -
 failed, never sold    why                -                 -                  -
 
+A seller's webhooks are told all that became of the sale, in its order: confirmed, then shipped or cancelled.
+
 A sale that was given back before anybody was told of it is told whole: what a seller's days count must not
 depend on how soon the job came. A notice has a key of the order's, so it is told once. Who does not listen
 keeps nobody else from hearing it; the job says all of it again later.
@@ -23,10 +25,11 @@ from market.faults import Refused
 from market.money import Money
 from market.notifications.api import TITLES_LENGTH, Kind, Notice, Notifications
 from market.orders import reasons
-from market.orders.api import OrderLine
+from market.orders.api import OrderLine, Sale
 from market.orders.record import Placed
 from market.payments.api import Payments
 from market.recommendations.api import Recommendations
+from market.webhooks.api import News, SoldLine, SoldOrder, Webhooks
 from springtide.errors import SpringtideError
 
 __all__ = ["Teller"]
@@ -45,12 +48,14 @@ class Teller:
         notifications: Notifications,
         recommendations: Recommendations,
         dashboard: dashboard.Dashboard,
+        webhooks: Webhooks,
     ) -> None:
         self._catalog = catalog
         self._payments = payments
         self._notifications = notifications
         self._recommendations = recommendations
         self._dashboard = dashboard
+        self._webhooks = webhooks
 
     async def tell(self, order: Placed) -> None:
         """Raises the first error, after everybody was told who would listen."""
@@ -71,11 +76,13 @@ class Teller:
             for seller in order.sellers:
                 said += [partial(self._tell_sale, order, seller), partial(self._tell_sold, order, seller)]
                 said.append(partial(self._tell_shipped, order, seller))
+                said.append(partial(self._tell_programs, order, seller))
             return said
         said = [partial(self._tell_cancelled, order), partial(self._tell_undone, order)]
         for seller in order.sellers:
             said += [partial(self._tell_sale, order, seller), partial(self._tell_sold, order, seller)]
             said.append(partial(self._tell_given_back, order, seller))
+            said.append(partial(self._tell_programs, order, seller))
         return said
 
     async def _tell_confirmed(self, order: Placed) -> None:
@@ -144,6 +151,18 @@ class Teller:
     async def _tell_given_back(self, order: Placed, seller: int) -> None:
         await self._dashboard.undone(order.id, seller, order.updated_at)
 
+    async def _tell_programs(self, order: Placed, seller: int) -> None:
+        """The numbers are those of what can follow what; each is told once."""
+        sale = order.sale(seller)
+        data, subject = _sold(sale), f"order {order.id}"
+        news = [News(type="order.confirmed", subject=subject, number=1, at=sale.sold_at, data=data)]
+        if sale.shipped_at is not None:
+            news.append(News(type="order.shipped", subject=subject, number=2, at=sale.shipped_at, data=data))
+        if sale.state == "cancelled":
+            at = order.updated_at
+            news.append(News(type="order.cancelled", subject=subject, number=3, at=at, data=data))
+        await self._webhooks.tell(seller, news)
+
     async def _titles(self, lines: Sequence[OrderLine]) -> str:
         """One per line. An order whose stock was never reserved has none of its own."""
         unknown = [line.listing_id for line in lines if line.title is None]
@@ -151,3 +170,17 @@ class Teller:
         titles = {listing.id: listing.title for listing in found}
         said = (" ".join((line.title or titles.get(line.listing_id, GONE)).split()) for line in lines)
         return "\n".join(said)[:TITLES_LENGTH]
+
+
+def _sold(sale: Sale) -> SoldOrder:
+    return SoldOrder(
+        order_id=sale.order_id,
+        state=sale.state,
+        lines=[
+            SoldLine(listing_id=line.listing_id, title=line.title, quantity=line.quantity, price=line.price)
+            for line in sale.lines
+        ],
+        total=sale.total,
+        sold_at=sale.sold_at,
+        shipped_at=sale.shipped_at,
+    )

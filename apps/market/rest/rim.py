@@ -22,6 +22,7 @@ from market.recommendations.api import Recommendations
 from market.rest.uploads import Uploads
 from market.search.api import Search
 from market.users.api import Users
+from market.webhooks.api import Webhooks
 
 __all__ = ["Rest", "anybody", "member", "rest_of", "somebody"]
 
@@ -40,6 +41,7 @@ class Rest:
         dashboard: Dashboard,
         media: Media,
         search: Search,
+        webhooks: Webhooks,
         viewers: Viewers,
         extras: Extras,
     ) -> None:
@@ -53,6 +55,7 @@ class Rest:
         self.dashboard = dashboard
         self.media = media
         self.search = search
+        self.webhooks = webhooks
         self.viewers = viewers
         self.extras = extras
         self.uploads = Uploads()

@@ -1,7 +1,7 @@
-"""How many mails or pushes may be on their way at once in one worker.
+"""How many calls of one sort (mails, pushes, webhooks) may be on their way at once in one worker.
 
-A job that finds no place within `patience` steps aside instead of holding one of the worker's slots: a mail
-server that answers slowly keeps nothing busy but the places here.
+A job that finds no place within `patience` steps aside instead of holding one of the worker's slots: somebody
+who answers slowly keeps nothing busy but the places here.
 """
 
 from __future__ import annotations

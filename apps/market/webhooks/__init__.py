@@ -1,0 +1,1 @@
+"""Sellers' own programs are told what happens in their shops."""
