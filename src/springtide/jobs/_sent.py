@@ -36,8 +36,8 @@ MAX_DOUBLINGS = 8
 
 
 class Outgoing(NamedTuple):
-    """A row as it was sent; `lag` is how many seconds it had been due. `repeated`: it was sent before and not
-    claimed."""
+    """A row as it was sent, in the order of the statement; `lag` is how many seconds it had been due.
+    `repeated`: it was sent before and not claimed."""
 
     bucket: int
     id: UUID
@@ -89,7 +89,7 @@ class Sending:
                     + make_interval(secs => {TRUST} * 2 ^ least(j.unclaimed, {MAX_DOUBLINGS})) END
             FROM due WHERE j.ctid = due.ctid
             RETURNING due.waits, j.bucket, j.id, j.priority, j.turn, j.ordering_key,
-                extract(epoch FROM clock_timestamp() - j.run_at)::float8 AS lag, j.unclaimed
+                date_part('epoch', clock_timestamp() - j.run_at), j.unclaimed > 0
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
         self._ahead = f"""
             SELECT (
@@ -185,19 +185,7 @@ class Sending:
                 if out and isinstance(error, Exception):
                     break
                 raise
-            met = [
-                Outgoing(
-                    row["bucket"],
-                    row["id"],
-                    row["priority"],
-                    row["turn"],
-                    row["ordering_key"],
-                    row["lag"],
-                    row["unclaimed"] > 0,
-                )
-                for row in rows
-                if not row["waits"]
-            ]
+            met = [Outgoing._make(row[1:]) for row in rows if not row[0]]
             for one in met:
                 left[one.priority] -= 1
             out += met
