@@ -102,9 +102,10 @@ async def test_the_end_of_a_run_looks_for_its_row_alone(database: Database) -> N
         await add(database, "a")
         (job,) = await store.claim(KINDS, 1, "w", 30.0)
         one = (job.run.bucket, job.run.id, job.run.attempt)
-        many = tuple([part] for part in one)
+        many = tuple(f"{{{part}}}" for part in one)
         for sql, arguments in (
             (texts.finish, (*many, "w", [None])),
+            (texts.turn, (KINDS, 0, "w", 30.0, store.cursor.floors, *many, [None])),
             (texts.finish_one, (*one, "w", None)),
             (texts.end, (*one, "w", "ready", None, 0.0)),
             (texts.hand_back, (*one, "w")),

@@ -71,10 +71,32 @@ async def test_a_finish_whose_answer_was_lost_may_be_repeated(database: Database
     assert await store.renew([again], "w", 30.0, store.pool) == {claimed.run.id}
 
 
+async def test_runs_end_and_others_begin_by_one_statement(database: Database) -> None:
+    """All that ended is in the history, what was not this worker's is told, and the claim is as always."""
+    store = Store(database, "main")
+    done, lost = await claim_one(database, store), await claim_one(database, store)
+    await database.pools["main"].execute("update deeds._job set worker = 'x' where id = $1", lost.run.id)
+    ids = [await add(database, "a") for _ in range(3)]
+    ended, claimed = await store.turn([done.run, lost.run], None, KINDS, 2, "w", 30.0)
+    assert ended == {done.run.id} and [job.run.id for job in claimed] == ids[:2]
+    assert [job.payload for job in claimed] == [b'{"what":"a"}'] * 2
+    results = ['{"n": 1}', None]
+    ended, claimed = await store.turn([job.run for job in claimed], results, KINDS, 2, "w", 30.0)
+    assert ended == set(ids[:2]) and [job.run.id for job in claimed] == ids[2:]
+    assert await store.turn([claimed[0].run], None, KINDS, 2, "w", 30.0) == ({ids[2]}, [])
+    found = await database.pools["main"].fetch("select id, result::text from deeds._job_done order by id")
+    assert [tuple(row) for row in found] == [
+        (done.run.id, None), (ids[0], '{"n": 1}'), (ids[1], None), (ids[2], None)
+    ]  # fmt: skip
+    (left,) = await database.pools["main"].fetch("select id, state, worker from deeds._job")
+    assert tuple(left) == (lost.run.id, "running", "x")
+
+
 async def test_a_locked_job_does_not_hold_up_the_end_of_the_others(
     database: Database, database_urls: Urls
 ) -> None:
-    """Of jobs that end together, the one whose row somebody has locked is finished later, alone."""
+    """Of jobs that end together, the one whose row somebody has locked is finished later, alone; others begin
+    meanwhile, though their claim was to write those ends."""
     go = asyncio.Event()
 
     async def wait(deed: Deed, run: Run) -> None:
@@ -83,7 +105,7 @@ async def test_a_locked_job_does_not_hold_up_the_end_of_the_others(
     doer, pool = Doer(wait), database.pools["main"]
     async with working(database, database_urls[:1], [DO], doer, lease=60.0, heartbeat=20.0, slots=5):
         async with database.write("a") as tx:
-            ids = await tx.enqueue_many([Deed(str(number)) for number in range(5)])
+            ids = await tx.enqueue_many([Deed(str(number)) for number in range(10)])
         await until(lambda: len(doer.calls) == 5)
         async with pool.transaction() as tx2:
             await tx2.execute("select from deeds._job where id = $1 for update", ids[2])
@@ -94,7 +116,7 @@ async def test_a_locked_job_does_not_hold_up_the_end_of_the_others(
                 return [row["id"] for row in left] == [ids[2]]
 
             await until(others)
-        await reach(database, *["done"] * 5)
+        await reach(database, *["done"] * 10)
 
 
 async def test_jobs_that_end_together_are_one_statement(database: Database, database_urls: Urls) -> None:

@@ -31,9 +31,9 @@ from typing import Any, TypeVar
 import asyncpg
 
 from springtide.clock import Clock
-from springtide.context import RequestContext, activate, detached
+from springtide.context import Priority, RequestContext, activate, detached
 from springtide.errors import SpringtideError
-from springtide.jobs._finish import Finisher
+from springtide.jobs._finish import Finisher, results
 from springtide.jobs._hands import Hands
 from springtide.jobs._heart import Heart, Lease
 from springtide.jobs._limited import limits_of
@@ -384,14 +384,29 @@ class Dispatcher:
     def _begin_claim(self, line: Line, share: int) -> None:
         line.claiming, line.rung = True, False
         self._reserved += share
-        task = self._spawn(self._claim(line, share), f"{line.store.module} claim")
+        # a limit counts what runs, so it has to see what ends
+        ending = line.finisher.take() if line.limits is None and line.asked else []
+        task = self._spawn(self._claim(line, share, ending), f"{line.store.module} claim")
         task.add_done_callback(lambda done: self._claimed(line, share, done))
 
-    async def _claim(self, line: Line, share: int) -> tuple[float, list[Claimed]]:
+    async def _claim(self, line: Line, share: int, ending: list[JobRun]) -> tuple[float, list[Claimed]]:
         asked = self._clock.monotonic()
-        with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT)):
+        store, urgent = line.store, Priority.CRITICAL if ending else Priority.NORMAL
+        with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT, priority=urgent)):
+            if ending:
+                runs = [run.claimed.run for run in ending]
+                try:
+                    ended, jobs = await store.turn(
+                        runs, results(ending), line.open, share, self._worker, self._lease
+                    )
+                except Exception as error:  # what it is shows again, and is judged, by the claim alone
+                    _log.info("%s: %d jobs are finished one by one: %r", store.module, len(runs), error)
+                    line.finisher.turned(ending, ())
+                else:
+                    line.finisher.turned(ending, ended)
+                    return asked, jobs
             await line.ask()
-            jobs = await line.store.claim(line.open, share, self._worker, self._lease, line.limits)
+            jobs = await store.claim(line.open, share, self._worker, self._lease, line.limits)
             return asked, jobs
 
     def _claimed(self, line: Line, share: int, done: asyncio.Task[tuple[float, list[Claimed]]]) -> None:

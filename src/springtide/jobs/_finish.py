@@ -1,8 +1,9 @@
 """Write down how runs ended: those of one line that are done at about the same time in one statement.
 
 A run that is done waits for the statement that is under way at most; when that has ended, all that came
-meanwhile go together. What such a statement could not write (the row is locked, the lease was lost, the
-server did not answer) and every other ending is written alone, again and again while the lease lasts.
+meanwhile go together. The next claim takes them along if there is one at once (`take`, `turned`). What such a
+statement could not write (the row is locked, the lease was lost, the server did not answer) and every other
+ending is written alone, again and again while the lease lasts.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Protocol
+from uuid import UUID
 
 import asyncpg
 
@@ -21,7 +23,7 @@ from springtide.errors import SpringtideError
 from springtide.jobs._run import JobRun
 from springtide.jobs._store import Ending, Store
 
-__all__ = ["Finisher"]
+__all__ = ["Finisher", "results"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +63,32 @@ class Finisher:
         self._waiting.append(run)
         if not self._writing:
             self._writing = True
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def take(self) -> list[JobRun]:
+        """Runs that are done and not being written: the caller writes them and says `turned`. None that let
+        others of their key go."""
+        taken = [run for run in self._waiting if run.claimed.ordering_key is None][:MAX_BATCH]
+        if len(taken) == len(self._waiting):
+            self._waiting = []
+        elif taken:
+            gone = set(taken)
+            self._waiting = [run for run in self._waiting if run not in gone]
+        return taken
+
+    def turned(self, runs: Sequence[JobRun], ids: Collection[UUID]) -> None:
+        """The ends of those of `runs` with these ids are in the database; the others are written alone."""
+        for run in runs:
+            if run.claimed.run.id in ids:
+                self._written(run, True)
+            else:
+                self.end(run, Ending("done", result=run.result))
+
+    def _begin(self) -> None:
+        if self._waiting:
             self._spawn(self._write_together(), f"{self.store.module} finish")
+        else:
+            self._writing = False  # a claim has taken them
 
     def end(self, run: JobRun, ending: Ending) -> None:
         task = self._spawn(self._repeat(run, ending), f"{self.store.module} end")
@@ -82,17 +109,13 @@ class Finisher:
                         ids = await self.store.finish(
                             [run.claimed.run for run in runs],
                             self._worker,
-                            [run.result for run in runs] if any(run.result for run in runs) else None,
+                            results(runs),
                             ordered=any(run.claimed.ordering_key is not None for run in runs),
                         )
                 except Exception as error:  # what it is shows again, and is judged, one by one
                     _log.info("%s: %d jobs are finished one by one: %r", self.store.module, len(runs), error)
                     ids = set()
-                for run in runs:
-                    if run.claimed.run.id in ids:
-                        self._written(run, True)
-                    else:
-                        self.end(run, Ending("done", result=run.result))
+                self.turned(runs, ids)
         finally:
             self._writing = False
 
@@ -112,3 +135,8 @@ class Finisher:
                     return False
             await self._clock.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
             pause = min(pause * 2, 2.0)
+
+
+def results(runs: Sequence[JobRun]) -> list[str | None] | None:
+    """What they returned, as `Store.finish` takes it."""
+    return [run.result for run in runs] if any(run.result is not None for run in runs) else None

@@ -123,8 +123,12 @@ def claim_sql(
     `found` says which row is meant. By its place (ctid), a row that was changed between the statement's
     snapshot and its lock is not claimed yet; whoever changed it rings, or it is polled for.
     """
+    return f"WITH due AS MATERIALIZED ({due}) {_take(schema, returning, more=more, found=found)}"
+
+
+def _take(schema: str, returning: str, *, more: str = "", found: str) -> str:
+    """Claim what lies in `due`."""
     return f"""
-            WITH due AS MATERIALIZED ({due})
             UPDATE {schema}._job AS j
             SET state = CASE WHEN due.waits THEN 'held' ELSE 'running' END,
                 attempt = j.attempt + CASE WHEN due.waits THEN 0 ELSE 1 END,
@@ -146,7 +150,9 @@ class Statements:
         mine = "j.attempt = $3 AND j.worker = $4"
         # said so that no plan looks for the row in the index of all leases, which has those that ended, too
         running = "CASE j.state WHEN 'running' THEN true ELSE false END"
-        named = "unnest($1::smallint[], $2::uuid[], $3::integer[]) AS n (bucket, id, attempt)"
+        named = (
+            "unnest($1::text::smallint[], $2::text::uuid[], $3::text::integer[]) AS n (bucket, id, attempt)"
+        )
         due = f"""
                 SELECT found.*, {waits_sql(table, "found")} AS waits
                 FROM unnest($5::timestamptz[]) WITH ORDINALITY AS class (floor, number)
@@ -231,22 +237,25 @@ class Statements:
             SELECT {HISTORY}, clock_timestamp(), result FROM gone
             RETURNING id
         """  # noqa: S608
-        gone = f"""
-            WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', '{PATIENCE}', true) AS set),
-            mine AS MATERIALIZED (
-                SELECT row.ctid, n.result
-                FROM patience, unnest($1::smallint[], $2::uuid[], $3::integer[], $5::text[])
-                    AS n (bucket, id, attempt, result)
-                CROSS JOIN LATERAL (
-                    SELECT j.ctid FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
-                        AND j.attempt = n.attempt AND j.worker = $4 AND {running} OFFSET 0
-                ) AS row
-                WHERE patience.set IS NOT NULL
-            ), gone AS (
-                DELETE FROM {table} AS j USING mine WHERE j.ctid = mine.ctid
-                RETURNING {HISTORY}, mine.result::jsonb AS result
-            )
-        """  # noqa: S608
+
+        def gone(buckets: str, ids: str, attempts: str, worker: str, results: str) -> str:
+            return f"""
+                WITH patience AS MATERIALIZED (SELECT set_config('lock_timeout', '{PATIENCE}', true) AS set),
+                mine AS MATERIALIZED (
+                    SELECT row.ctid, n.result
+                    FROM patience, unnest({buckets}::text::smallint[], {ids}::text::uuid[],
+                        {attempts}::text::integer[], {results}::text[]) AS n (bucket, id, attempt, result)
+                    CROSS JOIN LATERAL (
+                        SELECT j.ctid FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
+                            AND j.attempt = n.attempt AND j.worker = {worker} AND {running} OFFSET 0
+                    ) AS row
+                    WHERE patience.set IS NOT NULL
+                ), gone AS (
+                    DELETE FROM {table} AS j USING mine WHERE j.ctid = mine.ctid
+                    RETURNING {HISTORY}, mine.result::jsonb AS result
+                )
+            """  # noqa: S608
+
         gone_one = f"""
             WITH gone AS (
                 DELETE FROM {table} AS j
@@ -254,13 +263,32 @@ class Statements:
                 RETURNING {HISTORY}, $5::text::jsonb AS result
             )
         """  # noqa: S608
+        written = f", written AS ({into})"
+
         # NULL: all of them, as nearly always; else the ids of those that could be
-        some = f"""
-            , written AS ({into})
-            SELECT CASE WHEN count(*) < cardinality($2::uuid[])
-                THEN coalesce(array_agg(id), '{{}}') END AS some FROM written
-        """  # noqa: S608
-        self.finish, self.finish_ordered = gone + some, gone + following + some
+        def some(ids: str) -> str:
+            return f"""
+                SELECT CASE WHEN count(*) < cardinality({ids}::text::uuid[])
+                    THEN coalesce(array_agg(id), '{{}}') END AS some FROM written
+            """  # noqa: S608
+
+        finished = gone("$1", "$2", "$3", "$4", "$5")
+        self.finish = finished + written + some("$2")
+        self.finish_ordered = finished + following + written + some("$2")
+        # The end of some runs and a claim at once: each row has `some`; `waits` is NULL when there is no job.
+        # Not for what waits for others: a claim would not see what ends here.
+        turn = gone("$6", "$7", "$8", "$3", "$9") + written
+        by_place = "j.ctid = due.ctid"
+
+        def turned(returning: str) -> str:
+            return f"""{turn},
+                due AS MATERIALIZED ({due}),
+                claimed AS ({_take(schema, returning, found=by_place)})
+                SELECT claimed.*, ended.some
+                FROM ({some("$7")}) AS ended LEFT JOIN claimed ON true
+            """  # noqa: S608
+
+        self.turn, self.turn_placed = turned(returning), turned(f"{returning}, {PLACE}")
         self.finish_one, self.finish_one_ordered = gone_one + into, gone_one + following + into
         self.let_next = f"""
             WITH gone AS (SELECT $1::smallint AS bucket, $2::text AS ordering_key, $3::uuid AS id)

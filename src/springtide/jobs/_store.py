@@ -143,29 +143,70 @@ class Store:
 
         `limits` are those of the kinds that have some (`limits_of`).
         """
+        return await self._claim([], names, limit, worker, lease, limits)
+
+    async def turn(
+        self,
+        runs: Sequence[RunName],
+        results: Sequence[str | None] | None,
+        names: Sequence[str],
+        limit: int,
+        worker: str,
+        lease: float,
+    ) -> tuple[set[UUID], list[Claimed]]:
+        """`finish` and `claim` by one statement: both are done, or none. Not for runs of an ordering key, and
+        not where kinds have limits."""
+        texts = self.statements
+        met = await self._ask(
+            texts.turn_placed if self.placed else texts.turn,
+            names, limit, worker, lease, self.cursor.floors, *_columns(runs), results,
+        )  # fmt: skip
+        some = met[0]["some"]
+        ended = {run.id for run in runs} if some is None else set(some)
+        if met[0]["waits"] is None:
+            return ended, []
+        return ended, await self._claim(met, names, limit, worker, lease, None)
+
+    async def _claim(
+        self,
+        met: list[Any],
+        names: Sequence[str],
+        limit: int,
+        worker: str,
+        lease: float,
+        limits: Limits | None,
+    ) -> list[Claimed]:
+        """Claim beside what was `met` already, until there are enough or no more."""
         placed, texts = self.placed, self.statements
         if limits is None:
             sql = texts.claim_placed if placed else texts.claim
         else:
             sql = texts.claim_limited_placed if placed else texts.claim_limited
+        by = limits or ()
         rows: list[Any] = []
         for _ in range(MAX_ROUNDS):
             left = limit - len(rows)
-            try:
-                met = await self.pool.fetch(
-                    sql, names, left, worker, lease, self.cursor.floors, *(limits or ())
-                )
-            except BaseException as error:
-                self.cursor.forget()  # the server may be another one, which has lost some claims
-                if rows and isinstance(error, Exception):  # these are ours; what went wrong shows again
-                    break
-                raise
+            if not met:
+                try:
+                    met = await self._ask(sql, names, left, worker, lease, self.cursor.floors, *by)
+                except Exception:
+                    if rows:  # these are ours; what went wrong shows again
+                        break
+                    raise
             rows += [row for row in met if not row["waits"]]
             if len(met) < left or len(rows) == limit:
                 break
+            met = []
         if len(rows) > 1:
             rows.sort(key=_order)
         return self.claimed(rows, placed=placed)
+
+    async def _ask(self, sql: str, *args: Any) -> list[Any]:
+        try:
+            return await self.pool.fetch(sql, *args)
+        except BaseException:
+            self.cursor.forget()  # the server may be another one, which has lost some claims
+            raise
 
     @property
     def placed(self) -> bool:
@@ -216,10 +257,9 @@ class Store:
         `results` None: none has one. `ordered`: some have an ordering key. Fails soon when somebody has
         locked one of the rows.
         """
-        names = [run.bucket for run in runs], [run.id for run in runs], [run.attempt for run in runs]
         sql = self.statements.finish_ordered if ordered else self.statements.finish
-        (row,) = await (queries or self.pool).fetch(sql, *names, worker, results)
-        return set(names[1] if row["some"] is None else row["some"])
+        (row,) = await (queries or self.pool).fetch(sql, *_columns(runs), worker, results)
+        return {run.id for run in runs} if row["some"] is None else set(row["some"])
 
     async def end(
         self,
@@ -260,8 +300,7 @@ class Store:
 
     async def renew(self, runs: Sequence[RunName], worker: str, lease: float, queries: Queries) -> set[UUID]:
         """Extend these leases; the ids of those that are not this worker's any more."""
-        names = [run.bucket for run in runs], [run.id for run in runs], [run.attempt for run in runs]
-        lost = await queries.fetch(self.statements.renew, *names, worker, lease)
+        lost = await queries.fetch(self.statements.renew, *_columns(runs), worker, lease)
         return {row["id"] for row in lost}
 
     async def rescue(self, *, whole: bool = False) -> list[Any]:
@@ -330,6 +369,15 @@ class Store:
             )
             for kind, counts in jobs.items()
         ]
+
+
+def _columns(runs: Sequence[RunName]) -> tuple[str, str, str]:
+    """Their names as the statements take them: texts of arrays, which cost a driver least."""
+    return (
+        f"{{{','.join([str(run.bucket) for run in runs])}}}",
+        f"{{{','.join([str(run.id) for run in runs])}}}",
+        f"{{{','.join([str(run.attempt) for run in runs])}}}",
+    )
 
 
 def _order(row: Any) -> Any:
