@@ -70,7 +70,7 @@ class Again:
                 [Opened(reader, dead.event)],
                 attempt=dead.attempt,
                 furthest=0,
-                position=None,
+                position=dead.position,
                 moving=lambda tx: store.settle(dead, queries=tx),
                 told=seen.append,
             )

@@ -95,12 +95,16 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A dead letter that is to be tried again, with the token that its end is guarded by."""
+    """A dead letter that is to be tried again, with the token that its end is guarded by.
+
+    `position` covers the commit that published it; None where the shard has no replicas.
+    """
 
     group: str
     event: Stored
     attempt: int
     token: int
+    position: Position | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +277,7 @@ class Log:
         self, group: str, lane: int, pos: int, at: datetime, kinds: Sequence[str], most: int
     ) -> Read:
         """The next `most` events of a lane after `pos`, with the payloads of those of `kinds`."""
-        placed = self._servers is not None and self._servers.replicated
+        placed = self._placed
         sql = self._read_placed if placed else self._read
         rows = await self.pool.fetch(sql, group, lane, pos, at, kinds, most)
         if not rows:
@@ -323,16 +327,28 @@ class Log:
             await tx.execute(self._bury, lane.group, lane.lane, event.pos, attempt, error)
         return True
 
+    @property
+    def _placed(self) -> bool:
+        """Whether what is handed out also tells where the server's log stood: the shard has replicas."""
+        return self._servers is not None and self._servers.replicated
+
     # -- dead letters ----------------------------------------------------------------------------------
 
     async def again(
         self, groups: Sequence[str], leases: Sequence[float], names: Sequence[str], limit: int
     ) -> list[Dead]:
         """Dead letters that somebody wants to be tried again."""
-        rows = await self.pool.fetch(self._again, groups, leases, names, limit)
+        placed = self._placed
+        sql = f"{self._again}, {PLACE}" if placed else self._again
         return [
-            Dead(row["grp"], Stored(*(row[name] for name in Stored._fields)), row["attempt"], row["token"])
-            for row in rows
+            Dead(
+                row["grp"],
+                Stored(*(row[name] for name in Stored._fields)),
+                row["attempt"],
+                row["token"],
+                position_of(row) if placed else None,
+            )
+            for row in await self.pool.fetch(sql, groups, leases, names, limit)
         ]
 
     async def settle(self, dead: Dead, error: str | None = None, queries: Queries | None = None) -> bool:
