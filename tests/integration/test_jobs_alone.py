@@ -23,9 +23,10 @@ from tests.jobs_support import until
 
 from springtide.context import Priority, RequestContext, activate
 from springtide.db.pool import Pool
-from springtide.errors import JobError, MigrationError
+from springtide.errors import JobError, MigrationError, QueueOverloaded
 from springtide.jobs import Handler, Run, enqueue, job, look
 from springtide.jobs.alone import Jobs
+from springtide.testing import ManualClock
 
 APPLICATION = """
 CREATE SCHEMA shop;
@@ -464,3 +465,46 @@ async def test_a_worker_process_drains_when_it_is_asked_to_end(url: str, tmp_pat
     assert await kept(url) == []
     (done,) = await fetch(url, "SELECT payload FROM work._job_done")
     assert done["payload"] == b'{"person":1}'
+
+
+@job(kind="work.refused", max_age=60.0, overload="refuse")
+class Refused(msgspec.Struct, frozen=True):
+    person: int
+
+
+@job(kind="work.slowed", max_age=60.0, overload="slow")
+class Slowed(msgspec.Struct, frozen=True):
+    person: int
+
+
+async def _nobody(implementation: Any, job: Any, run: Run) -> None: ...
+
+
+async def test_an_old_queue_refuses(way: Open, url: str) -> None:
+    """Nothing of the refused job is sent, and the caller's transaction goes on; the age is read once a
+    second, not with each job, and what is young again is taken."""
+    clock = ManualClock()
+    made = Jobs("work", [Handler(Refused, _nobody), Handler(Greet, _nobody)], clock=clock)
+    old = "INSERT INTO work._job_age VALUES ('work.refused', clock_timestamp() - interval '100 s', now())"
+    await fetch(url, old)
+    async with way(url) as (connection, _):
+        with pytest.raises(QueueOverloaded, match=r"work\.refused wait for 1\d\d s") as caught:
+            await made.enqueue(connection, Refused(1))
+        with pytest.raises(QueueOverloaded):
+            await made.enqueue_many(connection, [Greet(2), Refused(2)])
+        await made.enqueue(connection, Greet(3))
+    assert caught.value.retry_after is not None
+    assert [kind for kind, _ in await kept(url)] == ["work.greet"]
+    await fetch(url, "UPDATE work._job_age SET oldest_at = NULL")
+    async with way(url) as (connection, _):
+        with pytest.raises(QueueOverloaded):
+            await made.enqueue(connection, Refused(4))
+        await clock.advance(1.0)
+        await made.enqueue(connection, Refused(5))
+    assert [kind for kind, _ in await kept(url)] == ["work.greet", "work.refused"]
+
+
+def test_what_nobody_can_slow_is_said() -> None:
+    """A kind that slows its producers after their commit is refused where nobody sees the commit."""
+    with pytest.raises(JobError, match=r"work\.slowed/1 has overload='slow', which waits after the commit"):
+        Jobs("work", [Handler(Slowed, _nobody)])

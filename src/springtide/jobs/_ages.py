@@ -23,7 +23,7 @@ class Queries(Protocol):
 
 
 class Ages:
-    """The statements, for the jobs in `schema`."""
+    """The statements, for the jobs in `schema`. `reading` gives rows of (kind, age)."""
 
     def __init__(self, schema: str) -> None:
         table = f"{schema}._job_age"
@@ -40,7 +40,7 @@ class Ages:
             ON CONFLICT (kind) DO UPDATE
             SET oldest_at = excluded.oldest_at, measured_at = excluded.measured_at
         """  # noqa: S608
-        self._read = f"""
+        self.reading = f"""
             SELECT kind, greatest(extract(epoch FROM clock_timestamp() - oldest_at), 0)::float8 AS age
             FROM {table} WHERE oldest_at IS NOT NULL
         """  # noqa: S608
@@ -55,4 +55,4 @@ class Ages:
 
     async def read(self, queries: Queries) -> dict[str, float]:
         """The ages now, of kinds that had something waiting when they were measured."""
-        return {row["kind"]: row["age"] for row in await queries.fetch(self._read)}
+        return {row["kind"]: row["age"] for row in await queries.fetch(self.reading)}

@@ -23,16 +23,18 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from springtide.clock import Clock
+from springtide.clock import Clock, SystemClock
 from springtide.context import Priority
 from springtide.db import Database, Key, Migrator, ShardMap, bucket_of
 from springtide.db.pool import Pool
-from springtide.errors import JobError, MigrationError
-from springtide.jobs._foreign import foreign
+from springtide.errors import JobError, MigrationError, QueueOverloaded
+from springtide.jobs._ages import Ages
+from springtide.jobs._foreign import Foreign, foreign
 from springtide.jobs._rows import accept, row, rows
 from springtide.jobs._statements import insert_many_sql, insert_sql
 from springtide.jobs.enqueue import Enqueuer
-from springtide.jobs.job import Handler
+from springtide.jobs.job import Handler, JobKind
+from springtide.jobs.pressure import READ_EVERY, judge
 from springtide.jobs.worker import Queue, Worker
 from springtide.outbox.bell import CHANNEL, Bell
 from springtide.signals import Sink
@@ -48,26 +50,47 @@ SOON = 0.05
 
 
 class Jobs:
-    """The jobs of an application in the schema `name`; a value, it holds no connection.
+    """The jobs of an application in the schema `name`; it holds no connection.
 
     handlers: who runs them. A job that none of them takes is refused where it is enqueued.
     notify:   wake workers by a NOTIFY in the caller's transaction, so a job begins within milliseconds of its
               commit; else within a worker's `poll`. PostgreSQL makes commits that notify take turns: leave it
               off where hundreds of transactions a second enqueue.
 
-    Raises JobError when two handlers take the same kind and version.
+    Kinds with overload="refuse" are refused when their queue is too old (`pressure.py`). Once a second an
+    `enqueue` of such a kind reads the ages, in the caller's transaction.
+
+    Raises JobError when two handlers take the same kind and version, and for overload="slow": that waits
+    after the commit, which nobody sees here.
     """
 
-    def __init__(self, name: str, handlers: Sequence[Handler[Any]], *, notify: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        handlers: Sequence[Handler[Any]],
+        *,
+        notify: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
         names = [name for handler in handlers for name in handler.names]
         for one in names:
             if names.count(one) > 1:
                 raise JobError(f"{name!r} has two handlers for {one}")
+        for handler in handlers:
+            if handler.kind.max_age is not None and handler.kind.overload == "slow":
+                raise JobError(
+                    f"{handler.kind.name} has overload='slow', which waits after the commit, and Jobs does"
+                    " not see yours: use overload='refuse', or leave out max_age"
+                )
         self.handlers = tuple(handlers)
         self.name = Migrator(name, None, {}).name  # refuses what is no name of a schema
         self.notify = notify
         self._names = frozenset(names)
         self._insert, self._insert_many = insert_sql(self.name), insert_many_sql(self.name)
+        self._reading = Ages(self.name).reading
+        self._clock = clock or SystemClock()
+        self._read_at = float("-inf")
+        self._ages: dict[str, float] = {}
 
     async def enqueue(
         self,
@@ -89,7 +112,8 @@ class Jobs:
              the bucket of their key, and unique and ordering keys hold within it. The default holds over all.
 
         Returns the id of the job, or of the one that takes its place. Raises JobError for what cannot run and
-        for a connection without a transaction, and what the driver raises.
+        for a connection without a transaction, QueueOverloaded (the transaction goes on), and what the driver
+        raises.
         """
         spec = accept(job, self._names, self.name, listed="Jobs(...)")
         values = row(
@@ -97,6 +121,7 @@ class Jobs:
             ordering_key=ordering_key, limit_key=limit_key, deadline=deadline,
         )  # fmt: skip
         transaction = await foreign(connection)
+        await self._admit(transaction, [spec])
         ((id, due_in),) = await transaction.fetch(self._insert, values)
         if self.notify and due_in < SOON:
             await transaction.fetch(NOTIFY, (CHANNEL, self.name))
@@ -125,6 +150,7 @@ class Jobs:
             ordering_key=ordering_key, limit_key=limit_key, deadline=deadline,
         )  # fmt: skip
         transaction = await foreign(connection)
+        await self._admit(transaction, specs)
         added: list[UUID] = []
         for ids, values in chunks:
             await transaction.fetch(self._insert_many, values)
@@ -132,6 +158,22 @@ class Jobs:
         if self.notify and added and (delay or 0.0) < SOON:
             await transaction.fetch(NOTIFY, (CHANNEL, self.name))
         return added
+
+    async def _admit(self, transaction: Foreign, specs: Sequence[JobKind]) -> None:
+        if all(spec.max_age is None for spec in specs):
+            return
+        now = self._clock.monotonic()
+        if now - self._read_at >= READ_EVERY:
+            before, self._read_at = self._read_at, now  # the others go on with what was known
+            try:
+                self._ages = {row[0]: row[1] for row in await transaction.fetch(self._reading, ())}
+            except BaseException:
+                self._read_at = before
+                raise
+        for spec in specs:
+            age = self._ages.get(spec.kind, 0.0)
+            if spec.max_age is not None and (after := judge(spec, age).retry_after) is not None:
+                raise QueueOverloaded(spec.kind, age=age, limit=spec.max_age, retry_after=after)
 
     async def migrate(self, dsn: str) -> list[str]:
         """Make or update the tables; what was applied. `dsn` is the address of the server itself, no pooler.
