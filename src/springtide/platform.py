@@ -38,6 +38,7 @@ from springtide.identity.positions import Positions
 from springtide.jobs import Enqueuer, Handler, Queue, Scheduler, Worker
 from springtide.jobs import kind_of as kind_of_job
 from springtide.jobs.pressure import Pressure
+from springtide.jobs.scaling import Bounds, Scaling
 from springtide.lifecycle import Group, Periodic, Service, StartStop
 from springtide.outbox import Bell
 from springtide.services.module import Interface, Module, ModuleContext
@@ -49,9 +50,11 @@ from springtide.telemetry.loop import LoopMonitor
 from springtide.telemetry.metrics import MetricsSink
 from springtide.telemetry.prometheus import MetricsEndpoint
 from springtide.topology import Cluster, Topology, check_built, load, read_addresses
+from springtide.topology.layers import WorkerScalingSpec
 from springtide.web.asgi import ROUTE_KEY, Layers, RenderError
 from springtide.web.causality import LIFETIME, Carrier, CausalityKeys
 from springtide.web.health import Check, Health
+from springtide.web.scaling import ScalingPage
 
 if TYPE_CHECKING:
     from springtide.cache import Cache
@@ -191,6 +194,11 @@ class Platform:
             for module in self._registry.modules
             if module.workflows
         }
+        self._scaling = (
+            Scaling(self.job_databases, self.bounds, clock=self.clock, sink=self.sink)
+            if topology.worker_scaling is not None
+            else None
+        )
         self._registry.build(self._context)
         for module in self._registry.modules:
             for group in module.groups:
@@ -266,6 +274,19 @@ class Platform:
             ) from None
 
     @property
+    def job_databases(self) -> list[Database]:
+        """Of the modules that have jobs or workflows."""
+        return [self._databases[module.name] for module in self.modules if module.jobs or module.workflows]
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of the number of workers, as the topology's `worker_scaling` or its defaults say."""
+        spec, pool = self.topology.worker_scaling or WorkerScalingSpec(), self.topology.pool
+        # each job may hold a connection, and half of them are for everything else
+        slots = max((pool.size - pool.reserved) // 2, 1)
+        return Bounds(slots, least=spec.min, most=spec.max, time_to_drain=spec.time_to_drain)
+
+    @property
     def cache(self) -> Cache:
         """The cache; made when it is first asked for, started and stopped with the platform."""
         if self._caching.made is None and self._group is not None:
@@ -320,6 +341,7 @@ class Platform:
             tokens = [service for service in carrying if service is not None]
             parts: list[Service] = [self._monitor, self.insight, *servers, *pools, durability, migrations]
             parts += [self._pressure] if self._pressure.needed else []
+            parts += [self._scaling] if self._scaling is not None and self._wrapped else []
             parts += [self._bell, *tokens, *self._identity, *self._caching.services, *lively]
             parts += self._caching.beside(serving=self._wrapped)
             self._group = Group(self.name, parts, sink=self.sink)
@@ -399,7 +421,8 @@ class Platform:
         render_error: RenderError | None = None,
         body_limits: Mapping[str, int] | None = None,
     ) -> _lifespan.App:
-        """`app` with the layers around it, /metrics and /health beside it, and start/stop by the lifespan.
+        """`app` with the layers around it, start/stop by the lifespan, and beside it /metrics, /health and,
+        where the topology has worker_scaling, /scaling.
 
         render_error gives body and content type of an error that a layer answers; None means problem+json.
         body_limits are bytes for the paths where bodies may be larger or must be smaller than the topology's
@@ -414,6 +437,8 @@ class Platform:
         servers, telemetry = self.topology.servers, self.topology.telemetry
         beside: dict[str, _lifespan.App] = {"/metrics": MetricsEndpoint(self.metrics)}
         beside |= dict.fromkeys(self.health.paths, self.health)
+        if self._scaling is not None:
+            beside["/scaling"] = ScalingPage(self._scaling.page)
 
         async def routed(scope: Any, receive: Any, send: Any) -> None:
             page = beside.get(scope["path"]) if scope["type"] == "http" else None
@@ -567,13 +592,11 @@ class Platform:
         ]
         if not queues:
             return []
-        pool = self.topology.pool
         return [
             Worker(
                 queues,
                 dsns=self._primaries,
-                # each job may hold a connection, and half of them are for everything else
-                slots=max((pool.size - pool.reserved) // 2, 1),
+                slots=self.bounds.slots,
                 drain=drain,
                 name=os.environ.get("SPRINGTIDE_NODE", "worker"),
                 transport=self._transport(),

@@ -31,6 +31,7 @@ __all__ = [
     "JobsMeasured",
     "JobsReceived",
     "JobsSent",
+    "LoadMeasured",
     "LogKept",
     "LogMeasured",
     "NullSink",
@@ -53,6 +54,7 @@ __all__ = [
     "StatementSlow",
     "TaskFailed",
     "TransportChanged",
+    "WorkersWanted",
 ]
 
 _log = logging.getLogger(__name__)
@@ -205,6 +207,27 @@ class JobsMeasured:
     sent: int = 0
     paused: int = 0
     stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadMeasured:
+    """How much work one kind brings on one shard: jobs that are due now or soon, that come per second, and
+    seconds that one has a slot; None when nothing of the kind has run yet."""
+
+    module: str
+    shard: str
+    kind: str
+    waiting: int
+    arrival: float
+    service: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersWanted:
+    """How many workers the jobs of all modules need, within the bounds, and how many slots it is made of."""
+
+    workers: int
+    slots: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -530,6 +553,8 @@ Signal = (
     | ScheduleFired
     | JobsReceived
     | JobsSent
+    | LoadMeasured
+    | WorkersWanted
     | TransportChanged
     | EventsHandled
     | GroupMeasured

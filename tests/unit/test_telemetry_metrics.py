@@ -34,6 +34,7 @@ from springtide.signals import (
     JobsMeasured,
     JobsReceived,
     JobsSent,
+    LoadMeasured,
     LogKept,
     LogMeasured,
     PartOmitted,
@@ -51,6 +52,7 @@ from springtide.signals import (
     StatementSlow,
     TaskFailed,
     TransportChanged,
+    WorkersWanted,
 )
 from springtide.telemetry.loop import LoopMonitor
 from springtide.telemetry.metrics import MetricsSink
@@ -113,6 +115,8 @@ def everything(sink: MetricsSink) -> None:
     sink.emit(FlowsMeasured("orders", "main", "orders.place", 1, 2, 3, 4))
     sink.emit(ScheduleFired("users", "nightly", 1, 3, 7.0))
     sink.emit(JobsSent("users", "main", 5, 4, 2, 0.25))
+    sink.emit(LoadMeasured("users", "main", "users.welcome", 12, 1.5, 0.25))
+    sink.emit(WorkersWanted(3, 21.4))
     sink.emit(JobsReceived("users", "main", 3, 1, 2))
     sink.emit(TransportChanged("redis 127.0.0.1:6379", False, "receiving: nobody is connected"))
     handled = ("orders", "figures.sales", "orders.placed", 1, 7, 3, 1, "done", 0.2, 0.1)

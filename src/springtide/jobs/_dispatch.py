@@ -11,9 +11,9 @@ Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED job
 after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending. Every
 CHECK seconds, or less often where that takes long, it looks for jobs that the cursor has passed.
 
-running -> draining: no more claims; what a claim still brings is handed back; running jobs get `drain`
-seconds, then they are cancelled and handed back. A handler that ignores that is left behind with its lease
-running out.
+running (-> retiring) -> draining: no more claims. Retiring, what a claim still brings is run, and all jobs
+are finished, however long they take. Draining, it is handed back; running jobs get `drain` seconds, then they
+are cancelled and handed back. A handler that ignores that is left behind with its lease running out.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ CHECK, CHECK_SHARE = 60.0, 50.0
 
 MAX_PAUSE = 10.0
 """Longest pause, in seconds, between claims on a database that fails."""
+
+RETIRED_LOOK = 0.1
+"""Seconds between two looks whether anything runs, when nothing more is claimed."""
 
 CANCEL_TIMEOUT = 2.0
 """Seconds that cancelled handlers have at shutdown."""
@@ -131,7 +134,7 @@ class Dispatcher:
         self._clock = clock
         self._sink = sink
         self._worker = ""
-        self._draining = False
+        self._draining = self._retiring = False
         self._reserved = 0
         self._hands = Hands(
             lease=lease,
@@ -165,6 +168,12 @@ class Dispatcher:
     async def stop(self) -> None:
         await self._life.stop()
 
+    async def retire(self) -> None:
+        """Claim no more until the next start; return when nothing runs."""
+        self._retiring = True
+        while len(self._hands) or self._reserved:
+            await self._clock.sleep(RETIRED_LOOK)
+
     def ring(self, shard: str, schema: str | None) -> None:
         """Rows of `schema` (None: of any) on `shard` may be due now."""
         for line in self._lines:
@@ -196,7 +205,7 @@ class Dispatcher:
     @property
     def free(self) -> int:
         """Slots that nobody has."""
-        if self._hands.unwritten > self._slots:
+        if self._retiring or self._hands.unwritten > self._slots:
             return 0
         return self._slots - self._hands.busy - self._reserved
 
@@ -228,7 +237,7 @@ class Dispatcher:
     async def _open(self) -> None:
         # a name per start: (attempt, worker) must name one run, also after attempts were handed back
         self._worker = f"{self._label}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._draining = False
+        self._draining = self._retiring = False
         self._hands.open(self._worker)
         for line in self._lines:
             line.due_at = line.read_at = 0.0

@@ -115,7 +115,8 @@ class Hands:
                 until=until,
                 renew_until=asked + route.kind.max_run + GRACE,
             )
-            run = JobRun(job, route, finisher.store, lease, clock=self._clock, begun=now)
+            run = JobRun(job, route, finisher.store, lease, clock=self._clock, begun=now, asked=asked)
+            route.tally.begin(asked)
             self._runs[lease] = run
             self._finishers[run] = finisher
             heart.hold(lease)
@@ -221,7 +222,9 @@ class Hands:
         _log.error("%s broke; its lease will run out", task.get_name(), exc_info=task.exception())
 
     def _end(self, run: JobRun, outcome: Outcome) -> None:
-        self._ended[run] = outcome, self._clock.monotonic() - run.begun
+        now = self._clock.monotonic()
+        self._ended[run] = outcome, now - run.begun
+        run.route.tally.end(run.asked, now, counts=outcome[0] not in ("lost", "returned"))
         self._changed()
         ending = outcome[1]
         if ending is None:
@@ -266,7 +269,8 @@ class Hands:
     def _forget(self, run: JobRun) -> None:
         self._heart().release(run.lease)
         del self._runs[run.lease], self._finishers[run]
-        self._ended.pop(run, None)
+        if self._ended.pop(run, None) is None:
+            run.route.tally.end(run.asked, run.asked, counts=False)
         self._changed()
 
 

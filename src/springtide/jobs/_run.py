@@ -22,6 +22,7 @@ from springtide.db import Bucket, Database
 from springtide.errors import DeadlineExceeded, JobFailed, JobLost
 from springtide.jobs import _retry
 from springtide.jobs._heart import Lease
+from springtide.jobs._loads import Tally
 from springtide.jobs._store import Claimed, Ending, Store
 from springtide.jobs.job import Handler, JobKind, Run
 from springtide.outbox import kinds
@@ -62,6 +63,7 @@ class Route:
         "implementation",
         "kind",
         "method",
+        "tally",
         "transactional",
     )
 
@@ -76,6 +78,7 @@ class Route:
         self.decode = decoder(handler, name or handler.kind.name)
         self.database = database
         self.implementation = implementation
+        self.tally = Tally()
 
 
 def decoder(handler: Handler[Any], name: str) -> Callable[[bytes], Any]:
@@ -88,12 +91,13 @@ class JobRun:
     """A claimed job on its way. `ended_by` is why we cancelled its handler: lost, returned, overrun.
 
     `task` is the one that runs it; it is cancelled by `cancel` and `overrun` alone, and when it is `shared`
-    with a batch, not because one of the batch is lost. `limit` is how many seconds it may take.
+    with a batch, not because one of the batch is lost. `limit` is how many seconds it may take. It has
+    its slot since `asked`, when its claim was sent.
     """
 
     __slots__ = (
-        "_clock", "begun", "claimed", "context", "ended_by", "id", "lease", "limit", "result", "route",
-        "shared", "store", "task",
+        "_clock", "asked", "begun", "claimed", "context", "ended_by", "id", "lease", "limit", "result",
+        "route", "shared", "store", "task",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +109,7 @@ class JobRun:
         *,
         clock: Clock,
         begun: float | None = None,
+        asked: float | None = None,
     ) -> None:
         self.claimed = claimed
         self.route = route
@@ -114,6 +119,7 @@ class JobRun:
         self.context: RequestContext | None = None
         self.task: asyncio.Task[Any] | None = None
         self.begun = clock.monotonic() if begun is None else begun
+        self.asked = self.begun if asked is None else asked
         self.id = str(claimed.run.id)
         self.limit = route.kind.max_run
         if claimed.remaining is not None:

@@ -7,7 +7,8 @@ Park: jobs that nobody here knows and nobody took for `park_after` seconds are s
 worker knows their kind and version makes them ready again. So a rolling deploy loses nothing in either
 direction. Pause: kinds that operators have paused are claimed no more and set aside (`_pausing.py`).
 History: its partitions are made ahead, and dropped when all in them is older than `keep_done`
-seconds; what the inbox has known for long is forgotten. Measure: depth and age.
+seconds; what the inbox has known for long is forgotten. Measure: depth, age, and how much work the kinds
+bring (`_loads.py`).
 Every statement skips rows that another worker has, so any number of workers may do this at once.
 """
 
@@ -22,6 +23,7 @@ from springtide.context import Ledger, Priority, RequestContext, activate
 from springtide.jobs._ages import Ages
 from springtide.jobs._dispatch import Line
 from springtide.jobs._inbox import KEPT
+from springtide.jobs._loads import Loads, Spent
 from springtide.jobs._pausing import paused_kinds
 from springtide.jobs._sent import Sending
 from springtide.jobs._store import BATCH
@@ -42,6 +44,9 @@ RESCUE_ALL = 600.0
 
 FREE = 30.0
 """Seconds between two looks for held jobs that nothing holds any more (somebody deleted a row)."""
+
+LOAD = 2.5
+"""Seconds between two measurements of the load, over all workers."""
 
 HISTORY = 60.0
 """Seconds between two looks at the partitions of the history."""
@@ -74,8 +79,10 @@ class Upkeep:
         self._clock = clock
         self._sink = sink
         self._measured = self._rescued = self._kept = self._freed = self._recalled = float("-inf")
+        self._loaded = float("-inf")
         self._paused: set[str] | None = set()
         self._ages = Ages(self._store.schema)
+        self._loads = Loads(self._store.schema)
         kinds = [route.kind for route in line.routes.values()]
         self._guarded = sorted({kind.kind for kind in kinds if kind.max_age is not None})
         self._history = Days(self._store.pool, self._store.schema, "_job_done", "finished_at")
@@ -104,6 +111,7 @@ class Upkeep:
             await self._park()
             if self._guarded:
                 await self._tell_ages()
+            await self._tell_load()
             if self._passed(self._kept, min(HISTORY, self._keep_done)):
                 await self._keep()
                 self._kept = self._clock.monotonic()
@@ -136,6 +144,23 @@ class Upkeep:
             waiting = {kind: entry.age for kind, entry in found.items() if entry.ready or entry.sent}
             ages = {kind: waiting.get(kind) for kind in self._guarded}
             await self._ages.write(self._store.pool, ages)
+
+    async def _tell_load(self) -> None:
+        """What runs took, and, when it is this worker's turn, what waits."""
+        pool, now, kinds = self._store.pool, self._clock.monotonic(), dict[str, Spent]()
+        routes = self._line.routes.values()
+        telling = [(route, spent) for route in routes if (spent := route.tally.spent(now))]
+        for route, spent in telling:
+            kind = route.kind.kind
+            kinds[kind] = spent.also(kinds[kind]) if kind in kinds else spent
+        if kinds:
+            await self._loads.spend(pool, kinds.items())
+            for route, spent in telling:
+                route.tally.told(spent)
+        if self._passed(self._loaded, LOAD):
+            self._loaded = self._clock.monotonic()
+            if await self._loads.turn(pool, LOAD * 0.9):
+                await self._loads.measure(pool, self._store.cursor.floors)
 
     def _passed(self, since: float, seconds: float) -> bool:
         return self._clock.monotonic() - since >= seconds

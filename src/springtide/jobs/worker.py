@@ -207,6 +207,10 @@ class Worker:
     async def start(self) -> None:
         await self._group.start()
 
+    async def retire(self) -> None:
+        """Claim no more, and return when all that ran has ended, however long it took; then `stop`."""
+        await self._dispatcher.retire()
+
     async def stop(self) -> None:
         """Claim no more, let running jobs finish within `drain`, hand the rest back."""
         await self._group.stop()

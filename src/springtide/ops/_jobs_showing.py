@@ -14,8 +14,9 @@ from springtide.telemetry._redact import redact_text, redact_value
 if TYPE_CHECKING:
     from springtide.jobs.checking import Report
     from springtide.jobs.operating import JobDetails, JobRow, KindRow
+    from springtide.jobs.scaling import Wanted
 
-__all__ = ["details", "dumped", "jobs", "kinds", "lines", "report"]
+__all__ = ["details", "dumped", "jobs", "kinds", "lines", "report", "scaling"]
 
 COUNTED = ("ready", "sent", "running", "held", "paused", "parked", "dead")
 MAX_ERROR_CHARS = 60
@@ -114,6 +115,28 @@ def report(found: Report) -> str:
         )
     end = "only dead letters are concerned" if found.ready else "this code cannot run all that is queued"
     return f"{head}\n{_table(cells)}\n{end}"
+
+
+def scaling(found: Wanted) -> str:
+    """How many workers are wanted, and what by."""
+    bounds, cells = (
+        found.bounds,
+        [("MODULE", "SHARD", "KIND", "WAITING", "RUNNING", "PER S", "S EACH", "SLOTS")],
+    )
+    for load in found.loads:
+        slots = load.slots(bounds.time_to_drain)
+        service = "unknown" if load.service is None else f"{load.service:.3g}"
+        cells.append(
+            (
+                load.module, load.shard, load.kind, f"{load.waiting:,}", f"{load.running:,}",
+                f"{load.arrival:.3g}", service, f"{slots:.2f}",
+            )
+        )  # fmt: skip
+    sum_up = (
+        f"{found.workers} of {bounds.least} to {bounds.most} workers are wanted: {found.slots:.2f} slots, "
+        f"{bounds.slots} each, so that what waits is done in {bounds.time_to_drain:g} s"
+    )
+    return f"{_table(cells)}\n{sum_up}" if found.loads else sum_up
 
 
 def _span(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""`springtide jobs ls | show | retry | discard | replay | pause | resume | check`: the queues, and steps.
+"""`springtide jobs ls | show | retry | discard | replay | pause | resume | check | scaling`.
 
 They ask the databases themselves, through the platform's own pools: whether workers run or not. A list that
 does not fit ends with the cursor of its next page. What changes jobs does so by their ids, or by a filter and
@@ -92,7 +92,10 @@ def add_commands(subparsers: Any) -> None:
     check.add_argument("--all", action="store_true", help="read every payload")
     check.set_defaults(run=_check)
 
-    for command in (ls, show, retry, discard, replay, pause, resume, check):
+    scaling = commands.add_parser("scaling", help="how many workers the jobs need, and which kinds need them")
+    scaling.set_defaults(run=_scaling)
+
+    for command in (ls, show, retry, discard, replay, pause, resume, check, scaling):
         command.add_argument(
             "--file", type=Path, help="the topology (default: $SPRINGTIDE_TOPOLOGY, then springtide.toml)"
         )
@@ -289,6 +292,17 @@ def _check(args: argparse.Namespace) -> int:
     else:
         print(showing.report(report))
     return 0 if report.ready else NOT_READY
+
+
+def _scaling(args: argparse.Namespace) -> int:
+    from springtide.jobs import scaling
+    from springtide.ops import _jobs_showing as showing
+
+    platform = _platform(args.file)
+    loads = asyncio.run(_opened(platform, lambda: scaling.loads(platform.job_databases)))
+    found = scaling.wanted(loads, platform.bounds)
+    print(showing.dumped(found.page()) if args.json else showing.scaling(found))
+    return 0
 
 
 def _on(args: argparse.Namespace, ask: Callable[[list[Database]], Awaitable[T]]) -> T:

@@ -35,6 +35,7 @@ from springtide.signals import (
     JobsMeasured,
     JobsReceived,
     JobsSent,
+    LoadMeasured,
     LogKept,
     LogMeasured,
     PartOmitted,
@@ -53,6 +54,7 @@ from springtide.signals import (
     StatementSlow,
     TaskFailed,
     TransportChanged,
+    WorkersWanted,
 )
 from springtide.telemetry._series import Series
 from springtide.telemetry.backups import BackupNotes
@@ -385,6 +387,34 @@ class MetricsSink:
             ),
             max_series=max_jobs, open_ended=(2,),
         )  # fmt: skip
+        self._load_waiting = Series(
+            Gauge(
+                "springtide_job_waiting", "Jobs that are due, or will be within 15 s.",
+                ["module", "shard", "kind"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._load_arrival = Series(
+            Gauge(
+                "springtide_job_arrival_rate", "Jobs per second that become due, over the last minute.",
+                ["module", "shard", "kind"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._load_service = Series(
+            Gauge(
+                "springtide_job_service_seconds", "How long a job has a slot of a worker, on average lately.",
+                ["module", "shard", "kind"], registry=registry,
+            ),
+            max_series=max_jobs, open_ended=(2,),
+        )  # fmt: skip
+        self._workers_wanted = Gauge(
+            "springtide_workers_wanted", "Workers that the jobs need, within the topology's bounds.",
+            registry=registry,
+        )  # fmt: skip
+        self._slots_wanted = Gauge(
+            "springtide_worker_slots_wanted", "Slots of workers that the jobs need.", registry=registry
+        )  # fmt: skip
         self._schedule_slots = Series(
             Counter(
                 "springtide_schedule_slots_total", "Slots of schedules, by whether they were run.",
@@ -649,6 +679,15 @@ class MetricsSink:
                 self._jobs.child(module, shard, kind, state).set(getattr(signal, state))
             self._job_age.child(module, shard, kind).set(signal.age)
             self._job_paused.child(module, shard, kind).set(signal.stopped)
+        elif isinstance(signal, LoadMeasured):
+            of_kind = signal.module, signal.shard, signal.kind
+            self._load_waiting.child(*of_kind).set(signal.waiting)
+            self._load_arrival.child(*of_kind).set(signal.arrival)
+            if signal.service is not None:
+                self._load_service.child(*of_kind).set(signal.service)
+        elif isinstance(signal, WorkersWanted):
+            self._workers_wanted.set(signal.workers)
+            self._slots_wanted.set(signal.slots)
         elif isinstance(signal, ScheduleFired):
             name = signal.module, signal.schedule
             self._schedule_slots.child(*name, "run").inc(signal.runs)

@@ -226,13 +226,16 @@ class AutoscalingSpec(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerScalingSpec(Checked):
-    """The number of workers follows the queues' depth."""
+    """The number of workers follows what the jobs need: more at once, fewer slowly, and by drain only."""
 
-    min: Annotated[int, Key(says="fewest workers", unit="processes", rule=at_least(0))] = 1
+    min: Annotated[int, Key(says="fewest workers", unit="processes", rule=at_least(1))] = 1
     max: Annotated[int, Key(says="most workers", unit="processes", rule=at_least(1))] = 10
-    time_to_drain: Annotated[float, Key(says="more when the queue needs longer", unit="s", rule=above(0))] = (
-        60.0
-    )
+    time_to_drain: Annotated[
+        float, Key(says="time in which what waits is to be done", unit="s", rule=above(0))
+    ] = 60.0
+    down_after: Annotated[
+        float, Key(says="fewer when fewer would have done for so long", unit="s", rule=above(0))
+    ] = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

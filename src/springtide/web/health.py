@@ -18,7 +18,7 @@ from springtide.clock import Clock, SystemClock
 from springtide.web._routes import ROUTE_KEY
 from springtide.web._types import Receive, Scope, Send
 
-__all__ = ["Check", "DependencyState", "Health"]
+__all__ = ["Check", "DependencyState", "Health", "send_json"]
 
 Check = Callable[[], Awaitable[object]]
 
@@ -120,27 +120,28 @@ class Health:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path not in self.paths:
-            await _send(scope, send, 404, {"status": "not found"})
+            await send_json(scope, send, 404, {"status": "not found"})
             return
         scope[ROUTE_KEY] = path
         if scope["method"] not in ("GET", "HEAD"):
-            await _send(scope, send, 405, {"status": "method not allowed"})
+            await send_json(scope, send, 405, {"status": "method not allowed"})
         elif path.endswith("/live"):
-            await _send(scope, send, 200, {"status": "live"})
+            await send_json(scope, send, 200, {"status": "live"})
         elif path.endswith("/ready"):
             obstacle = self.obstacle()
             status = 200 if obstacle is None else 503
-            await _send(
+            await send_json(
                 scope, send, status, {"status": "ready"} if obstacle is None else {"status": obstacle}
             )
         else:
             states = await self.dependencies()
             well = all(state.ok for state in states.values())
             page = {"status": "ok" if well else "degraded", "dependencies": states}
-            await _send(scope, send, 200 if well else 503, page)
+            await send_json(scope, send, 200 if well else 503, page)
 
 
-async def _send(scope: Scope, send: Send, status: int, page: object) -> None:
+async def send_json(scope: Scope, send: Send, status: int, page: object) -> None:
+    """Answer with `page`, which nobody may keep."""
     body = msgspec.json.encode(page)
     headers = [
         (b"content-type", b"application/json"),
