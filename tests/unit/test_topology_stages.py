@@ -124,7 +124,7 @@ def test_an_unbuilt_kind_is_refused_by_name(kind: str) -> None:
     assert missing_parts(topology) == [f"{KINDS[kind].says} (node extra)"]
 
 
-BUILT = {"backups", "cache", "jobs", "network"}
+BUILT = {"backups", "cache", "jobs", "network", "worker_scaling"}
 """Tables that this version acts on."""
 
 

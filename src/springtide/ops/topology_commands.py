@@ -68,6 +68,11 @@ def _validate(args: argparse.Namespace) -> int:
     counts = {"node": topology.nodes, "cluster": topology.clusters, "database": topology.databases}
     parts = (f"{len(made)} {noun}{'' if len(made) == 1 else 's'}" for noun, made in counts.items())
     print(f"{args.topology}: valid ({', '.join(parts)})")
+    if (scaling := topology.worker_scaling) is not None:
+        print(
+            f"{scaling.min} to {scaling.max} workers: enough for what comes, and for what waits in"
+            f" {scaling.time_to_drain:g} s; fewer after {scaling.down_after:g} s"
+        )
     return 0
 
 

@@ -44,7 +44,7 @@ NOT_BUILT: tuple[Part, ...] = (
     Part(name="collected metrics and alerts", needed=lambda t: t.monitoring is not None),
     Part(name="rate limits", needed=lambda t: t.limits is not None),
     Part(name="the edge cache", needed=lambda t: t.edge is not None),
-    Part(name="autoscaling", needed=lambda t: t.autoscaling is not None or t.worker_scaling is not None),
+    Part(name="autoscaling", needed=lambda t: t.autoscaling is not None),
     Part(name="refresh tokens", needed=lambda t: t.tokens is not None),
     Part(
         name="the transport of jobs",

@@ -1,6 +1,7 @@
 """Keep one program running: started, watched, started again when it ends.
 
-new -> starting -> running <-> restarting -> stopping -> stopped, or failed when it never became ready.
+new -> starting -> running <-> restarting -> (retiring ->) stopping -> stopped, or failed when it never became
+ready. Retiring, it ends by itself when it has finished what it does, and is not started again.
 
 Until it was ready for the first time, `max_attempts` crashes end it with the last error, and any other
 failure (no rights, no room) at once: something is wrong that waiting does not mend. After that it is started
@@ -59,6 +60,8 @@ class Child:
         self.program = program
         self.kind = kind
         self.restarts = 0
+        self.failed_at = float("-inf")
+        """When it last ended or could not be started, in monotonic seconds of the clock."""
         self._changed = changed
         self._restarted = restarted
         self._ended = ended
@@ -110,6 +113,22 @@ class Child:
         if self._state == "running" and (process := adopt(self.program.identity)) is not None:
             process.send(signal.SIGTERM)
 
+    async def retire(self, sig: signal.Signals, seconds: float) -> None:
+        """Tell the program by `sig` to finish what it does and end; return when it has, or was stopped after
+        `seconds`. A stop meanwhile stops it at once."""
+        try:
+            if self._life.running:
+                await self._unwatch()
+                self._enter("retiring")
+                process = await asyncio.to_thread(adopt, self.program.identity)
+                if process is not None and process.send(sig):
+                    async with asyncio.timeout(seconds):
+                        await self.program.wait()
+        except (TimeoutError, RunnerError) as error:
+            _log.warning("%s did not end by itself: %s", self.name, str(error) or f"not within {seconds:g} s")
+        finally:
+            await self.stop()
+
     async def _open(self) -> None:
         self._enter("starting")
         try:
@@ -137,14 +156,17 @@ class Child:
 
     async def _close(self) -> None:
         self._enter("stopping")
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.cancel()
-            await asyncio.wait([watch])
+        await self._unwatch()
         try:
             await self.program.stop()
         finally:
             self._enter("stopped")
+
+    async def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait([watch])
 
     async def _keep(self) -> None:
         failures = 0
@@ -189,6 +211,7 @@ class Child:
 
     def _fail(self, error: str) -> None:
         self._error = error
+        self.failed_at = self._clock.monotonic()
         _log.error("%s %s", self.name, error)
         self._enter("restarting")
 

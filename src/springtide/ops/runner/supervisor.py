@@ -47,6 +47,7 @@ from springtide.ops.runner.operating import Operator
 from springtide.ops.runner.poolers import Poolers
 from springtide.ops.runner.postgres import EmbeddedPostgres
 from springtide.ops.runner.programs import PythonProgram
+from springtide.ops.runner.workers import Workers
 from springtide.topology import Addresses, Node, Topology, check_built
 from springtide.topology.budget import server_demand
 
@@ -83,13 +84,16 @@ class Supervisor:
         self._port = topology.servers.port if port is None else port
         self._drain = drain
         self._clock = clock or SystemClock()
+        self._groups: dict[str, Cgroup] = {}
         self._listener: socket.socket | None = None
         self._keepers: dict[str, Keeper] = {}
         self._poolers = Poolers(home, changed=self._note, restarted=self._changed)
         self._caches = Caches(home, changed=self._note, restarted=self._changed)
         self._brokers = Brokers(home, changed=self._note, restarted=self._changed)
         self._programs: list[Child] = []
-        self._workers: list[Child] = []
+        self._workers = Workers(
+            self._worker, scaling=lambda: self.topology.worker_scaling, changed=self._note, clock=self._clock
+        )
         self._servers: list[Child] = []
         self._cgroups: list[Cgroup] = []
         self._addresses = Addresses()
@@ -121,7 +125,7 @@ class Supervisor:
     def children(self) -> list[Child]:
         nodes = [child for keeper in self._keepers.values() for child in keeper.children]
         beside = [*self._caches.children, *self._brokers.children, *self._poolers.children]
-        return [*nodes, *beside, *self._programs, *self._servers, *self._workers]
+        return [*nodes, *beside, *self._programs, *self._servers, *self._workers.children]
 
     async def run(self, stopping: asyncio.Event, ready: Callable[[], None]) -> None:
         """Start everything, call `ready`, wait for `stopping`, stop everything.
@@ -322,7 +326,7 @@ class Supervisor:
         await _together([child.start() for child in self._programs])
 
     async def _start_application(self) -> None:
-        assert self._listener is not None
+        assert self._listener is not None and self.url is not None
         spec, folder, env = self.topology.servers, self._source.parent, self._environment(self._variables)
         fd = self._listener.fileno()
         limits = Limits(cpu=spec.cpu, memory_bytes=spec.memory_bytes)
@@ -342,22 +346,26 @@ class Supervisor:
                 cgroup=await self._limits(f"app-{number}", limits),
             )
             self._servers.append(Child(program, "app", changed=self._note))
-        workers = self.topology.workers
-        limits = Limits(cpu=workers.cpu, memory_bytes=workers.memory_bytes)
         # Without modules there is no periodic work, so a worker would only take memory.
-        for number in range(1, workers.count + 1) if self.topology.modules else ():
-            program = PythonProgram(
-                f"worker-{number}",
-                "springtide.ops.runner.worker",
-                ["--drain", str(self._drain)],
-                log=self.home.logs / f"worker-{number}.log",
-                folder=folder,
-                env=env,
-                drain=self._drain,
-                cgroup=await self._limits(f"worker-{number}", limits),
-            )
-            self._workers.append(Child(program, "worker", changed=self._note))
-        await _together([child.start() for child in (*self._servers, *self._workers)])
+        count = self.topology.workers.count if self.topology.modules else 0
+        await self._workers.prepare(count)
+        await _together([child.start() for child in (*self._servers, *self._workers.children)])
+        if self.topology.modules and self.topology.worker_scaling is not None:
+            await self._workers.follow(self.url)
+
+    async def _worker(self, number: int) -> Child:
+        workers, name = self.topology.workers, f"worker-{number}"
+        program = PythonProgram(
+            name,
+            "springtide.ops.runner.worker",
+            ["--drain", str(self._drain)],
+            log=self.home.logs / f"{name}.log",
+            folder=self._source.parent,
+            env=self._environment(self._variables),
+            drain=self._drain,
+            cgroup=await self._limits(name, Limits(cpu=workers.cpu, memory_bytes=workers.memory_bytes)),
+        )
+        return Child(program, "worker", changed=self._note)
 
     def _changed(self) -> None:
         """After a change of a server's state, address or role: note it, let everybody know."""
@@ -378,7 +386,7 @@ class Supervisor:
         alone = [keeper.primary for keeper in self._keepers.values() if not keeper.replicas]
         alone += [*self._poolers.urls(), *self._caches.urls(), *self._brokers.urls()]
         if any(before.nodes.get(node, addresses.nodes[node]) != addresses.nodes[node] for node in alone):
-            for child in (*self._servers, *self._workers):
+            for child in (*self._servers, *self._workers.children):
                 child.restart()
 
     def _current_addresses(self) -> Addresses:
@@ -394,6 +402,8 @@ class Supervisor:
     async def _limits(self, node: str, limits: Limits) -> Cgroup | None:
         if not limits:
             return None
+        if node in self._groups:  # a worker that comes again
+            return self._groups[node]
         platform = f"{self.topology.name}-{pgdata.home_hash(self.home.path)}"
         try:
             group = await asyncio.to_thread(open_group, platform, node, limits)
@@ -405,6 +415,7 @@ class Supervisor:
                 )
                 _log.warning(self.warnings[-1])
             return None
+        self._groups[node] = group
         self._cgroups.append(group)
         return group
 
@@ -417,7 +428,7 @@ class Supervisor:
             self._listener.close()
         if self._backups is not None:
             await self._backups.stop()
-        application = [child.stop() for child in (*self._servers, *self._workers)]
+        application = [*(child.stop() for child in self._servers), self._workers.stop()]
         rest = [child.stop() for child in self._programs]
         rest += [keeper.stop() for keeper in self._keepers.values()]
         rest += [child.stop() for child in (*self._caches.children, *self._brokers.children)]

@@ -1,7 +1,8 @@
 """One worker: the modules' jobs and periodic work, until SIGTERM. `python -m ...worker`.
 
 It builds the same platform as the app servers, without serving HTTP. On SIGTERM it takes no more jobs;
-running ones are finished within the drain time, less what cancelling and handing back the others may take.
+running ones are finished within the drain time, less what cancelling and handing back the others may take. On
+SIGUSR1 it takes no more jobs, finishes the running ones, however long they take, and ends.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from springtide.errors import SpringtideError
+from springtide.jobs import Worker
 from springtide.lifecycle import Group
 from springtide.platform import Platform
 
@@ -24,20 +28,39 @@ HAND_BACK = 4.0
 
 
 async def _work(ready_fd: int, drain: float) -> None:
-    stopping = asyncio.Event()
+    stopping, retiring = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stopping.set)
+    loop.add_signal_handler(signal.SIGUSR1, retiring.set)
     platform = Platform.from_topology()  # the one that the supervisor named in the environment
     async with platform:
-        background = Group("background", platform.background(drain=max(drain - HAND_BACK, 1.0)))
+        work = platform.background(drain=max(drain - HAND_BACK, 1.0))
+        background = Group("background", work)
         await background.start()
         try:
             os.write(ready_fd, b"1")
             os.close(ready_fd)
-            await stopping.wait()
+            await _until(stopping, _retired(retiring, [one for one in work if isinstance(one, Worker)]))
         finally:
             await background.stop()
+
+
+async def _until(stopping: asyncio.Event, retired: Coroutine[Any, Any, None]) -> None:
+    """Return when the one is set or the other is done."""
+    either = [asyncio.ensure_future(stopping.wait()), asyncio.ensure_future(retired)]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in either:
+            one.cancel()
+        await asyncio.wait(either)
+
+
+async def _retired(retiring: asyncio.Event, workers: Sequence[Worker]) -> None:
+    """Return when the jobs that ran when it was asked for are done."""
+    await retiring.wait()
+    await asyncio.gather(*(worker.retire() for worker in workers))
 
 
 def main(arguments: list[str] | None = None) -> int:
