@@ -105,12 +105,15 @@ async def rows(database: Database, where: str = "true") -> list[Any]:
 
 
 def again(schema: str, where: str = "true") -> str:
-    """SQL that makes jobs that are done ready again, as after a crash before their end was written."""
+    """SQL that makes jobs that are done ready again, as after a crash before their end was written.
+
+    The history does not know how often they were sent, and brokers may drop a message that they have had.
+    """
     kept = "bucket, id, kind, version, payload, context, priority, attempt, max_attempts, enqueued_at, due_at"
     return (
         f"with gone as (delete from {schema}._job_done where {where} returning *)"
-        f" insert into {schema}._job ({kept}, state, run_at)"
-        f" select {kept}, 'ready', clock_timestamp() from gone"
+        f" insert into {schema}._job ({kept}, state, run_at, turn)"
+        f" select {kept}, 'ready', clock_timestamp(), (random() * 1e9)::integer from gone"
     )
 
 
