@@ -20,7 +20,7 @@ from tests.market.harness import Api, serving, topology
 from tests.market.outgoing import outgoing
 from tests.market.working import work
 from tests.servers import LoopThread, PostgresServer
-from tests.transports import Broker, begin
+from tests.transports import PATIENCE, Broker, begin
 
 from market.platform import modules
 from springtide.platform import Platform
@@ -29,6 +29,13 @@ ABANDONED = """
 select pg_terminate_backend(pid) from pg_stat_activity
 where datname = current_database() and state like 'idle in transaction%'
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A broker takes its time to start on a busy machine, and whichever test is first waits for it."""
+    for item in items:
+        if tiers.carried() and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(PATIENCE))
 
 
 @pytest.fixture(autouse=True)

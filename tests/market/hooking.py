@@ -213,7 +213,8 @@ def worker(platform: Platform, *, slots: int = 5, **options: Any) -> Worker:
         handlers=module.jobs,
         implementation=platform._registry.implementation("webhooks"),
     )
-    return Worker([queue], dsns=platform._primaries, slots=slots, poll=0.2, drain=0.1, **options)
+    options = {"poll": 0.2, "drain": 0.1, "transport": platform._transport(), **options}
+    return Worker([queue], dsns=platform._primaries, slots=slots, **options)
 
 
 def platform_of(urls: Sequence[str], home: Path, settings: WebhookSettings, **options: Any) -> Platform:
