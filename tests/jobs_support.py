@@ -53,7 +53,9 @@ async def deeds(
 ) -> AsyncIterator[Database]:
     """The database `deeds` with the table `deeds.effect`, migrated on every shard, able to enqueue."""
     folder.mkdir(exist_ok=True)
-    (folder / "0001_effect.sql").write_text(EFFECT)
+    file = folder / "0001_effect.sql"
+    if not file.exists():  # children of a test share the folder: none reads what another is writing
+        file.write_text(EFFECT)
     async with pools(urls, **options) as started:
         await Migrator("deeds", folder, started).apply()
         bell = Bell()

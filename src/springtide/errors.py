@@ -44,6 +44,7 @@
     ├── EventFailed                   raised by an event's handler: trying again cannot help
     ├── EventLost                     the worker does not hold this lane of the group any more
     ├── StepRefused                   raised by a step of a workflow: it had no effect and never will
+    ├── StepLater                     raised by a step of a workflow: it does not know yet, ask again
     ├── InvalidToken                  a signed token is malformed, expired or not ours
     ├── InvalidCursor                 a pagination cursor was not made by this query
     ├── IdempotencyError              an idempotency key cannot be used, or not now
@@ -114,6 +115,7 @@ __all__ = [
     "SpringtideError",
     "StageNotBuilt",
     "StalenessUnknown",
+    "StepLater",
     "StepRefused",
     "TopologyError",
     "TopologyFault",
@@ -383,7 +385,27 @@ class JobFailed(SpringtideError):
 
 
 class StepRefused(SpringtideError):
-    """Raised by a step of a workflow: it had no effect and never will, so the steps before it are undone."""
+    """Raised by a step of a workflow: it had no effect and never will, so the steps before it are undone.
+
+    undo: nobody knows how far it came: it is undone with them.
+    data: the flow's data for what undoes the steps; None: as they are.
+    """
+
+    def __init__(self, message: str, *, undo: bool = False, data: object | None = None) -> None:
+        self.undo = undo
+        self.data = data
+        super().__init__(message)
+
+
+class StepLater(SpringtideError):
+    """Raised by a step of a workflow that does not know yet what became of it: it is asked again after
+    `seconds`, or when the flow is woken. That is no failure, and no attempt is counted."""
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"seconds must be >= 0, got {seconds}")
+        self.seconds = seconds
+        super().__init__(f"it is asked again in {seconds:g} s")
 
 
 class JobLost(SpringtideError):

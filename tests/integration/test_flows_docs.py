@@ -66,7 +66,8 @@ async def shop(
 
 
 async def test_the_module_runs_as_written(shop: tuple[Platform, Bank, dict[str, Any]]) -> None:
-    """One order is sent, one is sold out and one is cancelled: stock and money are as they say."""
+    """One order is sent, one is sold out, in the request, and one is cancelled: stock and money are as they
+    say."""
     made, bank, names = shop
     service: Any = made.service(names["Shop"])
     flows = made.flows("shop")
@@ -86,6 +87,7 @@ async def test_the_module_runs_as_written(shop: tuple[Platform, Bank, dict[str, 
         assert await service.place(1, 500) == first
         await reach(1, first, "waiting")
         await reach(2, other, "waiting")
+        assert await service.place_now(1 + 1024, 900) == "undone"
         await service.packed(1, "p-1")
         await reach(1, first, "done")
         assert await service.cancel(2, other) and not await service.cancel(1, first)

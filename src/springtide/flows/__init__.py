@@ -1,7 +1,7 @@
 """Workflows: several steps that are all done, or all undone again, whoever dies in between.
 
 flow      what a workflow is: its steps, what undoes them, what it waits for
-control   start one, send it an event, cancel it, look at it
+control   start one, drive it here, send it an event, cancel it, look at it
 upkeep    what became of steps that failed for good; what has ended is forgotten
 
 Where a workflow is, is a row beside the module's jobs. Each step is a job of its own kind; what the step
@@ -10,13 +10,14 @@ recorded is never run again, and one that was not is run again with the same ide
 """
 
 from springtide.flows.control import Flows, FlowStatus, StepRecord
-from springtide.flows.flow import Pause, Step, StepRun, WaitFor, Workflow
+from springtide.flows.flow import Moved, Pause, Step, StepRun, WaitFor, Workflow
 from springtide.flows.upkeep import FlowUpkeep
 
 __all__ = [
     "FlowStatus",
     "FlowUpkeep",
     "Flows",
+    "Moved",
     "Pause",
     "Step",
     "StepRecord",

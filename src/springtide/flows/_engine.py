@@ -1,4 +1,4 @@
-"""Run one step of one flow, as the handler of its job.
+"""Run one step of one flow: as the handler of its job, or for who drives the flow.
 
 A run begins by asking where the flow is: one that comes late, because its worker was killed after the
 commit or frozen before it, finds the flow elsewhere and does nothing. A step with effect "any" runs outside
@@ -10,13 +10,15 @@ attempt a dead letter, for which `upkeep.py` turns the flow.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
 
 from springtide.db import Bucket, Consistency, Database
-from springtide.errors import JobFailed, StepRefused
-from springtide.flows._moves import Moves
+from springtide.errors import JobFailed, StepLater, StepRefused
+from springtide.flows._moves import Moves, data_of
 from springtide.flows._store import Statements
 from springtide.flows.flow import Go, Node, Step, StepRun, WaitFor, Workflow
 from springtide.jobs import Handler, Run
@@ -24,21 +26,16 @@ from springtide.jobs import Handler, Run
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["handlers", "meeting"]
+__all__ = ["At", "By", "meeting"]
 
 
-def handlers(
-    database: Database, workflows: Sequence[Workflow[Any]], statements: Statements, moves: Moves
-) -> list[Handler[Any]]:
-    """Those of every step, for the module's worker."""
-    made: list[Handler[Any]] = []
-    for workflow in workflows:
-        for index, node in enumerate(workflow.steps):
-            at = _At(database, workflow, index, statements, moves)
-            made.append(Handler(workflow.jobs[node.name], at.forward))
-            if isinstance(node, Step) and node.undo is not None:
-                made.append(Handler(workflow.jobs[f"{node.name}.undo"], at.backward))
-    return made
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who runs a step: which attempt it is, and the flow's job, which whoever drives the flow holds."""
+
+    attempt: int
+    max_attempts: int
+    held: UUID | None = None
 
 
 def meeting(schema: str, bucket: int, event: str, key: str) -> str:
@@ -46,7 +43,7 @@ def meeting(schema: str, bucket: int, event: str, key: str) -> str:
     return f"{schema}._flow_event {bucket} {event} {key}"
 
 
-class _At:
+class At:
     """One step of one workflow in one module."""
 
     def __init__(
@@ -63,122 +60,160 @@ class _At:
         self._node: Node = workflow.steps[index]
         self._statements = statements
         self._moves = moves
-        self._decode = msgspec.json.Decoder(workflow.data).decode
+
+    def handlers(self) -> Sequence[Handler[Any]]:
+        """Those of the step, for the module's worker."""
+        jobs, node = self._workflow.jobs, self._node
+        made = [Handler(jobs[node.name], self.forward)]
+        if isinstance(node, Step) and node.undo is not None:
+            made.append(Handler(jobs[f"{node.name}.undo"], self.backward))
+        return made
 
     async def forward(self, implementation: Any, go: Go, run: Run) -> None:
-        node = self._node
-        if isinstance(node, WaitFor):
-            await self._meet(node, go, run)
-        elif isinstance(node, Step):
-            await self._step(node, implementation, go, run)
-        else:
-            await self._record(go, run, None)  # the job came when the time had
+        if await self.do(implementation, go, By(run.attempt, run.max_attempts)) is None:
+            await self._hand_over(go, run)
 
     async def backward(self, implementation: Any, go: Go, run: Run) -> None:
+        if await self.undo(implementation, go, By(run.attempt, run.max_attempts)) is None:
+            await self._hand_over(go, run)
+
+    async def do(self, implementation: Any, go: Go, by: By, known: Any | None = None) -> Any | None:
+        """The flow after the step; None: it was elsewhere. `known`: its row, of who drives it: then nobody
+        asks again, the move itself finds out whether it still is so."""
+        node = self._node
+        if isinstance(node, WaitFor):
+            return await self._meet(node, go, by)
+        if isinstance(node, Step):
+            return await self._do(node, implementation, go, by, known)
+        return await self._record(go, by, None, known)  # the job came when the time had
+
+    async def undo(self, implementation: Any, go: Go, by: By, known: Any | None = None) -> Any | None:
+        """The flow after the step was undone, as `do`."""
         node = self._node
         assert isinstance(node, Step) and node.undo is not None
         if node.effect == "any":
-            row = await self._find(go, "undoing")
+            row = known or await self._find(go, "undoing")
             if row is None:
-                return
-            await node.undo(implementation, self._data(row), self._run(go, run, None, undo=True))
+                return None
+            await node.undo(implementation, self._data(row), self._run(go, by, None, undo=True))
+        else:
+            known = None
         async with self._database.write(Bucket(go.bucket)) as tx:
-            row = await self._lock(tx, go, "undoing")
+            row = known or await self._lock(tx, go, by, "undoing")
             if row is None:
-                return
+                return None
             if node.effect == "transactional":
-                await node.undo(implementation, self._data(row), self._run(go, run, tx, undo=True))
-            await self._moves.undone(tx, self._workflow, row, run.attempt)
+                await node.undo(implementation, self._data(row), self._run(go, by, tx, undo=True))
+            return await self._moves.undone(tx, self._workflow, row, by.attempt, by.held)
 
-    async def _step(self, node: Step, implementation: Any, go: Go, run: Run) -> None:
+    async def _do(self, node: Step, implementation: Any, go: Go, by: By, known: Any | None) -> Any | None:
         try:
             if node.effect == "any":
-                row = await self._find(go, "running")
-                if row is not None:
-                    value = await node.do(implementation, self._data(row), self._run(go, run, None))
-                    await self._record(go, run, value)
-                return
+                row = known or await self._find(go, "running", "waiting")
+                if row is None:
+                    return None
+                value = await node.do(implementation, self._data(row), self._run(go, by, None))
+                return await self._record(go, by, value, known)
             async with self._database.write(Bucket(go.bucket)) as tx:
-                row = await self._lock(tx, go, "running")
-                if row is not None:
-                    value = await node.do(implementation, self._data(row), self._run(go, run, tx))
-                    await self._go_on(tx, row, run, value)
+                row = await self._lock(tx, go, by, "running", "waiting")
+                if row is None:
+                    return None
+                value = await node.do(implementation, self._data(row), self._run(go, by, tx))
+                return await self._go_on(tx, row, by, value)
         except StepRefused as refusal:
+            return await self._refuse(go, by, refusal)
+        except StepLater as later:
             async with self._database.write(Bucket(go.bucket)) as tx:
-                row = await self._lock(tx, go, "running")
-                if row is not None:
-                    await self._moves.turn(
-                        tx, self._workflow, row, self._index - 1, str(refusal),
-                        outcome="refused", error=str(refusal), attempt=run.attempt,
-                    )  # fmt: skip
+                row = await self._lock(tx, go, by, "running", "waiting")
+                if row is None:
+                    return None
+                return await self._moves.later(tx, self._workflow, row, later.seconds, by.held)
 
-    async def _meet(self, node: WaitFor, go: Go, run: Run) -> None:
+    async def _refuse(self, go: Go, by: By, refusal: StepRefused) -> Any | None:
+        if refusal.data is not None:
+            self._check(refusal.data)
+        async with self._database.write(Bucket(go.bucket)) as tx:
+            row = await self._lock(tx, go, by, "running", "waiting")
+            if row is None:
+                return None
+            return await self._moves.turn(
+                tx, self._workflow, row, self._index if refusal.undo else self._index - 1, str(refusal),
+                outcome="refused", error=str(refusal), data=refusal.data, attempt=by.attempt, held=by.held,
+            )  # fmt: skip
+
+    async def _meet(self, node: WaitFor, go: Go, by: By) -> Any | None:
         """Take the event, be late, or wait on."""
         known = await self._find(go, "waiting")
         if known is None:
-            return
+            return None
         async with self._database.write(Bucket(go.bucket)) as tx:
             event, key = known["wait_event"], known["wait_key"]
             await tx.execute(self._statements.meet, meeting(self._database.schema, go.bucket, event, key))
-            row = await self._lock(tx, go, "waiting")
+            row = await self._lock(tx, go, by, "waiting")
             if row is None:
-                return
+                return None
             payload = await tx.fetch_value(self._statements.take_event, go.bucket, event, key)
             data = self._data(row)
             if payload is not None:
                 sent = msgspec.json.decode(payload, type=node.payload)
-                await self._go_on(tx, row, run, node.then(data, sent) if node.then else None)
-            elif await tx.fetch_value("SELECT clock_timestamp() < $1::timestamptz", row["wait_until"]):
-                await self._moves.wait_on(tx, self._workflow, row)
-            elif node.late == "go_on":
-                await self._go_on(tx, row, run, node.then(data, None) if node.then else None, outcome="late")
-            else:
-                reason = f"{event} did not come within {node.timeout:g} s"
-                await self._moves.turn(
-                    tx, self._workflow, row, self._index - 1, reason, outcome="late", attempt=run.attempt
-                )
+                return await self._go_on(tx, row, by, node.then(data, sent) if node.then else None)
+            if await tx.fetch_value("SELECT clock_timestamp() < $1::timestamptz", row["wait_until"]):
+                return await self._moves.wait_on(tx, self._workflow, row)
+            if node.late == "go_on":
+                value = node.then(data, None) if node.then else None
+                return await self._go_on(tx, row, by, value, outcome="late")
+            reason = f"{event} did not come within {node.timeout:g} s"
+            return await self._moves.turn(
+                tx, self._workflow, row, self._index - 1, reason, outcome="late", attempt=by.attempt
+            )
 
-    async def _record(self, go: Go, run: Run, value: Any) -> None:
+    async def _record(self, go: Go, by: By, value: Any, known: Any | None) -> Any | None:
         async with self._database.write(Bucket(go.bucket)) as tx:
-            row = await self._lock(tx, go, "running", "waiting")
-            if row is not None:
-                await self._go_on(tx, row, run, value)
+            row = known or await self._lock(tx, go, by, "running", "waiting")
+            return None if row is None else await self._go_on(tx, row, by, value)
 
     async def _go_on(
-        self, tx: WriteTransaction, row: Any, run: Run, value: Any, *, outcome: str = "done"
-    ) -> None:
-        if value is not None and not isinstance(value, self._workflow.data):
+        self, tx: WriteTransaction, row: Any, by: By, value: Any, *, outcome: str = "done"
+    ) -> Any | None:
+        if value is not None:
+            self._check(value)
+        data = self._data(row) if value is None else value
+        return await self._moves.enter(
+            tx, self._workflow, row, self._index + 1, data, outcome=outcome, attempt=by.attempt, held=by.held
+        )
+
+    def _check(self, value: Any) -> None:
+        if not isinstance(value, self._workflow.data):
             raise JobFailed(
                 f"step {self._node.name!r} of {self._workflow.name} must return"
                 f" {self._workflow.data.__name__} or None, got {type(value).__name__}"
             )
-        data = self._data(row) if value is None else value
-        await self._moves.enter(
-            tx, self._workflow, row, self._index + 1, data, outcome=outcome, attempt=run.attempt
-        )
 
-    async def _find(self, go: Go, state: str) -> Any | None:
+    async def _hand_over(self, go: Go, run: Run) -> None:
+        """The flow is elsewhere: it may be that whoever drove it there has died, and this is its only job."""
+        async with self._database.write(Bucket(go.bucket)) as tx:
+            await self._moves.hand_over(tx, self._workflow, go.bucket, go.flow, run.id)
+
+    async def _find(self, go: Go, *states: str) -> Any | None:
         """The flow, if it is where the job wants it."""
         reader = self._database.read(Bucket(go.bucket), consistency=Consistency.STRONG)
-        return _there(await reader.fetch_one(self._statements.look, go.bucket, go.flow), go, state)
+        return _there(await reader.fetch_one(self._statements.look, go.bucket, go.flow), go, *states)
 
-    async def _lock(self, tx: WriteTransaction, go: Go, *states: str) -> Any | None:
-        return _there(await tx.fetch_one(self._statements.lock, go.bucket, go.flow), go, *states)
+    async def _lock(self, tx: WriteTransaction, go: Go, by: By, *states: str) -> Any | None:
+        row = _there(await tx.fetch_one(self._statements.lock, go.bucket, go.flow), go, *states)
+        return None if row is None or by.held not in (None, row["job_id"]) else row
 
     def _data(self, row: Any) -> Any:
-        try:
-            return self._decode(row["data"])
-        except msgspec.MsgspecError as error:
-            raise JobFailed(f"the data of a {self._workflow.name} cannot be read: {error}") from error
+        return data_of(self._workflow, row)
 
-    def _run(self, go: Go, run: Run, tx: WriteTransaction | None, *, undo: bool = False) -> StepRun:
+    def _run(self, go: Go, by: By, tx: WriteTransaction | None, *, undo: bool = False) -> StepRun:
         do_key = f"{self._database.name}:{go.flow}/{self._node.name}"
         return StepRun(
             flow=go.flow,
             key=f"{do_key}/undo" if undo else do_key,
             do_key=do_key,
-            attempt=run.attempt,
-            max_attempts=run.max_attempts,
+            attempt=by.attempt,
+            max_attempts=by.max_attempts,
             transaction=tx,
         )
 

@@ -1,29 +1,52 @@
 """Record what became of a step: the flow's new state, its history and the job that comes next, in one write.
 
 Every function here is called inside the write transaction that commits all of it, with the row as it was
-read. A move that is not recorded, because the flow is elsewhere by now, is told by False: then nothing was
-written.
+read, and answers the row as it is afterwards. A move that is not recorded, because the flow is elsewhere by
+now, is told by None: then nothing was written.
+
+Who drives a flow (`_driving.py`) holds its job. While it goes from step to step the flow keeps that job and
+no other is made; the move that ends this makes the one that comes next, and drops the one that was held.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import msgspec
 
 from springtide.errors import JobFailed
 from springtide.flows._store import Statements
-from springtide.flows.flow import Pause, Step, WaitFor, Workflow
+from springtide.flows.flow import Moved, Pause, Step, WaitFor, Workflow
 from springtide.signals import FlowMoved, Sink
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["Moves"]
+__all__ = ["Moves", "data_of"]
 
 MAX_CHARS = 2000
 MAX_KEY_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Aim:
+    """Where a move goes: the state and step, and the job that goes on from there (None: nobody does)."""
+
+    state: str
+    step: int
+    job: str | None = None
+    run_at: datetime | None = None
+    event: str | None = None
+    key: str | None = None
+    until: datetime | None = None
+
+    @property
+    def passing(self) -> bool:
+        """Whether somebody who drives the flow goes on from there."""
+        return self.state in ("running", "undoing")
 
 
 class Moves:
@@ -32,24 +55,33 @@ class Moves:
         self._statements = statements
         self._sink = sink
 
+    async def begin(
+        self,
+        tx: WriteTransaction,
+        workflow: Workflow[Any],
+        id: UUID,
+        key: str | None,
+        data: Any,
+        stored: bytes,
+        hold: float,
+    ) -> bool:
+        """A flow at its first step; False when there is one of this key."""
+        aim = await self._aim(tx, workflow, 0, data)
+        job = await self._enqueue(tx, workflow, tx.bucket, id, 1, aim, hold)
+        made = await tx.fetch_value(
+            self._statements.start, tx.bucket, id, workflow.kind, workflow.version, key, aim.state, stored,
+            aim.event, aim.key, aim.until, job,
+        )  # fmt: skip
+        if made is None:
+            await tx.execute(self._statements.drop_job, tx.bucket, job)
+        return made is not None
+
     async def enter(
         self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, step: int, data: Any, **how: Any
-    ) -> bool:
+    ) -> Any | None:
         """Forward to `step`; to the end when there is none."""
-        if step == len(workflow.steps):
-            return await self._move(tx, workflow, row, "done", step, data=data, **how)
-        node = workflow.steps[step]
-        if isinstance(node, Step):
-            return await self._move(tx, workflow, row, "running", step, data=data, job=node.name, **how)
-        now: datetime = await tx.fetch_value("SELECT clock_timestamp()")
-        if isinstance(node, WaitFor):
-            return await self._move(
-                tx, workflow, row, "waiting", step, data=data, job=node.name, event=node.event,
-                key=_key(node, data), until=now + timedelta(seconds=node.timeout), **how,
-            )  # fmt: skip
-        until = _until(node, data, now)
         return await self._move(
-            tx, workflow, row, "waiting", step, data=data, job=node.name, until=until, run_at=until, **how
+            tx, workflow, row, await self._aim(tx, workflow, step, data), data=data, **how
         )
 
     async def turn(
@@ -60,84 +92,166 @@ class Moves:
         step: int,
         reason: str | None,
         **how: Any,
-    ) -> bool:
+    ) -> Any | None:
         """Backward: `step` and all before it are undone; `reason` None: for the one that is known."""
         reason = reason[:MAX_CHARS] if reason is not None else None
         index = workflow.undoing(step)
-        if index is None:
-            return await self._move(tx, workflow, row, "undone", 0, reason=reason, **how)
-        job = f"{workflow.steps[index].name}.undo"
-        return await self._move(tx, workflow, row, "undoing", index, job=job, reason=reason, **how)
+        aim = _Aim(state="undone", step=0)
+        if index is not None:
+            aim = _Aim(state="undoing", step=index, job=f"{workflow.steps[index].name}.undo")
+        return await self._move(tx, workflow, row, aim, reason=reason, **how)
 
-    async def undone(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, attempt: int) -> bool:
+    async def undone(
+        self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, attempt: int, held: UUID | None
+    ) -> Any | None:
         """The step that the flow is at is undone."""
-        return await self.turn(tx, workflow, row, row["step"] - 1, None, outcome="undone", attempt=attempt)
+        return await self.turn(
+            tx, workflow, row, row["step"] - 1, None, outcome="undone", attempt=attempt, held=held
+        )
 
     async def stick(
         self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, error: str, attempt: int
-    ) -> bool:
+    ) -> Any | None:
         """Undoing it failed for good; its dead letter stays."""
-        moved = await self._move(
-            tx, workflow, row, "stuck", row["step"], outcome="stuck", error=error, attempt=attempt
-        )
-        if moved:
+        aim = _Aim(state="stuck", step=row["step"])
+        moved = await self._move(tx, workflow, row, aim, outcome="stuck", error=error, attempt=attempt)
+        if moved is not None:
             await tx.execute(self._statements.set_job, row["bucket"], row["id"], row["job_id"])
         return moved
 
-    async def begin(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, data: Any) -> None:
-        """The first step of a flow that was inserted just now."""
-        await self.enter(tx, workflow, row, 0, data, outcome=None)
+    async def later(
+        self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, seconds: float, held: UUID | None
+    ) -> Any | None:
+        """The step does not know yet: it is asked again."""
+        until = await _now(tx) + timedelta(seconds=seconds)
+        name = workflow.steps[row["step"]].name
+        aim = _Aim(state="waiting", step=row["step"], job=name, until=until, run_at=until)
+        return await self._move(tx, workflow, row, aim, outcome=None, held=held)
 
-    async def wait_on(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any) -> None:
+    async def wait_on(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any) -> Any:
         """Nothing has come: look again when it is late, or when it is sent."""
         go = workflow.jobs[workflow.steps[row["step"]].name](row["bucket"], row["id"], row["seq"])
         id = await tx.enqueue(go, run_at=row["wait_until"])
         await tx.execute(self._statements.set_job, row["bucket"], row["id"], id)
+        return row
+
+    async def hand_over(
+        self, tx: WriteTransaction, workflow: Workflow[Any], bucket: int, id: UUID, held: UUID
+    ) -> None:
+        """Whoever drove the flow, and held this job of it, does not go on: workers do, from where it is."""
+        row = await tx.fetch_one(self._statements.lock, bucket, id)
+        if row is None or row["job_id"] != held or row["state"] not in ("running", "undoing"):
+            return
+        name = workflow.steps[row["step"]].name
+        name = name if row["state"] == "running" else f"{name}.undo"
+        aim = _Aim(state=row["state"], step=row["step"], job=name)
+        job = await self._enqueue(tx, workflow, bucket, id, row["seq"], aim, 0.0)
+        await tx.execute(self._statements.set_job, bucket, id, job)
+        await tx.execute(self._statements.drop_job, bucket, held)
+
+    async def _aim(self, tx: WriteTransaction, workflow: Workflow[Any], step: int, data: Any) -> _Aim:
+        if step == len(workflow.steps):
+            return _Aim(state="done", step=step)
+        node = workflow.steps[step]
+        if isinstance(node, Step):
+            return _Aim(state="running", step=step, job=node.name)
+        now = await _now(tx)
+        if isinstance(node, WaitFor):
+            until = now + timedelta(seconds=node.timeout)
+            return _Aim(
+                state="waiting", step=step, job=node.name, event=node.event, key=_key(node, data), until=until
+            )
+        until = _until(node, data, now)
+        return _Aim(state="waiting", step=step, job=node.name, until=until, run_at=until)
 
     async def _move(
         self,
         tx: WriteTransaction,
         workflow: Workflow[Any],
         row: Any,
-        state: str,
-        step: int,
+        aim: _Aim,
         *,
         outcome: str | None,
         data: Any = None,
-        job: str | None = None,
-        event: str | None = None,
-        key: str | None = None,
-        until: datetime | None = None,
-        run_at: datetime | None = None,
         reason: str | None = None,
         error: str | None = None,
         attempt: int = 0,
-    ) -> bool:
-        bucket, id = row["bucket"], row["id"]
-        stored = None if data is None else msgspec.json.encode(data)
-        seq = await tx.fetch_value(
-            self._statements.move, bucket, id, row["seq"], state, step, stored, reason, event, key, until
-        )
-        if seq is None:
-            return False
+        held: UUID | None = None,
+        hold: float = 0.0,
+    ) -> Any | None:
+        bucket, id, seq = row["bucket"], row["id"], row["seq"]
+        job = held
+        if held is None or not aim.passing:
+            if held is not None:
+                there = await tx.fetch_one(self._statements.lock, bucket, id)
+                if there is None or there["seq"] != seq or there["job_id"] != held:
+                    return None
+                await tx.execute(self._statements.drop_job, bucket, held)
+            job = await self._enqueue(tx, workflow, bucket, id, seq + 1, aim, hold)
+        # backward, `step` of the row is the one that was undone
+        name = workflow.steps[min(row["step"], len(workflow.steps) - 1)].name
+        moved = await tx.fetch_one(
+            self._statements.move, bucket, id, seq, aim.state, aim.step,
+            None if data is None else msgspec.json.encode(data), reason, aim.event, aim.key, aim.until, job,
+            held, name, outcome, attempt, error[:MAX_CHARS] if error is not None else None,
+        )  # fmt: skip
+        if moved is None:
+            return None
         if outcome is not None:
-            # backward, `step` of the row is the one that was undone
-            name = workflow.steps[min(row["step"], len(workflow.steps) - 1)].name
-            await tx.execute(
-                self._statements.record, bucket, id, row["seq"], name, outcome, attempt,
-                error[:MAX_CHARS] if error is not None else None,
-            )  # fmt: skip
-            self._tell(tx, workflow, row, name, outcome, state)
-        if job is not None:
-            made = await tx.enqueue(workflow.jobs[job](bucket, id, seq), run_at=run_at)
-            await tx.execute(self._statements.set_job, bucket, id, made)
-        return True
+            self._tell(tx, workflow, row, name, outcome, aim.state)
+        if workflow.follow is not None:
+            await workflow.follow(tx, _moved(workflow, row, moved, outcome))
+        return moved
+
+    async def _enqueue(
+        self,
+        tx: WriteTransaction,
+        workflow: Workflow[Any],
+        bucket: int,
+        id: UUID,
+        seq: int,
+        aim: _Aim,
+        hold: float,
+    ) -> UUID | None:
+        if aim.job is None:
+            return None
+        go = workflow.jobs[aim.job](bucket, id, seq)
+        if aim.run_at is not None:
+            return await tx.enqueue(go, run_at=aim.run_at)
+        return await tx.enqueue(go, delay=hold)
 
     def _tell(
         self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, step: str, outcome: str, state: str
     ) -> None:
         moved = FlowMoved(self._module, workflow.kind, workflow.version, str(row["id"]), step, outcome, state)
         tx.on_commit(lambda: self._sink.emit(moved))
+
+
+def data_of(workflow: Workflow[Any], row: Any) -> Any:
+    """Raises JobFailed."""
+    try:
+        return workflow.decode(row["data"])
+    except msgspec.MsgspecError as error:
+        raise JobFailed(f"the data of a {workflow.name} cannot be read: {error}") from error
+
+
+def _moved(workflow: Workflow[Any], before: Any, row: Any, outcome: str | None) -> Moved:
+    ended = row["ended_at"] is not None
+    return Moved(
+        flow=UUID(int=row["id"].int),
+        key=row["key"],
+        data=data_of(workflow, row),
+        before=before["state"],
+        state=row["state"],
+        step=None if ended else workflow.steps[row["step"]].name,
+        outcome=outcome,
+        reason=row["reason"],
+    )
+
+
+async def _now(tx: WriteTransaction) -> datetime:
+    now: datetime = await tx.fetch_value("SELECT clock_timestamp()")
+    return now
 
 
 def _key(node: WaitFor, data: Any) -> str:

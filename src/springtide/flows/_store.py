@@ -1,7 +1,8 @@
 # ruff: noqa: S608 - the schema is an identifier checked by Database
 """The rows of a module's flows: the texts of their statements, and what they mean.
 
-    running <-> waiting         forward: `step` is the one to be done; waiting for an event or a time
+    running <-> waiting         forward: `step` is the one to be done; waiting for an event or a time, or to
+                                ask again
        |           |
        `-> undoing <-> stuck    backward: `step` is the one to be undone; stuck: undoing it failed for good
              |
@@ -9,7 +10,9 @@
 
 `seq` counts a flow's moves. A move is recorded only if the flow is where it began from, so of two runs of one
 step one is recorded; the other's transaction finds nothing and changes nothing. Every flow that has not ended
-has one job, `job_id`, made in the commit that made the state. Time is the database's alone.
+has one job, `job_id`, made in the commit that made the state; or, while somebody drives the flow, an earlier
+one, which finds that the flow is elsewhere and has the right one take its place.
+Time is the database's alone.
 
 An event and the flow that waits for it meet under an advisory lock of their name and key: either the wait
 finds the event, or the sender finds the flow waiting. It is taken before any row is locked.
@@ -36,8 +39,10 @@ class Statements:
         )
         self.start = f"""
             INSERT INTO {flow}
-                (bucket, id, kind, version, key, state, step, seq, data, started_at, updated_at)
-            VALUES ($1, $2, $3, $4, $5, 'running', 0, 0, $6, clock_timestamp(), clock_timestamp())
+                (bucket, id, kind, version, key, state, step, seq, data, wait_event, wait_key, wait_until,
+                 job_id, started_at, updated_at)
+            VALUES ($1, $2, $3, $4, $5, $6, 0, 1, $7, $8, $9, $10::timestamptz, $11, clock_timestamp(),
+                clock_timestamp())
             ON CONFLICT (bucket, kind, key) WHERE key IS NOT NULL DO NOTHING
             RETURNING id
         """
@@ -45,20 +50,23 @@ class Statements:
         self.look = f"SELECT {COLUMNS} FROM {flow} WHERE bucket = $1 AND id = $2"
         self.lock = f"{self.look} FOR UPDATE"
         self.move = f"""
-            UPDATE {flow}
-            SET state = $4, step = $5, seq = seq + 1,
-                data = coalesce($6, data), reason = coalesce($7, reason),
-                wait_event = $8, wait_key = $9, wait_until = $10::timestamptz, job_id = NULL,
-                updated_at = clock_timestamp(),
-                ended_at = CASE WHEN $4 IN ('done', 'undone') THEN clock_timestamp() END
-            WHERE bucket = $1 AND id = $2 AND seq = $3
-            RETURNING seq
+            WITH moved AS (
+                UPDATE {flow}
+                SET state = $4, step = $5, seq = seq + 1,
+                    data = coalesce($6, data), reason = coalesce($7, reason),
+                    wait_event = $8, wait_key = $9, wait_until = $10::timestamptz, job_id = $11,
+                    updated_at = clock_timestamp(),
+                    ended_at = CASE WHEN $4 IN ('done', 'undone') THEN clock_timestamp() END
+                WHERE bucket = $1 AND id = $2 AND seq = $3 AND ($12::uuid IS NULL OR job_id = $12)
+                RETURNING {COLUMNS}
+            ), recorded AS (
+                INSERT INTO {steps} (bucket, flow_id, seq, step, outcome, attempt, error, at)
+                SELECT bucket, id, $3, $13::text, $14::text, $15::integer, $16::text, updated_at FROM moved
+                WHERE $14::text IS NOT NULL
+            )
+            SELECT {COLUMNS} FROM moved
         """
         self.set_job = f"UPDATE {flow} SET job_id = $3 WHERE bucket = $1 AND id = $2"
-        self.record = f"""
-            INSERT INTO {steps} (bucket, flow_id, seq, step, outcome, attempt, error, at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, clock_timestamp())
-        """
         self.steps = f"""
             SELECT seq, step, outcome, attempt, error, at FROM {steps}
             WHERE bucket = $1 AND flow_id = $2 ORDER BY seq

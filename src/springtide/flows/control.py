@@ -6,7 +6,8 @@ bucket of the key of the write that started it; events reach the flows of the bu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,10 +17,10 @@ import msgspec
 
 from springtide.db import Bucket, Consistency, Database, Key, bucket_of
 from springtide.errors import JobError
-from springtide.flows._engine import handlers, meeting
+from springtide.flows._engine import At, By, meeting
 from springtide.flows._moves import MAX_KEY_CHARS, Moves
 from springtide.flows._store import Statements
-from springtide.flows.flow import Workflow
+from springtide.flows.flow import Step, Workflow
 from springtide.jobs import Enqueuer, Handler
 from springtide.jobs.enqueue import MAX_PAYLOAD_BYTES
 from springtide.signals import NullSink, Sink
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["FlowStatus", "Flows", "StepRecord"]
 
 D = TypeVar("D", bound=msgspec.Struct)
+
+DRIVEN = ("running", "undoing")
+"""Not those that wait: who drives a flow does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +89,64 @@ class Flows:
             raise JobError(f"database {database.name!r} has two workflows of one kind and version")
         self.statements = Statements(database.schema)
         self.moves = Moves(database.name, self.statements, sink or NullSink())
-        self.handlers: Sequence[Handler[Any]] = handlers(database, workflows, self.statements, self.moves)
+        self._at = {
+            workflow.name: [
+                At(database, workflow, index, self.statements, self.moves)
+                for index in range(len(workflow.steps))
+            ]
+            for workflow in workflows
+        }
+        self.handlers: Sequence[Handler[Any]] = [
+            handler for steps in self._at.values() for at in steps for handler in at.handlers()
+        ]
 
     async def start(
-        self, tx: WriteTransaction, workflow: Workflow[D], data: D, *, key: str | None = None
+        self,
+        tx: WriteTransaction,
+        workflow: Workflow[D],
+        data: D,
+        *,
+        key: str | None = None,
+        hold: float = 0.0,
     ) -> UUID:
         """A flow that begins when `tx` commits; its id. With a key: the one of this kind and key in the
-        bucket of `tx`, if there is one, also one that has ended and is still kept."""
+        bucket of `tx`, if there is one, also one that has ended and is still kept.
+
+        hold: seconds for which workers leave it to who started it, and calls `drive` after the commit.
+        """
         self._check(workflow.name)
         if not isinstance(data, workflow.data):
             raise JobError(f"a {workflow.kind} carries {workflow.data.__name__}, got {type(data).__name__}")
         _check_key("key", key)
         stored = _encoded(workflow.kind, data)
         id = uuid4()
-        args = tx.bucket, id, workflow.kind, workflow.version, key, stored
-        if await tx.fetch_value(self.statements.start, *args) is None:
+        if not await self.moves.begin(tx, workflow, id, key, data, stored, hold):
             known: UUID = await tx.fetch_value(self.statements.of_key, tx.bucket, workflow.kind, key)
             return UUID(int=known.int)
-        row = await tx.fetch_one(self.statements.look, tx.bucket, id)
-        await self.moves.begin(tx, workflow, row, data)
         return id
+
+    async def drive(
+        self, key: Key, id: UUID, implementation: Any, *, more: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Run the steps of a flow here, one after the other, instead of waiting for workers to do so.
+
+        Until it has ended, waits, is moved by somebody else, or `more` says no, which is asked before each
+        step. What is left then, workers do; also when this process dies, after the `hold` of the flow.
+        `implementation` is the module's. A step has one attempt here: what it raises is raised, and workers
+        try again.
+        """
+        row = await self._row(key, id)
+        if row is None or row["job_id"] is None:
+            return
+        workflow, bucket, held = self._of(row), row["bucket"], row["job_id"]
+        try:
+            while row is not None and row["state"] in DRIVEN and more():
+                row = await self._drive(workflow, row, implementation, held)
+        except Exception:
+            await self._hand_over(workflow, bucket, id, held)
+            raise
+        if row is not None and row["state"] in DRIVEN:
+            await self._hand_over(workflow, bucket, id, held)
 
     async def send(self, tx: WriteTransaction, event: str, key: str, payload: Any = None) -> None:
         """The event `event` with `key`, for one flow in the bucket of `tx` that waits for it or will."""
@@ -116,14 +158,29 @@ class Flows:
         await tx.execute(self.statements.put_event, bucket, event, key, stored)
         found = await tx.fetch(self.statements.waiting, bucket, event, key)
         if found:
-            await tx.execute(self.statements.hasten, bucket, [row["job_id"] for row in found])
-            if isinstance(enqueuer := self.database.enqueue, Enqueuer):
-                enqueuer.ring(tx)
+            await self._hasten(tx, [row["job_id"] for row in found])
+
+    async def wake(self, tx: WriteTransaction, id: UUID) -> bool:
+        """Ask the step again now at which a flow waits, because it raised StepLater; whether it does."""
+        row = await tx.fetch_one(self.statements.look, tx.bucket, id)
+        if row is None or row["state"] != "waiting" or row["job_id"] is None:
+            return False
+        if not isinstance(self._of(row).steps[row["step"]], Step):
+            return False
+        await self._hasten(tx, [row["job_id"]])
+        return True
 
     async def cancel(
-        self, tx: WriteTransaction, id: UUID, reason: str = "cancelled", *, done: bool = False
+        self,
+        tx: WriteTransaction,
+        id: UUID,
+        reason: str = "cancelled",
+        *,
+        done: bool = False,
+        hold: float = 0.0,
     ) -> bool:
-        """Undo the step that the flow is at and all before it; `done`: also of one that is done.
+        """Undo the step that the flow is at and all before it; `done`: also of one that is done; `hold`: as
+        `start` has it.
 
         Whether it is being undone now, or was; False when it is done, or unknown.
         """
@@ -134,7 +191,8 @@ class Flows:
             return True
         workflow = self._of(row)
         await self._drop(tx, row)
-        return await self.moves.turn(tx, workflow, row, row["step"], reason, outcome="cancelled")
+        how: dict[str, Any] = {"outcome": "cancelled", "hold": hold}
+        return await self.moves.turn(tx, workflow, row, row["step"], reason, **how) is not None
 
     async def resume(self, tx: WriteTransaction, id: UUID) -> bool:
         """Try again to undo the step at which a flow is stuck; whether it was."""
@@ -142,14 +200,15 @@ class Flows:
         if row is None or row["state"] != "stuck":
             return False
         await self._drop(tx, row)
-        return await self.moves.turn(tx, self._of(row), row, row["step"], None, outcome="resumed")
+        moved = await self.moves.turn(tx, self._of(row), row, row["step"], None, outcome="resumed")
+        return moved is not None
 
     async def look(self, key: Key, id: UUID) -> FlowStatus | None:
         """A flow that was started in a write of `key`, with its history; None: nobody knows it (any more)."""
-        reader = self.database.read(key, consistency=Consistency.STRONG)
-        row = await reader.fetch_one(self.statements.look, bucket_of(key), id)
+        row = await self._row(key, id)
         if row is None:
             return None
+        reader = self.database.read(key, consistency=Consistency.STRONG)
         steps = await reader.fetch(self.statements.steps, bucket_of(key), id)
         return self._shown(row, tuple(StepRecord(**step) for step in steps))
 
@@ -186,6 +245,30 @@ class Flows:
                 f"database {self.database.name!r} has no workflow {name} (it has: {known});"
                 " list it in its Module(workflows=...)"
             )
+
+    async def _row(self, key: Key, id: UUID) -> Any | None:
+        reader = self.database.read(key, consistency=Consistency.STRONG)
+        return await reader.fetch_one(self.statements.look, bucket_of(key), id)
+
+    async def _drive(self, workflow: Workflow[Any], row: Any, implementation: Any, held: UUID) -> Any | None:
+        """The flow after one more step; None: it is somebody else's."""
+        index, bucket, id = row["step"], row["bucket"], UUID(int=row["id"].int)
+        at, step = self._at[workflow.name][index], workflow.steps[index]
+        assert isinstance(step, Step)  # the others are waited for
+        go = workflow.jobs[step.name](bucket, id, row["seq"])
+        async with asyncio.timeout(step.max_run):
+            if row["state"] == "running":
+                return await at.do(implementation, go, By(1, step.max_attempts, held), row)
+            return await at.undo(implementation, go, By(1, step.undo_attempts, held), row)
+
+    async def _hand_over(self, workflow: Workflow[Any], bucket: int, id: UUID, held: UUID) -> None:
+        async with self.database.write(Bucket(bucket)) as tx:
+            await self.moves.hand_over(tx, workflow, bucket, id, held)
+
+    async def _hasten(self, tx: WriteTransaction, jobs: Sequence[UUID]) -> None:
+        await tx.execute(self.statements.hasten, tx.bucket, jobs)
+        if isinstance(enqueuer := self.database.enqueue, Enqueuer):
+            enqueuer.ring(tx)
 
     async def _drop(self, tx: WriteTransaction, row: Any) -> None:
         if row["job_id"] is not None:

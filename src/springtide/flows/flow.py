@@ -31,7 +31,7 @@ from springtide.jobs import Effect, job
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["Go", "Node", "Pause", "Step", "StepRun", "WaitFor", "Workflow"]
+__all__ = ["Go", "Moved", "Node", "Pause", "Step", "StepRun", "WaitFor", "Workflow"]
 
 D = TypeVar("D", bound=msgspec.Struct)
 
@@ -68,6 +68,24 @@ class StepRun:
 Do: TypeAlias = Callable[[Any, Any, StepRun], Awaitable[Any]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """A flow that moves: from state `before` to `state`, where `step` is the one that it is at (None: it has
+    ended). `outcome` is that of the step before: see StepRecord; None: it will be asked again."""
+
+    flow: UUID
+    key: str | None
+    data: Any
+    before: str
+    state: str
+    step: str | None
+    outcome: str | None
+    reason: str | None
+
+
+Follow: TypeAlias = "Callable[[WriteTransaction, Moved], Awaitable[None]]"
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """`do` is called with the module's implementation, the flow's data and a StepRun; it returns the data for
@@ -80,7 +98,8 @@ class Step:
             not at all. "any": they may run again after a crash, with the same `run.key`.
     max_attempts, max_run, backoff, max_backoff: of `do`, as jobs have them. After the last attempt the flow
             turns, and undoes this step, too: nobody knows how far it came. A step that knows that it had no
-            effect and never will raises StepRefused: it turns at once and begins with the step before.
+            effect and never will raises StepRefused: it turns at once and begins with the step before. One
+            that does not know yet what became of it raises StepLater: it is asked again, and counts anew.
     undo_attempts: as many runs has `undo`, at most `max_backoff` apart; then the flow is stuck, visible, and
             goes on with `resume`.
 
@@ -183,6 +202,9 @@ class Workflow(Generic[D]):
     version: raise it when steps are added, removed, renamed or put into another order, and list the old one
              beside it until its flows have ended: a flow keeps the version that it began with.
     keep:    seconds that a flow which has ended stays visible.
+    follow:  called in the transaction of every move, before it commits: what it writes is there if and only
+             if the flow has moved. So rows of the module say where the flow is. What it raises undoes the
+             move; keep it short. The start is no move: who starts a flow has its transaction.
 
     Raises JobError.
     """
@@ -193,6 +215,8 @@ class Workflow(Generic[D]):
     version: int = field(default=1, kw_only=True)
     priority: Priority = field(default=Priority.NORMAL, kw_only=True)
     keep: float = field(default=30 * 86_400.0, kw_only=True)
+    follow: Follow | None = field(default=None, kw_only=True)
+    decode: Callable[[bytes], D] = field(init=False, repr=False, compare=False)
     jobs: dict[str, type[Go]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -208,6 +232,7 @@ class Workflow(Generic[D]):
         config = getattr(self.data, "__struct_config__", None)
         if config is None or not config.frozen:
             raise JobError(f"workflow {self.kind}: data must be a frozen msgspec.Struct, got {self.data!r}")
+        object.__setattr__(self, "decode", msgspec.json.Decoder(self.data).decode)
         if not 1 <= len(self.steps) <= MAX_STEPS:
             raise JobError(
                 f"workflow {self.kind}: it must have 1 to {MAX_STEPS} steps, got {len(self.steps)}"

@@ -16,6 +16,7 @@ from typing import Any
 from springtide.clock import Clock, SystemClock
 from springtide.context import Priority, RequestContext, activate
 from springtide.db import Bucket
+from springtide.errors import JobFailed
 from springtide.flows._store import BATCH
 from springtide.flows.control import Flows
 from springtide.flows.flow import Step
@@ -89,7 +90,10 @@ class FlowUpkeep:
     async def _fail(self, sql: str, names: list[str]) -> None:
         for pool in self._flows.database.pools.values():
             for found in await pool.fetch(sql, names):
-                await self._judge(found)
+                try:
+                    await self._judge(found)
+                except JobFailed as error:  # its data cannot be read, and who follows it needs them
+                    _log.error("flow %s cannot be undone: %s", found["id"], error)
 
     async def _judge(self, found: Any) -> None:
         flows, bucket = self._flows, found["bucket"]
@@ -101,7 +105,7 @@ class FlowUpkeep:
             error, attempt = found["error"] or "", found["attempt"]
             name = f"{workflow.name} {row['id']}, step {workflow.steps[row['step']].name}"
             if row["state"] in ("undoing", "stuck"):
-                if await flows.moves.stick(tx, workflow, row, error, attempt):
+                if await flows.moves.stick(tx, workflow, row, error, attempt) is not None:
                     _log.error("flow %s is stuck, it cannot be undone: %s", name, error)
                 return
             if row["job_id"] is not None:
@@ -109,7 +113,7 @@ class FlowUpkeep:
             # a wait has no effect that would have to be undone
             step = row["step"] if isinstance(workflow.steps[row["step"]], Step) else row["step"] - 1
             how: dict[str, Any] = {"outcome": "failed", "error": error, "attempt": attempt}
-            if await flows.moves.turn(tx, workflow, row, step, error, **how):
+            if await flows.moves.turn(tx, workflow, row, step, error, **how) is not None:
                 _log.warning("flow %s failed, it is undone: %s", name, error)
 
     async def _forget(self) -> None:
