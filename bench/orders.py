@@ -207,7 +207,8 @@ async def judge(world: World) -> dict[str, Any]:
 async def rest(databases: dict[str, Any], payments: Any) -> None:
     """Until nothing is under way any more."""
     moving = {
-        "orders": "select count(*) from orders.placed where due_at is not null",
+        # but what waits for a seller
+        "orders": "select count(*) from orders._job where kind <> 'orders.place.shipped' or state <> 'ready'",
         "payments": "select (select count(*) from payments.charge where state = 'pending')"
         " + (select count(*) from payments.refund where state = 'pending')",
         "catalog": "select count(*) from catalog.reservation"
@@ -223,7 +224,10 @@ async def rest(databases: dict[str, Any], payments: Any) -> None:
         # What workers look at again only after a long pause is due now.
         await payments.reconcile(datetime.now(UTC) + timedelta(hours=3))
         for pool in databases["orders"].pools.values():
-            await pool.execute("update orders.placed set due_at = now() where due_at > now()")
+            await pool.execute(
+                "update orders._job set run_at = now()"
+                " where run_at > now() and state = 'ready' and kind <> 'orders.place.shipped'"
+            )
         await asyncio.sleep(1)
 
 

@@ -26,8 +26,9 @@ from market.notifications.jobs import SendMail, SendPush
 from market.notifications.settings import NotificationSettings
 from market.orders import service as orders
 from market.orders.api import Orders
-from market.orders.jobs import Advance
+from market.orders.jobs import Tell
 from market.orders.settings import OrderSettings
+from market.orders.steps import PLACE
 from market.payments import service as payments
 from market.payments.api import Payments
 from market.payments.settings import PaymentSettings
@@ -164,10 +165,8 @@ def modules(
             provides=Orders,
             factory=orders.build,
             requires=[Catalog, Payments, Notifications, Recommendations, Dashboard, Webhooks],
-            background=[
-                Background(name="advance", every=orders.ADVANCE_EVERY, method=orders.OrderService.advance_due)
-            ],
-            jobs=[Handler(Advance, orders.OrderService.advance)],
+            jobs=[Handler(Tell, orders.OrderService.tell)],
+            workflows=[PLACE],
             settings=ordering or OrderSettings.from_environment(),
         ),
         Module(

@@ -9,23 +9,29 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tests.market.catalog import ANNA, BERT, WRONG
-from tests.market.harness import Inside, settled
+from tests.market.harness import Inside
 from tests.market.paying import CARD, Inbox, World, euros, world
+from tests.market.working import work
 
 from market.catalog.api import Catalog, Listing, NewListing, NewShop
 from market.dashboard.api import Dashboard
 from market.notifications.api import Notifications
 from market.orders.api import Address, Disagreements, NewOrder, Order, Orders, WantedLine
+from market.orders.jobs import Tell
 from market.orders.service import OrderService
 from market.orders.settings import OrderSettings
+from market.orders.steps import Placing
 from springtide.db.idempotency import Once
+from springtide.flows import FlowStatus
 
 HOME = Address(name="Ada Adler", street="1 Harbour Lane", city="Hamburg", postal_code="20457", country="DE")
 
-DUE = "update orders.placed set due_at = now() - interval '1 s' where due_at is not null or $1"
-EXPIRED = "update orders.placed set pay_by = now() - interval '1 s'"
-"""A second ago: the store looks at whole milliseconds, which now() is ahead of."""
+EXPIRED = """
+update orders._flow set data = convert_to(
+    (convert_from(data, 'UTF8')::jsonb || '{"pay_by": "2020-01-01T00:00:00Z"}')::text, 'UTF8')
+"""
 
 _people = itertools.count(1)
 
@@ -95,21 +101,30 @@ class Shop:
         for pool in self.db.pools.values():
             await pool.execute(EXPIRED)
 
-    async def due(self, *, all: bool = False) -> None:
-        """Workers look at what is left to do now and not later; `all`: also at what has nothing left."""
-        for pool in self.db.pools.values():
-            await pool.execute(DUE, all)
+    async def flow(self, order: int) -> FlowStatus:
+        flows = self.platform.flows("orders")
+        (row,) = await self.db.read(order).fetch(
+            "select flow from orders.placed where bucket = $1 and id = $2", order & 1023, order
+        )
+        found = await flows.look(order, row["flow"]) if flows is not None else None
+        assert found is not None
+        return found
+
+    async def placing(self, order: int) -> Placing:
+        """What the steps of the order know now."""
+        return msgspec.convert((await self.flow(order)).data, Placing)
+
+    async def tell(self) -> None:
+        """Everybody is told once more of every order."""
+        for row in await self.db.scatter("select id from orders.placed"):
+            async with self.db.write(row["id"]) as tx:
+                await tx.enqueue(Tell(row["id"]), unique_key=str(row["id"]))
 
     async def work(self) -> None:
-        """What workers do in time: look at everything that is due, whenever that would be."""
-        for _ in range(10):
-            await self.world.reconcile()
-            await self.due()
-            await self.service.advance_due()
-            if not await self.db.scatter_sum("select count(*) from orders.placed where due_at is not null"):
-                await settled(self.platform)  # what workers have written is no client's own
-                return
-        raise AssertionError("an order does not come to its end")
+        """What workers do in time: everything that is due, whenever that would be."""
+        await self.world.reconcile()
+        await work(self.platform, ["orders"])
+        await self.world.reconcile()
 
     async def disagreements(self) -> Disagreements:
         return await self.orders.reconcile()

@@ -113,7 +113,6 @@ SCATTERED = {
     follows.OLD_AUTHORS,
     follows.POPULAR,
     dashboard_lists.EXPIRED,
-    orders.DUE,
     users.VERSIONS,
     content.VERSIONS,
     catalog.VERSIONS,

@@ -55,7 +55,7 @@ CONTENT = {
     "catalog.reservation": "state, settled, created_at",
     "catalog.held": "title, quantity, amount, currency, state",
     "catalog.category_count": "bucket, category, listings",
-    "orders.placed": "state, step, reason, amount, currency, source, address, version, created_at",
+    "orders.placed": "state, reason, amount, currency, source, address, version, created_at",
     "orders.sale": "state, sold_at, shipped_at, version",
     "payments.charge": "amount, currency, source, state, decline_code, refunded, created_at",
     "payments.entry": "number, account, amount, currency, created_at",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import pytest_asyncio
@@ -14,20 +15,25 @@ from tests.market.catalog import ANNA, BERT
 from tests.market.harness import one_platform
 from tests.market.ordering import HOME, Shop, buyer, once, shop
 from tests.market.paying import CARD, euros
+from tests.market.working import work
 
 from market.catalog import api as catalog
 from market.catalog.api import ListingChanges, NewShop
 from market.faults import Conflict, Invalid, NotFound, Stale
 from market.money import Money
-from market.orders import reasons, rules
+from market.orders import rules
 from market.orders.api import MAX_LINES, MAX_QUANTITY, NewOrder, Order, WantedLine
-from market.orders.saga import Done, Move, turn
-from market.orders.steps import STEPS
+from market.orders.steps import PLACE
 from springtide.clock import SystemClock
 from springtide.context import RequestContext, activate
-from springtide.errors import IdempotencyInFlight, Unavailable
+from springtide.errors import IdempotencyInFlight, StepRefused, Unavailable
+from springtide.flows import Step, StepRun
 
 pytestmark = one_platform
+
+STEPS = [step for step in PLACE.steps if isinstance(step, Step)]
+
+RUN = StepRun(flow=UUID(int=0), key="k/undo", do_key="k", attempt=1, max_attempts=1)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -288,8 +294,7 @@ async def test_an_order_that_is_not_paid_in_time_is_given_up(there: Shop) -> Non
     order = await there.place(ada, lamp)
     assert order.state == "awaiting_payment"
     await there.expire()
-    await there.due()
-    await there.service.advance_due()
+    await work(there.platform, ["orders"])
     given_up = await there.orders.order(order.id, ada)
     assert given_up.reason is not None
     assert (given_up.state, given_up.reason.code) == ("failed", "expired")
@@ -379,68 +384,25 @@ async def test_cancelling_while_it_is_placed_leaves_nothing_half_done(there: Sho
 
 
 async def test_a_step_that_is_late_meets_its_compensation(there: Shop) -> None:
-    """A process that slept through the cancellation reserves, charges and sells nothing any more."""
+    """A process that slept through the cancellation reserves, charges and sells nothing any more; nor does
+    one that begins after what undoes it, which bears that nothing was ever done."""
     lamp, ada = await there.listing(), buyer()
     await there.provider.behave(down=True)
     order = await there.place(ada, lamp)
-    sleeping = await there.service._must_find(order.id)
-    fresh = structs.replace(sleeping, state="placing", step=0)
+    sleeping = await there.placing(order.id)
     await there.orders.cancel(order.id, ada)
     await there.provider.behave()
     await there.work()
-    for step in (0, 1, 2):
-        outcome = await there.service._steps[step].do(structs.replace(fresh, step=step))
-        assert not isinstance(outcome, Done), step
-    never = structs.replace(fresh, id=fresh.id + (1_000_000 << 10))
-    for step in reversed(there.service._steps):
-        await step.undo(never)
-    for step in there.service._steps:
-        assert not isinstance(await step.do(never), Done), step.name
+    never = structs.replace(sleeping, id=order.id + (1_000_000 << 10))
+    for step in reversed(STEPS):
+        assert step.undo is not None
+        await step.undo(there.service, never, RUN)
+    for late in (sleeping, never):
+        for step in STEPS:
+            with pytest.raises(StepRefused):
+                await step.do(there.service, late, RUN)
     assert await there.left(lamp) == (5, 0)
     assert (await there.provider.journal())["charges"] == []
-
-
-async def test_a_version_that_was_given_twice_turns_nobody_forward(there: Shop) -> None:
-    """A crash of the database loses a move that only passed; its version is that of a cancellation now."""
-    lamp, ada = await there.listing(), buyer()
-    await there.provider.behave(down=True)
-    order = await there.place(ada, lamp)
-    async with there.db.write(order.id) as tx:
-        await tx.execute(
-            "update orders.placed set version = version - 1, state = 'placing', step = 0"
-            " where bucket = $1 and id = $2",
-            order.id & 1023,
-            order.id,
-        )
-    store = there.service._store
-    before = await there.service._must_find(order.id)
-    runner = structs.replace(before, step=1, version=order.version)  # has seen the move that was lost
-    async with there.db.write(order.id) as tx:
-        await store.move_in(tx, before, turn(reasons.BUYER, len(STEPS)))
-    assert (await store.move(runner, Move("placing", 2, passing=True))).state == "cancelling"
-    await there.provider.behave()
-    await there.work()
-    assert (await there.orders.order(order.id, ada)).state == "cancelled"
-    assert await there.left(lamp) == (5, 0)
-    assert await there.check()
-
-
-async def test_what_the_record_has_forgotten_is_undone(there: Shop) -> None:
-    """A crash of the database has an order at its first step that is paid and sold: it is given back."""
-    lamp, ada = await there.listing(), buyer()
-    order = await there.place(ada, lamp)
-    async with there.db.write(order.id) as tx:
-        await tx.execute(
-            "update orders.placed set version = 1, state = 'placing', step = 0, confirmed_at = null"
-            " where bucket = $1 and id = $2",
-            order.id & 1023,
-            order.id,
-        )
-    await there.work()
-    assert (await there.orders.order(order.id, ada)).state == "failed"
-    assert await there.left(lamp) == (5, 0)
-    assert len((await there.provider.journal())["refunds"]) == 1
-    assert await there.check()
 
 
 async def test_who_cancels_reads_what_is_given_back(there: Shop) -> None:
@@ -502,7 +464,7 @@ async def test_everybody_is_told_once_what_became_of_it(there: Shop) -> None:
     await there.orders.cancel(undone.id, ada)
     await there.orders.ship(kept.id, BERT)
     for _ in range(2):
-        await there.due(all=True)
+        await there.tell()
         await there.work()
 
     async def heard(person: int) -> list[str]:

@@ -21,10 +21,10 @@ SCALE = """
 insert into orders.cart (bucket, buyer_id, version, lines, updated_at)
     select n & 1023, n, 1, '[]', now() from generate_series(0, 2999) n;
 insert into orders.placed
-    (bucket, id, buyer_id, state, lines, amount, currency, source, address, cart_version, pay_by, due_at,
-     created_at, updated_at)
+    (bucket, id, buyer_id, state, lines, amount, currency, source, address, cart_version, pay_by, created_at,
+     updated_at)
     select n % 1000, (n << 10) + n % 1000, n % 1000, 'confirmed', '[]', 100, 'EUR', 'card', '{}', n, now(),
-        case when n % 1000 = 0 then now() end, now() - n * interval '1 s', now()
+        now() - n * interval '1 s', now()
     from generate_series(0, 29999) n;
 insert into orders.sale (bucket, seller_id, order_id, state, lines, sold_at, version)
     select n % 500, n % 500, n, 'open', '[]', now() - n * interval '1 s', 1 from generate_series(0, 29999) n;
@@ -45,15 +45,10 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "order": (store.ORDER, (BUYER, ORDER)),
     "lock": (store.LOCK, (BUYER, ORDER)),
     "of a cart": (store.OF_CART, (BUYER, BUYER, 1700)),
-    "move": (
-        store.MOVE,
-        (BUYER, ORDER, 1, "confirmed", 3, None, None, None, NOW, NOW, False, "placing", 2),
-    ),
-    "told": (store.TOLD, (BUYER, ORDER, 1)),
+    "turn": (store.TURN, (BUYER, ORDER, "confirmed", ["placing"], None, None)),
     "history": page(store.HISTORY, store.NEWEST, BUYER, BUYER),
     "history, next page": page(store.HISTORY, store.NEWEST, BUYER, BUYER, after=DEEP),
     "sales": page(store.SALES, store.LATEST, 400, 400),
-    "due": (f"{store.DUE} order by due_at, id limit 100", (datetime(2100, 1, 1, tzinfo=UTC),)),
     "every": (store.EVERY.format(condition="true") + " order by bucket, id limit 200", ()),
 }
 

@@ -195,7 +195,7 @@ async def test_programs_hear_what_became_of_a_sale_in_its_order(there: Shop) -> 
     await there.orders.cancel(early.id, ada)  # before anybody was told that it was confirmed
     await asyncio.gather(there.orders.cancel(undone.id, ada), there.orders.ship(kept.id, BERT))
     for _ in range(2):
-        await there.due(all=True)
+        await there.tell()
         await there.work()
     heard = {}
     for who, hook in hooks.items():

@@ -1,6 +1,7 @@
 """The jobs of a platform run to the end without a worker and without waiting: delayed ones are due now.
 
-Where a broker carries jobs, it carries these (carrying.py).
+Where a broker carries jobs, it carries these (carrying.py). The steps of workflows are jobs, too, but for
+what waits for an event or a time: that comes when it comes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from tests.market.harness import settled
 
 from springtide.context import RequestContext, activate
 from springtide.db import Bucket, Database
+from springtide.flows import Step
 from springtide.jobs import Run
 from springtide.jobs._store import Claimed, Ending, Store
-from springtide.jobs.job import Handler
+from springtide.jobs.job import Handler, kind_of
 from springtide.platform import Platform
 
 ROUNDS = 50
@@ -61,11 +63,19 @@ async def _round(platform: Platform, modules: Collection[str] | None, claim: Cla
             continue
         database = platform.database(module.name)
         made = platform._registry.implementation(module.name)
-        handlers = {handler.kind.name: handler for handler in module.jobs}
+        handlers = {handler.kind.name: handler for handler in platform.handlers(module)}
+        waits = [
+            kind_of(workflow.jobs[step.name]).kind
+            for workflow in module.workflows
+            for step in workflow.steps
+            if not isinstance(step, Step)
+        ]
         for shard, pool in database.pools.items():
             store = Store(database, shard)
             await pool.execute(
-                f"update {database.schema}._job set run_at = statement_timestamp() where state = 'ready'"
+                f"update {database.schema}._job set run_at = statement_timestamp()"
+                " where state = 'ready' and kind <> all($1)",
+                waits,
             )
             for claimed in await claim(store, list(handlers)):
                 handler = handlers[f"{claimed.kind}/{claimed.version}"]

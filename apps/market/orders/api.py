@@ -1,11 +1,11 @@
 """What the orders module offers to the rest of the application: the only part of it that may be imported.
 
     placing -> confirmed -> cancelling -> cancelled
-       |  '-> awaiting_payment -'  (or back to placing, or failed)
+       |  '-> awaiting_payment -'  (or failed)
        '-> failed
 
 placing:           stock is being reserved, the source charged, the stock sold.
-awaiting_payment:  the provider has not said yet what became of the charge; the stock is held meanwhile.
+awaiting_payment:  the provider had not said at once what became of the charge; the stock is held meanwhile.
 confirmed:         paid once, and sold.
 cancelling:        what was done is being undone, because it cannot succeed or the buyer does not want it.
 failed, cancelled: nothing is sold and nothing is kept of the money; `reason` says why.

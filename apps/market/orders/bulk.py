@@ -17,7 +17,6 @@ from market.money import Money, total
 from market.orders import reasons
 from market.orders.api import Address, OrderLine
 from market.orders.record import Placed
-from market.orders.steps import STEPS
 from springtide.db import Database, bucket_of
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ __all__ = ["BulkOrder", "copy_orders", "is_empty"]
 
 BATCH = 2_000
 
-VERSION = len(STEPS) + 2
-"""Of an order that was placed, went through its steps and was shipped."""
+VERSION = 3
+"""Of an order that was placed, confirmed and shipped."""
 
 
 class BulkOrder(NamedTuple):
@@ -78,7 +77,6 @@ def _placed(row: BulkOrder) -> Placed:
         id=row.id,
         buyer_id=row.buyer,
         state="failed" if declined else "confirmed",
-        step=0 if declined else len(STEPS),
         reason=reasons.declined(row.decline_code) if declined else None,
         lines=row.lines,
         amount=money.amount,
@@ -87,9 +85,8 @@ def _placed(row: BulkOrder) -> Placed:
         address=row.address,
         cart_version=None,
         version=VERSION,
-        tries=0,
+        flow=None,
         pay_by=row.at + timedelta(minutes=15),
-        due_at=None,
         confirmed_at=None if declined else row.at,
         created_at=row.at,
         updated_at=max([row.at, *shipped]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 import msgspec
 
@@ -13,12 +14,11 @@ __all__ = ["Placed"]
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `orders.placed`; the migration says what its columns mean."""
+    """A row of `orders.placed`; the migrations say what its columns mean."""
 
     id: int
     buyer_id: int
     state: OrderState
-    step: int
     reason: Reason | None
     lines: list[OrderLine]
     amount: int
@@ -27,9 +27,8 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     address: Address
     cart_version: int | None
     version: int
-    tries: int
+    flow: UUID | None
     pay_by: datetime
-    due_at: datetime | None
     confirmed_at: datetime | None
     created_at: datetime
     updated_at: datetime
@@ -41,6 +40,11 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def at_end(self) -> bool:
         return self.state in ("confirmed", "cancelled", "failed")
+
+    @property
+    def shipped(self) -> bool:
+        """Whether a part of it is on its way."""
+        return any(line.shipped_at is not None for line in self.lines)
 
     @property
     def sellers(self) -> list[int]:

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from market.catalog.api import Catalog
 from market.dashboard.api import Dashboard
 from market.faults import Conflict, Invalid, NotFound, Refused, Stale
 from market.moments import moment
-from market.money import Money
+from market.money import Money, total
 from market.notifications.api import Notifications
-from market.orders import reasons, rules, saga
-from market.orders.api import Cart, Disagreements, NewOrder, Order, OrderPage, Sale, SalePage, WantedLine
+from market.orders import reasons, rules
+from market.orders.api import (
+    Cart,
+    Disagreements,
+    NewOrder,
+    Order,
+    OrderLine,
+    OrderPage,
+    Sale,
+    SalePage,
+    WantedLine,
+)
 from market.orders.comparing import compare
-from market.orders.jobs import Advance
+from market.orders.jobs import Tell
 from market.orders.record import Placed
 from market.orders.settings import OrderSettings
-from market.orders.steps import STEPS, steps
+from market.orders.steps import PLACE, SHIPPED, Placing
 from market.orders.store import CartRow, OrderStore
 from market.orders.telling import Teller
 from market.payments.api import Payments
 from market.recommendations.api import Recommendations
 from market.webhooks.api import Webhooks
 from springtide.clock import Clock
-from springtide.context import RequestContext, activate, current
+from springtide.context import current
 from springtide.db.idempotency import Answer, Idempotency, Once
 from springtide.errors import InvalidCursor, JobFailed, SpringtideError
+from springtide.flows import Flows
 from springtide.jobs import Run
 from springtide.services import ModuleContext
 
-__all__ = ["ADVANCE_EVERY", "OrderService", "build"]
+__all__ = ["OrderService", "build"]
 
 _log = logging.getLogger(__name__)
 
-ADVANCE_EVERY = 2.0
-"""Seconds between two looks for orders that somebody should go on with."""
-
-BATCH = 100
-AT_ONCE = 8
-TURN = 10.0
-"""How many orders one look takes, how many together, and the seconds that each may have."""
-
-MAX_PAUSE = 60.0
-"""The longest time between two looks at an order that makes no progress, in seconds."""
+HOLD = 5.0
+"""Seconds after which workers go on with an order whose request may have died."""
 
 MARGIN = 0.5
 """Seconds of a request that are kept for its answer: with less left, no further step is begun."""
@@ -57,7 +59,8 @@ NO_CURSOR = "is no cursor of this list"
 def build(context: ModuleContext) -> OrderService:
     settings: OrderSettings = context.settings or OrderSettings()
     return OrderService(
-        OrderStore(context.db, clock=context.clock, advance=Advance),
+        OrderStore(context.db, clock=context.clock),
+        flows=context.flows,
         catalog=context.service(Catalog),
         payments=context.service(Payments),
         teller=Teller(
@@ -75,12 +78,13 @@ def build(context: ModuleContext) -> OrderService:
 
 
 class OrderService:
-    """Implements `market.orders.api.Orders`."""
+    """Implements `market.orders.api.Orders`. What the steps use (`steps.py`) has no underscore."""
 
     def __init__(
         self,
         store: OrderStore,
         *,
+        flows: Flows,
         catalog: Catalog,
         payments: Payments,
         teller: Teller,
@@ -88,14 +92,18 @@ class OrderService:
         settings: OrderSettings,
         clock: Clock,
     ) -> None:
+        self.catalog = catalog
+        self.payments = payments
+        self.hold_seconds = settings.hold_seconds
         self._store = store
-        self._catalog = catalog
-        self._payments = payments
+        self._flows = flows
         self._teller = teller
         self._keys = keys
         self._pay_within = timedelta(seconds=settings.pay_within)
         self._clock = clock
-        self._steps = steps(catalog, payments, hold_seconds=settings.hold_seconds, now=lambda: moment(clock))
+
+    def now(self) -> datetime:
+        return moment(self._clock)
 
     async def cart(self, buyer: int) -> Cart:
         return await self._shown(await self._store.cart(buyer))
@@ -151,15 +159,18 @@ class OrderService:
         _check_id(id)
 
         async def effect(tx: Any) -> int:
-            order = await self._store.lock(tx, id)
+            order = await self._store.find_in(tx, id)
             if order is None or order.buyer_id != buyer:
                 raise NotFound("order")
             if order.state == "failed":
                 raise Conflict("order", "has failed: there is nothing to cancel")
-            if any(line.shipped_at is not None for line in order.lines):
-                raise Conflict("order", "is on its way: a part of it has been shipped")
             if order.state not in ("cancelling", "cancelled"):
-                await self._store.move_in(tx, order, saga.turn(reasons.BUYER, len(STEPS)))
+                _not_shipped(order)
+                flow = order.flow
+                if flow is None or not await self._flows.cancel(tx, flow, reasons.BUYER.says, hold=HOLD):
+                    raise Conflict("order", "cannot be cancelled any more")
+                # a seller may have been quicker; now that its row is ours no seller is
+                _not_shipped(await self._store.find_in(tx, id))
             return id
 
         await self._once(once, id, effect)
@@ -169,7 +180,10 @@ class OrderService:
         _check_id(id)
 
         async def effect(tx: Any) -> int:
-            order = await self._store.lock(tx, id)
+            known = await self._store.find_in(tx, id)
+            if known is not None and known.flow is not None and not known.shipped:
+                await self._flows.send(tx, SHIPPED, str(id))
+            order = await self._store.find_in(tx, id, lock=True)
             if order is None or order.confirmed_at is None or not order.of(seller):
                 raise NotFound("order")
             if order.state != "confirmed":
@@ -184,48 +198,27 @@ class OrderService:
         return sale
 
     async def reconcile(self) -> Disagreements:
-        return await compare(self._store, self._catalog, self._payments)
+        return await compare(self._store, self.catalog, self.payments)
 
-    async def advance(self, job: Advance, run: Run) -> None:
-        """The job: what is left to do and to tell."""
+    async def tell(self, job: Tell, run: Run) -> None:
+        """The job: everybody hears what became of it. One that is not at its end will have another job."""
         order = await self._store.find(job.order_id)
         if order is None:
             raise JobFailed(f"there is no order {job.order_id}")
-        await self._finish(order)
-
-    async def advance_due(self) -> None:
-        """For the workers, periodically: orders whose charge is pending, and those that somebody left."""
-        slots = asyncio.Semaphore(AT_ONCE)
-        async with asyncio.TaskGroup() as group:
-            for id, tries in await self._store.due(BATCH):
-                group.create_task(self._take(id, tries, slots))
-
-    async def _take(self, id: int, tries: int, slots: asyncio.Semaphore) -> None:
-        async with slots:
-            with activate(RequestContext(deadline=self._clock.monotonic() + TURN)):
-                try:
-                    if await self._store.claim(id, tries, min(2.0 ** min(tries, 20), MAX_PAUSE)):
-                        await self._finish(await self._must_find(id))
-                except (SpringtideError, Refused) as error:
-                    _log.warning("order %d is not finished: %r", id, error)
-
-    async def _finish(self, order: Placed) -> None:
-        order = await saga.run(self._steps, order, self._store, self._in_time)
-        if order.at_end and order.due_at is not None:
-            await self._tell(order)
-
-    async def _tell(self, order: Placed) -> None:
+        if not order.at_end:
+            return
         if order.confirmed_at is not None:
             for seller in order.sellers:
                 await self._store.put_sale(order.sale(seller))
         await self._teller.tell(order)
-        await self._store.told(order)
 
     async def _go_on(self, order: Placed) -> Placed:
         """As far as the request's time goes; what is in the way of it now is the workers' afterwards."""
+        if order.at_end or order.flow is None:
+            return order
         try:
-            return await saga.run(self._steps, order, self._store, self._in_time)
-        except (SpringtideError, Refused) as error:
+            await self._flows.drive(order.id, order.flow, self, more=self._in_time)
+        except (SpringtideError, Refused, TimeoutError) as error:
             _log.warning("order %d goes on later: %r", order.id, error)
         try:
             return await self._must_find(order.id)
@@ -238,7 +231,7 @@ class OrderService:
         return left is None or left > MARGIN
 
     async def _insert(self, tx: Any, id: int, buyer: int, new: NewOrder) -> Placed:
-        """In one transaction: the order, and the cart that it empties; or the order that there was."""
+        """In one transaction: the order, its workflow, the cart that it empties; or the order there was."""
         lines = new.lines
         if new.cart_version is not None:
             cart = await self._store.lock_cart(tx, buyer)
@@ -252,7 +245,17 @@ class OrderService:
             lines = cart.lines
             await self._store.empty_cart(tx, buyer)
         assert lines is not None
-        return await self._store.insert(tx, id, buyer, new, lines, self._pay_within)
+        money = total((line.price * line.quantity for line in lines), lines[0].price.currency)
+        kept = [
+            OrderLine(listing_id=line.listing_id, quantity=line.quantity, price=line.price)
+            for line in sorted(lines, key=lambda line: line.listing_id)
+        ]
+        at = self.now()
+        placing = Placing(
+            id=id, lines=kept, total=money, source=new.source, placed_at=at, pay_by=at + self._pay_within
+        )
+        flow = await self._flows.start(tx, PLACE, placing, key=str(id), hold=HOLD)
+        return await self._store.insert(tx, id, buyer, new, kept, money, flow, placing.pay_by, at)
 
     async def _once(self, once: Once | None, home: int, effect: Callable[[Any], Awaitable[int]]) -> int:
         """The id that `effect` answers, or answered when this request came before."""
@@ -268,7 +271,7 @@ class OrderService:
 
     async def _seen(self, listing_id: int, price: Money | None) -> Money:
         """The price that goes into the cart. Raises NotFound, Conflict."""
-        found = [one for one in await self._catalog.listings([listing_id]) if one.status in rules.ON_SALE]
+        found = [one for one in await self.catalog.listings([listing_id]) if one.status in rules.ON_SALE]
         if not found:
             raise NotFound("listing")
         now = found[0].price
@@ -278,7 +281,7 @@ class OrderService:
 
     async def _shown(self, cart: CartRow) -> Cart:
         ids = [line.listing_id for line in cart.lines]
-        listings = await self._catalog.listings(ids) if ids else []
+        listings = await self.catalog.listings(ids) if ids else []
         return rules.cart_of(cart.version, cart.lines, {listing.id: listing for listing in listings})
 
     async def _must_find(self, id: int) -> Placed:
@@ -292,3 +295,8 @@ class OrderService:
 def _check_id(id: int) -> None:
     if not rules.is_id(id):
         raise NotFound("order")
+
+
+def _not_shipped(order: Placed | None) -> None:
+    if order is not None and order.shipped:
+        raise Conflict("order", "is on its way: a part of it has been shipped")

@@ -2,31 +2,45 @@
 """The tables of the orders module: the only place with its SQL.
 
 A buyer's cart and orders are in the buyer's bucket, so that an order, the cart that it empties, the record of
-the request and the job that goes on with it are one transaction. A seller's list is a copy in the seller's.
+the request and the workflow that goes on with it are one transaction. A seller's list is a copy in the
+seller's. Rows are locked in one order: an event's, the flow's, the order's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import msgspec
 
 from market.moments import moment
 from market.money import Money, total
-from market.orders.api import Address, NewOrder, OrderLine, OrderPage, Reason, Sale, SalePage, WantedLine
+from market.orders import reasons
+from market.orders.api import (
+    Address,
+    NewOrder,
+    OrderLine,
+    OrderPage,
+    OrderState,
+    Reason,
+    Sale,
+    SalePage,
+    WantedLine,
+)
+from market.orders.jobs import Tell
 from market.orders.record import Placed
-from market.orders.saga import Move
 from springtide.clock import Clock
-from springtide.db import ASC, Consistency, Database, Keyset, bucket_of, desc
+from springtide.db import Consistency, Database, Keyset, bucket_of, desc
 from springtide.db.keyset import asc
+from springtide.flows import Moved
 
-__all__ = ["CartRow", "OrderStore"]
+__all__ = ["CartRow", "OrderStore", "follow"]
 
-_ORDER = """id, buyer_id, state, step, reason, lines, amount, currency, source, address, cart_version,
-    version, tries, pay_by, due_at, confirmed_at, created_at, updated_at"""
+_ORDER = """id, buyer_id, state, reason, lines, amount, currency, source, address, cart_version, version,
+    flow, pay_by, confirmed_at, created_at, updated_at"""
 
 CART = "select version, lines from orders.cart where bucket = $1 and buyer_id = $2"
 
@@ -51,7 +65,7 @@ where bucket = $1 and buyer_id = $2 and version = $3 + 1
 
 INSERT = f"""
 insert into orders.placed
-    (bucket, id, buyer_id, state, lines, amount, currency, source, address, cart_version, pay_by, due_at,
+    (bucket, id, buyer_id, state, lines, amount, currency, source, address, cart_version, flow, pay_by,
      created_at, updated_at)
 values ($1, $2, $3, 'placing', $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)
 returning {_ORDER}
@@ -63,39 +77,27 @@ LOCK = f"{ORDER} for no key update"
 
 OF_CART = f"select {_ORDER} from orders.placed where bucket = $1 and buyer_id = $2 and cart_version = $3"
 
-# A move that only passes waits for no disk: a crash of the server that loses it has steps repeated, and its
-# version given to another move. So the version alone does not tell that the order is as it was.
-MOVE = f"""
+# From one of the states $4 only: what is the same already is no change. A buyer's reason stays the reason.
+TURN = f"""
 update orders.placed
-set state = $4, step = $5, reason = coalesce($6, reason), lines = coalesce($7, lines), tries = 0,
-    due_at = coalesce($8, due_at), confirmed_at = coalesce(confirmed_at, $9), version = version + 1,
-    updated_at = greatest($10::timestamptz, updated_at)
-where bucket = $1 and id = $2 and version = $3 and state = $12 and step = $13
-    and (not $11::boolean or pg_catalog.set_config('synchronous_commit', 'off', true) = 'off')
+set state = case when $3 = 'failed' and coalesce(reason, $6::jsonb) ->> 'code' = 'buyer' then 'cancelled'
+        else $3 end,
+    lines = coalesce($5, lines), reason = coalesce(reason, $6), version = version + 1,
+    confirmed_at = case when $3 = 'confirmed' then greatest(clock_timestamp(), updated_at)
+        else confirmed_at end,
+    updated_at = greatest(clock_timestamp(), updated_at)
+where bucket = $1 and id = $2 and state = any($4::text[])
 returning {_ORDER}
 """
 
 SHIP = f"""
 update orders.placed
-set lines = $4, version = version + 1, due_at = $5, updated_at = greatest($6::timestamptz, updated_at)
+set lines = $4, version = version + 1, updated_at = greatest($5::timestamptz, updated_at)
 where bucket = $1 and id = $2 and version = $3 and state = 'confirmed'
 returning {_ORDER}
 """
 
-TOLD = """
-update orders.placed set due_at = null, tries = 0
-where bucket = $1 and id = $2 and version = $3 and state in ('confirmed', 'cancelled', 'failed')
-"""
-
 HISTORY = f"select {_ORDER} from orders.placed where bucket = $1 and buyer_id = $2 and {{condition}}"
-
-DUE = "select due_at, id, tries from orders.placed where due_at <= $1"
-
-CLAIM = """
-update orders.placed set due_at = $4, tries = tries + 1
-where bucket = $1 and id = $2 and tries = $3 and due_at <= $5
-returning id
-"""
 
 EVERY = f"select bucket, {_ORDER} from orders.placed where {{condition}}"
 
@@ -118,8 +120,8 @@ NEWEST = Keyset(desc("created_at", datetime), desc("id"))
 LATEST = Keyset(desc("sold_at", datetime), desc("order_id"))
 BY_ID = Keyset(asc("bucket"), asc("id"))
 
-PATIENCE = timedelta(seconds=30)
-"""How long an order may take before a worker looks whether somebody still works on it."""
+UNDER_WAY = ["placing", "awaiting_payment", "confirmed"]
+"""States from which an order may still be off."""
 
 
 class CartRow(NamedTuple):
@@ -128,12 +130,9 @@ class CartRow(NamedTuple):
 
 
 class OrderStore:
-    """`advance` makes the job that goes on with an order."""
-
-    def __init__(self, db: Database, *, clock: Clock, advance: Callable[[int], Any]) -> None:
+    def __init__(self, db: Database, *, clock: Clock) -> None:
         self._db = db
         self._clock = clock
-        self._advance = advance
 
     def write(self, key: int) -> AbstractAsyncContextManager[Any]:
         return self._db.write(key)
@@ -174,21 +173,21 @@ class OrderStore:
         return None if row is None else _placed(row)
 
     async def insert(
-        self, tx: Any, id: int, buyer: int, new: NewOrder, lines: list[WantedLine], pay_within: timedelta
+        self,
+        tx: Any,
+        id: int,
+        buyer: int,
+        new: NewOrder,
+        lines: list[OrderLine],
+        money: Money,
+        flow: UUID,
+        pay_by: datetime,
+        at: datetime,
     ) -> Placed:
-        """The order, and the job that goes on with it if we do not."""
-        at = moment(self._clock)
-        money = total((line.price * line.quantity for line in lines), lines[0].price.currency)
-        kept = [
-            OrderLine(listing_id=line.listing_id, quantity=line.quantity, price=line.price)
-            for line in sorted(lines, key=lambda line: line.listing_id)
-        ]
         row = await tx.fetch_one(
-            INSERT, bucket_of(id), id, buyer, msgspec.to_builtins(kept), money.amount, money.currency,
-            new.source, msgspec.to_builtins(new.address), new.cart_version, at + pay_within, at + PATIENCE,
-            at,
+            INSERT, bucket_of(id), id, buyer, msgspec.to_builtins(lines), money.amount, money.currency,
+            new.source, msgspec.to_builtins(new.address), new.cart_version, flow, pay_by, at,
         )  # fmt: skip
-        await self._enqueue(tx, id, delay=RESUME_AFTER)
         return _placed(row)
 
     async def find(self, id: int) -> Placed | None:
@@ -196,41 +195,12 @@ class OrderStore:
         row = await self._db.read(id, consistency=Consistency.STRONG).fetch_one(ORDER, bucket_of(id), id)
         return None if row is None else _placed(row)
 
-    async def lock(self, tx: Any, id: int) -> Placed | None:
-        row = await tx.fetch_one(LOCK, bucket_of(id), id)
+    async def find_in(self, tx: Any, id: int, *, lock: bool = False) -> Placed | None:
+        row = await tx.fetch_one(LOCK if lock else ORDER, bucket_of(id), id)
         return None if row is None else _placed(row)
 
-    async def move(self, order: Placed, move: Move) -> Placed:
-        """Implements `saga.Records`. At the end of the way workers are asked to tell it."""
-        async with self._db.write(order.id) as tx:
-            moved = await self.move_in(tx, order, move)
-        return moved if moved is not None else await self._must_find(order.id)
-
-    async def move_in(self, tx: Any, order: Placed, move: Move) -> Placed | None:
-        """None when somebody else has moved it."""
-        at = moment(self._clock)
-        end = move.state in ("confirmed", "cancelled", "failed")
-        due_at = at + (AWAITED if move.state == "awaiting_payment" else PATIENCE)
-        row = await tx.fetch_one(
-            MOVE, bucket_of(order.id), order.id, order.version, move.state, move.step,
-            None if move.reason is None else msgspec.to_builtins(move.reason),
-            None if move.lines is None else msgspec.to_builtins(move.lines),
-            None if move.passing else due_at, at if move.state == "confirmed" else None, at, move.passing,
-            order.state, order.step,
-        )  # fmt: skip
-        if row is None:
-            return None
-        moved = _placed(row)
-        if move.state == "failed" and moved.cart_version is not None:
-            await self._restore_cart(tx, moved, at)
-        if end:
-            await self._enqueue(tx, order.id, delay=0.0)
-        elif move.state == "cancelling":
-            await self._enqueue(tx, order.id, delay=RESUME_AFTER)
-        return moved
-
     async def ship(self, tx: Any, order: Placed, seller: int) -> None:
-        """The lines of `seller` in an order that `tx` has locked; workers are asked to tell it."""
+        """The lines of `seller` in an order that `tx` has locked; everybody is told."""
         at = moment(self._clock)
         lines = [
             msgspec.structs.replace(line, shipped_at=at)
@@ -239,13 +209,8 @@ class OrderStore:
             for line in order.lines
         ]
         bucket = bucket_of(order.id)
-        await tx.execute(SHIP, bucket, order.id, order.version, msgspec.to_builtins(lines), at + PATIENCE, at)
-        await self._enqueue(tx, order.id, delay=0.0)
-
-    async def told(self, order: Placed) -> None:
-        """Everybody knows the order as it was in this version."""
-        async with self._db.write(order.id) as tx:
-            await tx.execute(TOLD, bucket_of(order.id), order.id, order.version)
+        await tx.execute(SHIP, bucket, order.id, order.version, msgspec.to_builtins(lines), at)
+        await _tell(tx, order.id)
 
     async def history(self, buyer: int, limit: int, after: str | None) -> OrderPage:
         """Raises InvalidCursor."""
@@ -272,19 +237,6 @@ class OrderStore:
                 msgspec.to_builtins(sale.lines), sale.sold_at, sale.shipped_at, sale.version,
             )  # fmt: skip
 
-    async def due(self, limit: int) -> list[tuple[int, int]]:
-        """Orders that a worker should look at, and how often one did; the longest overdue first."""
-        order = [("due_at", ASC), ("id", ASC)]
-        rows = await self._db.scatter(DUE, moment(self._clock), order=order, limit=limit)
-        return [(row["id"], row["tries"]) for row in rows]
-
-    async def claim(self, id: int, tries: int, pause: float) -> bool:
-        """Whether it is the caller's to look at; nobody else's before `pause` seconds."""
-        at = moment(self._clock)
-        async with self._db.write(id) as tx:
-            args = (bucket_of(id), id, tries, at + timedelta(seconds=pause), at)
-            return await tx.fetch_value(CLAIM, *args) is not None
-
     async def every(self, after: str | None, limit: int) -> tuple[list[Placed], str | None]:
         """A page of all orders, and the cursor of the next."""
         step = BY_ID.step(after, limit=limit)
@@ -293,32 +245,57 @@ class OrderStore:
         page = step.page(rows)
         return [_placed(row) for row in page.items], page.next_cursor
 
-    async def _restore_cart(self, tx: Any, order: Placed, at: datetime) -> None:
-        lines = [
-            WantedLine(listing_id=line.listing_id, quantity=line.quantity, price=line.price)
-            for line in order.lines
-        ]
-        buyer = order.buyer_id
-        await tx.execute(
-            RESTORE_CART, bucket_of(buyer), buyer, order.cart_version, msgspec.to_builtins(lines), at
-        )
 
-    async def _enqueue(self, tx: Any, id: int, *, delay: float) -> None:
-        """One job an order: while it has not begun it is only brought forward."""
-        await tx.enqueue(self._advance(id), delay=delay, unique_key=str(id))
-
-    async def _must_find(self, id: int) -> Placed:
-        order = await self.find(id)
-        if order is None:
-            raise RuntimeError(f"order {id} is gone; orders are never deleted")
-        return order
+async def follow(tx: Any, move: Moved) -> None:
+    """What the order has come to is in its row, in the commit by which its flow came there."""
+    id, reason = move.data.id, move.data.reason
+    match move.state, move.step:
+        case "waiting", "charge":
+            await _turn(tx, id, "awaiting_payment", ["placing"])
+        case "waiting", "shipped":
+            await _turn(tx, id, "confirmed", UNDER_WAY[:2], lines=move.data.lines)
+            await _tell(tx, id)
+        case "undoing", _:
+            await _turn(tx, id, "cancelling", UNDER_WAY, reason=reason or _why(move))
+        case "undone", _:
+            row = await _turn(tx, id, "failed", [*UNDER_WAY, "cancelling"], reason=reason or _why(move))
+            if row is not None and row["state"] == "failed" and row["cart_version"] is not None:
+                await _restore_cart(tx, _placed(row))
+            await _tell(tx, id)
 
 
-RESUME_AFTER = 5.0
-"""Seconds after which a worker goes on with an order whose request may have died."""
+async def _turn(
+    tx: Any,
+    id: int,
+    state: OrderState,
+    before: list[str],
+    *,
+    lines: list[OrderLine] | None = None,
+    reason: Reason | None = None,
+) -> Any:
+    return await tx.fetch_one(
+        TURN, tx.bucket, id, state, before, None if lines is None else msgspec.to_builtins(lines),
+        None if reason is None else msgspec.to_builtins(reason),
+    )  # fmt: skip
 
-AWAITED = timedelta(seconds=1)
-"""How soon it is first asked what became of a pending charge."""
+
+def _why(move: Moved) -> Reason:
+    """Nobody but the buyer cancels an order; a step that fails again and again is too late at last."""
+    return reasons.BUYER if move.outcome == "cancelled" else reasons.EXPIRED
+
+
+async def _restore_cart(tx: Any, order: Placed) -> None:
+    lines = [
+        WantedLine(listing_id=line.listing_id, quantity=line.quantity, price=line.price)
+        for line in order.lines
+    ]
+    buyer, at = order.buyer_id, order.updated_at
+    await tx.execute(RESTORE_CART, tx.bucket, buyer, order.cart_version, msgspec.to_builtins(lines), at)
+
+
+async def _tell(tx: Any, id: int) -> None:
+    """One job an order, while it has not begun."""
+    await tx.enqueue(Tell(id), unique_key=str(id))
 
 
 def _cart(row: Any) -> CartRow:
