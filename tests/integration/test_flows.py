@@ -26,12 +26,12 @@ def packed(order: Order, parcel: Any) -> Order:
     return msgspec.structs.replace(order, parcel="lost" if parcel is None else parcel["number"])
 
 
-def waiting(timeout: float = 3600.0, **options: Any) -> Workflow[Order]:
+def waiting(timeout: float | None = 3600.0, *, first: Step = RESERVE, **options: Any) -> Workflow[Order]:
     """Reserve, wait for the parcel, send."""
     wait = WaitFor(
         "packed", event="parcel.packed", key=lambda order: order.id, timeout=timeout, then=packed, **options
     )
-    return Workflow("shop.place", Order, [RESERVE, wait, SEND])
+    return Workflow("shop.place", Order, [first, wait, SEND])
 
 
 @pytest.fixture
@@ -197,9 +197,13 @@ async def test_of_two_that_wait_each_takes_one(database: Database, database_urls
     assert got == {"p1", "p2"}
 
 
-async def test_no_event_is_missed_when_it_meets_the_wait(database: Database, database_urls: Urls) -> None:
+@pytest.mark.parametrize("first", [RESERVE, PAY], ids=["transactional", "any"])
+@pytest.mark.parametrize("timeout", [3600.0, None], ids=["with a time", "for ever"])
+async def test_no_event_is_missed_when_it_meets_the_wait(
+    database: Database, database_urls: Urls, first: Step, timeout: float | None
+) -> None:
     """Twenty are sent while their flows begin to wait: each is taken, long before the time-out."""
-    flow = waiting()
+    flow = waiting(timeout, first=first)
     flows, shop = Flows(database, [flow]), Shop(database)
     keys = [f"k{number}" for number in range(20)]
     async with running(flows, shop, database_urls):
@@ -214,6 +218,34 @@ async def test_no_event_is_missed_when_it_meets_the_wait(database: Database, dat
         made = await asyncio.gather(*(both(key, turns) for turns, key in enumerate(keys)))
         for key, id in zip(keys, made, strict=True):
             await reach(flows, key, id, "done")
+
+
+async def test_who_waits_for_ever_has_no_job_until_it_is_sent(
+    database: Database, database_urls: Urls
+) -> None:
+    """Each of two flows takes one event of their key; upkeep leaves alone who waits, and a cancelled one is
+    undone."""
+    flow = waiting(None, first=PAY)
+    flows, shop = Flows(database, [flow]), Shop(database)
+    ids = [await begin(flows, "a", flow) for _ in range(3)]
+    async with running(flows, shop, database_urls):
+        for id in ids:
+            await reach(flows, "a", id, "waiting")
+        for pool in database.pools.values():
+            await pool.execute("update deeds._flow set updated_at = now() - interval '1 hour'")
+        await FlowUpkeep(flows).tend()
+
+        async def none() -> bool:
+            return await database.scatter("select id from deeds._job") == []
+
+        await until(none)
+        assert await cancel(flows, bucket_of("a"), ids[2])
+        await parcel(flows, "a", "p1")
+        await parcel(flows, "a", "p2")
+        got = {(await reach(flows, "a", id, "done")).data["parcel"] for id in ids[:2]}
+        await reach(flows, "a", ids[2], "undone")
+        await until(none)
+    assert got == {"p1", "p2"}
 
 
 @pytest.mark.parametrize("late", ["fail", "go_on"])

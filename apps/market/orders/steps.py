@@ -37,8 +37,6 @@ __all__ = ["PLACE", "SHIPPED", "Placing"]
 SHIPPED = "orders.shipped"
 """The event, with the order's id as its key."""
 
-FOR_EVER = 10 * 366 * 86_400.0
-
 SOONEST, LATEST = 1.0, 60.0
 """Seconds between two questions what became of a charge; between these, half of what it has taken so far."""
 
@@ -140,7 +138,7 @@ PLACE = Workflow(
         Step("reserve", reserve, undo=release, **TRIED),
         Step("charge", charge, undo=give_back, **TRIED),
         Step("sell", sell, undo=bring_back, **TRIED),
-        WaitFor("shipped", event=SHIPPED, key=lambda order: str(order.id), timeout=FOR_EVER, late="go_on"),
+        WaitFor("shipped", event=SHIPPED, key=lambda order: str(order.id), timeout=None),
     ],
     priority=Priority.CRITICAL,
     follow=follow,

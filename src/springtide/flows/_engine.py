@@ -18,7 +18,7 @@ import msgspec
 
 from springtide.db import Bucket, Consistency, Database
 from springtide.errors import JobFailed, StepLater, StepRefused
-from springtide.flows._moves import Moves, data_of
+from springtide.flows._moves import Moves, data_of, key_of
 from springtide.flows._store import Statements
 from springtide.flows.flow import Go, Node, Step, StepRun, WaitFor, Workflow
 from springtide.jobs import Handler, Run
@@ -113,7 +113,7 @@ class At:
                 if row is None:
                     return None
                 value = await node.do(implementation, self._data(row), self._run(go, by, None))
-                return await self._record(go, by, value, known)
+                return await self._record(go, by, value, known, row)
             async with self._database.write(Bucket(go.bucket)) as tx:
                 row = await self._lock(tx, go, by, "running", "waiting")
                 if row is None:
@@ -157,7 +157,8 @@ class At:
             if payload is not None:
                 sent = msgspec.json.decode(payload, type=node.payload)
                 return await self._go_on(tx, row, by, node.then(data, sent) if node.then else None)
-            if await tx.fetch_value("SELECT clock_timestamp() < $1::timestamptz", row["wait_until"]):
+            until = row["wait_until"]
+            if until is None or await tx.fetch_value("SELECT clock_timestamp() < $1::timestamptz", until):
                 return await self._moves.wait_on(tx, self._workflow, row)
             if node.late == "go_on":
                 value = node.then(data, None) if node.then else None
@@ -167,20 +168,46 @@ class At:
                 tx, self._workflow, row, self._index - 1, reason, outcome="late", attempt=by.attempt
             )
 
-    async def _record(self, go: Go, by: By, value: Any, known: Any | None) -> Any | None:
+    async def _record(
+        self, go: Go, by: By, value: Any, known: Any | None, begun: Any | None = None
+    ) -> Any | None:
+        """`begun`: the flow as the step found it."""
         async with self._database.write(Bucket(go.bucket)) as tx:
+            met = begun is not None and await self._meet_next(tx, go, value, begun)
             row = known or await self._lock(tx, go, by, "running", "waiting")
-            return None if row is None else await self._go_on(tx, row, by, value)
+            return None if row is None else await self._go_on(tx, row, by, value, met=met)
+
+    async def _meet_next(self, tx: WriteTransaction, go: Go, value: Any, begun: Any) -> bool:
+        """Before the flow is locked: keep the event that it waits for next from being sent meanwhile."""
+        index = self._index + 1
+        node = self._workflow.steps[index] if index < len(self._workflow.steps) else None
+        if not isinstance(node, WaitFor):
+            return False
+        key = key_of(node, self._next(begun, value))
+        await tx.execute(self._statements.meet, meeting(self._database.schema, go.bucket, node.event, key))
+        return True
 
     async def _go_on(
-        self, tx: WriteTransaction, row: Any, by: By, value: Any, *, outcome: str = "done"
+        self,
+        tx: WriteTransaction,
+        row: Any,
+        by: By,
+        value: Any,
+        *,
+        outcome: str = "done",
+        met: bool = False,
     ) -> Any | None:
-        if value is not None:
-            self._check(value)
-        data = self._data(row) if value is None else value
         return await self._moves.enter(
-            tx, self._workflow, row, self._index + 1, data, outcome=outcome, attempt=by.attempt, held=by.held
-        )
+            tx, self._workflow, row, self._index + 1, self._next(row, value), met=met,
+            outcome=outcome, attempt=by.attempt, held=by.held,
+        )  # fmt: skip
+
+    def _next(self, row: Any, value: Any) -> Any:
+        """The data after the step."""
+        if value is None:
+            return self._data(row)
+        self._check(value)
+        return value
 
     def _check(self, value: Any) -> None:
         if not isinstance(value, self._workflow.data):

@@ -25,7 +25,7 @@ from springtide.signals import FlowMoved, Sink
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["Moves", "data_of"]
+__all__ = ["Moves", "data_of", "key_of"]
 
 MAX_CHARS = 2000
 MAX_KEY_CHARS = 500
@@ -77,12 +77,23 @@ class Moves:
         return made is not None
 
     async def enter(
-        self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, step: int, data: Any, **how: Any
+        self,
+        tx: WriteTransaction,
+        workflow: Workflow[Any],
+        row: Any,
+        step: int,
+        data: Any,
+        *,
+        met: bool,
+        **how: Any,
     ) -> Any | None:
-        """Forward to `step`; to the end when there is none."""
-        return await self._move(
-            tx, workflow, row, await self._aim(tx, workflow, step, data), data=data, **how
-        )
+        """Forward to `step`; to the end when there is none.
+
+        `met`: it waits for an event, and `tx` holds what those who send it lock: then whether it was sent is
+        known here, and no job has to look.
+        """
+        aim = await self._aim(tx, workflow, step, data, row["bucket"] if met else None)
+        return await self._move(tx, workflow, row, aim, data=data, **how)
 
     async def turn(
         self,
@@ -130,10 +141,16 @@ class Moves:
 
     async def wait_on(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any) -> Any:
         """Nothing has come: look again when it is late, or when it is sent."""
-        go = workflow.jobs[workflow.steps[row["step"]].name](row["bucket"], row["id"], row["seq"])
-        id = await tx.enqueue(go, run_at=row["wait_until"])
+        id = None
+        if row["wait_until"] is not None:
+            id = await tx.enqueue(self._go(workflow, row), run_at=row["wait_until"])
         await tx.execute(self._statements.set_job, row["bucket"], row["id"], id)
         return row
+
+    async def look_now(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any) -> None:
+        """What the flow waits for without an end was sent; `row` is locked."""
+        id = await tx.enqueue(self._go(workflow, row))
+        await tx.execute(self._statements.set_job, row["bucket"], row["id"], id)
 
     async def hand_over(
         self, tx: WriteTransaction, workflow: Workflow[Any], bucket: int, id: UUID, held: UUID
@@ -149,20 +166,40 @@ class Moves:
         await tx.execute(self._statements.set_job, bucket, id, job)
         await tx.execute(self._statements.drop_job, bucket, held)
 
-    async def _aim(self, tx: WriteTransaction, workflow: Workflow[Any], step: int, data: Any) -> _Aim:
+    def _go(self, workflow: Workflow[Any], row: Any) -> Any:
+        return workflow.jobs[workflow.steps[row["step"]].name](row["bucket"], row["id"], row["seq"])
+
+    async def _aim(
+        self,
+        tx: WriteTransaction,
+        workflow: Workflow[Any],
+        step: int,
+        data: Any,
+        met: int | None = None,
+    ) -> _Aim:
+        """`met`: the bucket whose events `tx` keeps from being sent."""
         if step == len(workflow.steps):
             return _Aim(state="done", step=step)
         node = workflow.steps[step]
         if isinstance(node, Step):
             return _Aim(state="running", step=step, job=node.name)
-        now = await _now(tx)
         if isinstance(node, WaitFor):
-            until = now + timedelta(seconds=node.timeout)
-            return _Aim(
-                state="waiting", step=step, job=node.name, event=node.event, key=_key(node, data), until=until
-            )
-        until = _until(node, data, now)
+            return await self._wait(tx, node, step, key_of(node, data), met)
+        until = _until(node, data, await _now(tx))
         return _Aim(state="waiting", step=step, job=node.name, until=until, run_at=until)
+
+    async def _wait(self, tx: WriteTransaction, node: WaitFor, step: int, key: str, met: int | None) -> _Aim:
+        until = None
+        if node.timeout is not None:
+            until = await _now(tx) + timedelta(seconds=node.timeout)
+        job, run_at = node.name, None
+        if met is not None and not await tx.fetch_value(self._statements.sent, met, node.event, key):
+            run_at = until
+            if until is None:
+                return _Aim(state="waiting", step=step, event=node.event, key=key)
+        return _Aim(
+            state="waiting", step=step, job=job, run_at=run_at, event=node.event, key=key, until=until
+        )
 
     async def _move(
         self,
@@ -182,11 +219,10 @@ class Moves:
         bucket, id, seq = row["bucket"], row["id"], row["seq"]
         job = held
         if held is None or not aim.passing:
-            if held is not None:
+            if held is not None and aim.job is not None:  # it must move now: there will be a job
                 there = await tx.fetch_one(self._statements.lock, bucket, id)
                 if there is None or there["seq"] != seq or there["job_id"] != held:
                     return None
-                await tx.execute(self._statements.drop_job, bucket, held)
             job = await self._enqueue(tx, workflow, bucket, id, seq + 1, aim, hold)
         # backward, `step` of the row is the one that was undone
         name = workflow.steps[min(row["step"], len(workflow.steps) - 1)].name
@@ -197,6 +233,8 @@ class Moves:
         )  # fmt: skip
         if moved is None:
             return None
+        if held not in (None, job):
+            await tx.execute(self._statements.drop_job, bucket, held)
         if outcome is not None:
             self._tell(tx, workflow, row, name, outcome, aim.state)
         if workflow.follow is not None:
@@ -254,7 +292,8 @@ async def _now(tx: WriteTransaction) -> datetime:
     return now
 
 
-def _key(node: WaitFor, data: Any) -> str:
+def key_of(node: WaitFor, data: Any) -> str:
+    """Of the event that is waited for. Raises JobFailed."""
     key = node.key(data)
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_CHARS or "\0" in key:
         raise JobFailed(

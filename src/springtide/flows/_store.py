@@ -11,8 +11,8 @@
 `seq` counts a flow's moves. A move is recorded only if the flow is where it began from, so of two runs of one
 step one is recorded; the other's transaction finds nothing and changes nothing. Every flow that has not ended
 has one job, `job_id`, made in the commit that made the state; or, while somebody drives the flow, an earlier
-one, which finds that the flow is elsewhere and has the right one take its place.
-Time is the database's alone.
+one, which finds that the flow is elsewhere and has the right one take its place. Only what waits for an event
+and for no time has none: it is made with the event. Time is the database's alone.
 
 An event and the flow that waits for it meet under an advisory lock of their name and key: either the wait
 finds the event, or the sender finds the flow waiting. It is taken before any row is locked.
@@ -75,6 +75,7 @@ class Statements:
         self.put_event = f"""
             INSERT INTO {events} (bucket, name, key, payload, at) VALUES ($1, $2, $3, $4, clock_timestamp())
         """
+        self.sent = f"SELECT EXISTS (SELECT FROM {events} WHERE bucket = $1 AND name = $2 AND key = $3)"
         self.take_event = f"""
             DELETE FROM {events} WHERE bucket = $1 AND id = (
                 SELECT id FROM {events} WHERE bucket = $1 AND name = $2 AND key = $3 ORDER BY id LIMIT 1
@@ -82,8 +83,7 @@ class Statements:
             RETURNING payload
         """
         self.waiting = f"""
-            SELECT job_id FROM {flow}
-            WHERE bucket = $1 AND wait_event = $2 AND wait_key = $3 AND job_id IS NOT NULL
+            SELECT id, job_id FROM {flow} WHERE bucket = $1 AND wait_event = $2 AND wait_key = $3
             ORDER BY updated_at LIMIT {BATCH}
         """
         self.hasten = f"""
@@ -100,6 +100,7 @@ class Statements:
         self.left = f"""
             SELECT f.bucket, f.id, f.seq, 'its job is gone' AS error, 0 AS attempt FROM {flow} AS f
             WHERE f.ended_at IS NULL AND f.state <> 'stuck' AND f.kind = ANY($1::text[])
+                AND (f.job_id IS NOT NULL OR f.wait_event IS NULL)
                 AND f.updated_at < clock_timestamp() - interval '60 s'
                 AND NOT EXISTS (SELECT FROM {jobs} AS j WHERE j.bucket = f.bucket AND j.id = f.job_id)
             LIMIT {BATCH}

@@ -157,8 +157,16 @@ class Flows:
         await tx.execute(self.statements.meet, meeting(self.database.schema, bucket, event, key))
         await tx.execute(self.statements.put_event, bucket, event, key, stored)
         found = await tx.fetch(self.statements.waiting, bucket, event, key)
-        if found:
-            await self._hasten(tx, [row["job_id"] for row in found])
+        if jobs := [row["job_id"] for row in found if row["job_id"] is not None]:
+            await self._hasten(tx, jobs)
+        for idle in (row["id"] for row in found if row["job_id"] is None):
+            row = await tx.fetch_one(self.statements.lock, bucket, idle)
+            if (
+                row is not None
+                and row["job_id"] is None
+                and (row["wait_event"], row["wait_key"]) == (event, key)
+            ):
+                await self.moves.look_now(tx, self._of(row), row)
 
     async def wake(self, tx: WriteTransaction, id: UUID) -> bool:
         """Ask the step again now at which a flow waits, because it raised StepLater; whether it does."""

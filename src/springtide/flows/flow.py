@@ -136,7 +136,8 @@ class WaitFor:
     """Wait for the event `event` that is sent with the key which `key` makes of the flow's data, in the
     bucket of the flow (`Flows.send`). One that came before is there; each is taken by one flow.
 
-    timeout: seconds. Then the flow turns (`late="fail"`), or goes on without (`late="go_on"`).
+    timeout: seconds. Then the flow turns (`late="fail"`), or goes on without (`late="go_on"`). None: it waits
+             for as long as it takes.
     payload: type of what is sent with it; `then` makes of the data and of this (None: it is late) the data
              for the steps after it. Without `then` they stay as they are.
 
@@ -146,7 +147,7 @@ class WaitFor:
     name: str
     event: str = field(kw_only=True)
     key: Callable[[Any], Any] = field(kw_only=True)
-    timeout: float = field(kw_only=True)
+    timeout: float | None = field(kw_only=True)
     late: Literal["fail", "go_on"] = field(default="fail", kw_only=True)
     payload: Any = field(default=Any, kw_only=True)
     then: Callable[[Any, Any], Any] | None = field(default=None, kw_only=True)
@@ -155,7 +156,7 @@ class WaitFor:
         _check_step(self.name)
         if not self.event:
             raise JobError(f"step {self.name!r}: event must not be empty")
-        if not 0 < self.timeout <= MAX_SECONDS:
+        if self.timeout is not None and not 0 < self.timeout <= MAX_SECONDS:
             raise JobError(
                 f"step {self.name!r}: timeout must be > 0 seconds and at most ten years, got {self.timeout}"
             )
