@@ -65,7 +65,8 @@ MAX_PREFETCH = 10_000
 
 REGISTERED = 1.0
 """Seconds after which a new queue is in the broker's register on disk, which is saved every 0.5. One that is
-confirmed earlier and killed then is there again without its log, and never answers."""
+confirmed earlier and killed then is there again without its log, and never answers. Until it has a leader, a
+consumer on it may cost the connection."""
 
 QUEUE = {"x-queue-type": "quorum"}
 
@@ -187,7 +188,7 @@ class RabbitTransport:
                         return []
                     await reader.fetched.news(left)
                     if not reader.alive():
-                        raise ConnectionError("the connection was lost")
+                        raise ConnectionError("the connection was lost, or a queue deleted")
             except (TimeoutError, *ERRORS) as error:
                 await self._in.drop(reader, _words(error))
                 raise TransportUnavailable(self.name, _words(error)) from error
@@ -270,26 +271,25 @@ class _Side:
         return not (self.channel.is_closed or self.connection.is_closed)
 
     async def declare(self, queues: Iterable[str]) -> None:
-        """Make sure that these are there. A new one is used when it would survive a kill, not before."""
+        """Make sure that these are there, and not used before their time (REGISTERED)."""
         wanted = [queue for queue in queues if queue not in self.declared]
-        new = [queue for queue in wanted if not await self._there(queue)]
-        for queue in new:
-            await _own(self.channel.queue_declare(queue, durable=True, arguments=dict(QUEUE)))
-        if new:
+        counts = [await self._make(queue) for queue in wanted]
+        if not all(counts):
             await asyncio.sleep(REGISTERED)
         self.declared.update(wanted)
 
-    async def _there(self, queue: str) -> bool:
-        """Asked on a channel of its own, which ends when the answer is no."""
+    async def _make(self, queue: str) -> int:
+        """How many messages and consumers it has: with none, somebody may have made it a moment ago."""
         asking = await _own(self.connection.channel(publisher_confirms=False))
         try:
-            await _own(asking.queue_declare(queue, passive=True))
-        except ChannelNotFoundEntity:
-            return False
+            found = await _own(asking.queue_declare(queue, passive=True))
+            return (found.message_count or 0) + (found.consumer_count or 0)
+        except ChannelNotFoundEntity:  # which ends the channel that asked
+            await _own(self.channel.queue_declare(queue, durable=True, arguments=dict(QUEUE)))
+            return 0
         finally:
             if not asking.is_closed:
                 await _own(asking.close())
-        return True
 
     async def close(self) -> None:
         await _shut(self.connection)
@@ -307,6 +307,7 @@ class _Reader(_Side):
         self._prefetch = 0
         self._tags: dict[str, str] = {}
         self._in_hand: Counter[str] = Counter()
+        self._spoilt = False
         channel.on_consumer_cancel_callbacks.add(self._cancelled)
         channel.closing.add_done_callback(lambda _: fetched.wake())
 
@@ -341,11 +342,13 @@ class _Reader(_Side):
         for tag in tags.values():
             await _own(self.channel.basic_cancel(tag))
 
+    def alive(self) -> bool:
+        return not self._spoilt and super().alive()
+
     def _cancelled(self, frame: Basic.Cancel) -> None:
-        """The broker ended a consumer: its queue was deleted, or has a new leader."""
-        for line in [line for line, tag in self._tags.items() if tag == frame.consumer_tag]:
-            del self._tags[line]
-            self.declared.discard(self._prefix + line)
+        """The broker ended a consumer: its queue was deleted. For a moment its channel still knows the old
+        queue, and then drops what a new one of that name delivers: so this reader is of no use any more."""
+        self._spoilt = True
         self.fetched.wake()
 
     def take(self, lines: Collection[str], most: int) -> list[Delivery]:
