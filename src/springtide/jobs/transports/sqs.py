@@ -219,16 +219,20 @@ class SqsTransport:
         return confirmed
 
     async def receive(self, lines: Collection[str], most: int, wait: float) -> Sequence[Delivery]:
+        """Nothing is said only after an answer: that is how a caller learns whether the service is there."""
         end = self._clock.monotonic() + wait
+        asked: set[asyncio.Task[None]] = set()
         async with self._receiving:
             self._failed = None
             while not (found := self._fetched.take(self._served(lines), most)):
                 left = end - self._clock.monotonic()
                 if self._failed is not None:
                     raise TransportUnavailable(self.name, _words(self._failed)) from self._failed
-                if left <= 0 and all(line in self._empty for line in lines):
+                answered = any(poll.done() for poll in asked)
+                if left <= 0 and answered and all(line in self._empty for line in lines):
                     break
                 self._poll(lines, most, max(left, 0.0))
+                asked.update(self._polls)
                 await self._fetched.news(left if left > 0 else TIMEOUT)
         self._unsettled.update((delivery.handle, delivery) for delivery in found)
         return found
