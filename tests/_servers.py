@@ -2,6 +2,9 @@
 
 A missing one skips the test, and the summary lists what is missing; under CI=true it fails instead. What a
 stand-in for a server cannot be asked (`not_asked`) is in the summary too.
+
+Tests over a broker come first, those of one kind side by side: where a run is divided, one process has them
+all, and starts that broker once.
 """
 
 from __future__ import annotations
@@ -51,6 +54,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if os.environ.get("CI") != "true":
                 item.add_marker(pytest.mark.skip(reason=f"{package} is not installed (make servers)"))
     config.stash[_ABSENT] = absent
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[bool, str]:
+    call = getattr(item, "callspec", None)
+    parameters = call.params if call is not None else {}
+    kind = next((str(parameters[name]) for name in _BY_BROKER if name in parameters), "postgres")
+    return (True, "") if kind == "postgres" else (False, kind)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -83,6 +94,9 @@ def not_asked(request: pytest.FixtureRequest, what: str) -> None:
     """Have the summary say that this test left `what` out, because its server is a stand-in."""
     request.node.user_properties.append((_NOT_ASKED, what))
 
+
+_BY_BROKER = ("broker", "carried", "way")
+"""Parameters that name a broker, or "postgres" for none."""
 
 _NOT_ASKED = "not asked of a stand-in"
 
