@@ -97,11 +97,12 @@ async def test_a_frozen_worker_comes_back_as_a_stranger(
     """SIGSTOP in the middle of a handler: another worker numbers on and takes the lane over when the lease
     has passed. SIGCONT: what the first had written is rolled back, it moves nothing, and both go on."""
     folder, url = tmp_path / "migrations", database_urls[0]
-    async with process(folder, url) as frozen:
+    # Time enough to freeze it while it holds, on a machine that is busy with other things.
+    async with process(folder, url, max_run=6.0) as frozen:
         await tell(database, "hold 0", key="k", at="same")
         await until(lambda: "begun hold 0 1" in frozen.lines)
         frozen.send(signal.SIGSTOP)
-        async with process(folder, url) as other:
+        async with process(folder, url, max_run=6.0) as other:
             await tell(database, *(f"later {number}" for number in range(20)), key="k", at="same")
             await until(lambda: "begun hold 0 2" in other.lines)
             await until(lambda: all_seen(database, 21))
