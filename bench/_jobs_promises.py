@@ -1,5 +1,5 @@
-"""What bench.jobs counts rather than times: commits out of order, jobs longer than their lease, a transaction
-that is held open for minutes beside the other rounds."""
+"""What bench.jobs counts rather than times: commits out of order, jobs longer than their lease, reads of jobs
+on a replica that lags, a transaction that is held open for minutes beside the other rounds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import msgspec
 
+from bench._cluster import cluster, until
 from bench._jobs_peers import Springtide, springtide_queue
-from springtide.jobs import Handler, Queue, Run, Worker, job
+from springtide.db import Consistency, Database, Migrator, ShardMap, bucket_of
+from springtide.db.members import Fixed, Member
+from springtide.db.pool import Pool
+from springtide.db.servers import RoutingSettings, Servers
+from springtide.jobs import Enqueuer, Handler, Queue, Run, Worker, job
 from springtide.jobs._store import Store
 
-__all__ = ["HeldOpen", "held_open", "late_commits_skipped", "long_job_duplicates"]
+__all__ = ["HeldOpen", "held_open", "late_commits_skipped", "long_job_duplicates", "stale_first_reads"]
 
 WRITERS = 8
 PATIENCE = 60.0
@@ -53,7 +58,7 @@ async def working(ours: Springtide, seen: Seen, **options: float) -> AsyncIterat
         await worker.stop()
 
 
-async def ended(seen: Seen, count: int) -> None:
+async def ended(seen: Seen | Reader, count: int) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             while seen.ended < count:
@@ -85,6 +90,87 @@ async def long_job_duplicates(ours: Springtide, seconds: float) -> int:
             await tx.enqueue(Numbered(1, lease["lease"] * 3))
         await ended(seen, 1)
     return seen.begun.total() - 1
+
+
+LAG = 1.0
+"""Seconds that the replica is behind."""
+
+FACT = "create table bench.fact (bucket smallint, number integer, primary key (bucket, number))"
+FIND = "select number from bench.fact where bucket = $1 and number = $2"
+
+
+class Reader:
+    """Counts jobs whose first read misses what was committed with them, and reads that may: on any server."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.ended = self.stale = self.behind = 0
+
+    async def do(self, one: Numbered, run: Run) -> None:
+        found = [
+            await self.database.read(one.number, consistency=wanted).fetch_one(
+                FIND, bucket_of(one.number), one.number
+            )
+            for wanted in (None, Consistency.EVENTUAL)
+        ]
+        self.stale += found[0] is None
+        self.behind += found[1] is None
+        self.ended += 1
+
+
+async def stale_first_reads(count: int) -> int:
+    """Jobs whose handler does not find what was committed with them, beside a replica that is LAG behind."""
+    async with cluster(replicas=1, quorum=False) as world:
+        (replica,) = world.replicas
+        members = [Member(node="primary", url=world.primary.url), Member(node="replica", url=replica.url)]
+        pool = Pool(world.primary.url, cluster="main")
+        servers = Servers(
+            "main",
+            pool,
+            Fixed(members),
+            replica_pool=lambda member: Pool(member.url, cluster=f"main/{member.node}", reserved=0),
+            settings=RoutingSettings(settle=0.2, look_every=0.05, recover=0.1, slow_start=0.0),
+        )
+        async with pool:
+            await Migrator("bench", None, {"main": pool}).apply()
+            await pool.execute(FACT)
+            await servers.start()
+            try:
+                database = Database(
+                    "bench", ShardMap.even(["main"]), {"main": pool}, servers={"main": servers},
+                    enqueue=Enqueuer(),
+                )  # fmt: skip
+                return await _first_reads(database, servers, world.primary.url, count, replica.delay)
+            finally:
+                await servers.stop()
+
+
+async def _first_reads(
+    database: Database, servers: Servers, url: str, count: int, delay: Callable[[float], None]
+) -> int:
+    async def serving() -> bool:
+        return any(one.state == "serving" for one in servers.replicas)
+
+    await until(serving, "a replica that serves")
+    delay(LAG)
+    reader = Reader(database)
+    queue = Queue(database=database, handlers=[Handler(Numbered, Reader.do)], implementation=reader)
+    worker = Worker([queue], dsns={"main": url}, slots=10)
+    await worker.start()
+    try:
+        for number in range(count):
+            async with database.write(number) as tx:
+                await tx.execute(
+                    "insert into bench.fact (bucket, number) values ($1, $2)", bucket_of(number), number
+                )
+                await tx.enqueue(Numbered(number))
+        await ended(reader, count)
+    finally:
+        await worker.stop()
+    print(f"first reads: {reader.stale} of {reader.ended} stale; {reader.behind} where any server may answer")
+    if not reader.behind:
+        raise RuntimeError("the replica has answered nothing that is late: nothing is shown")
+    return reader.stale + count - reader.ended
 
 
 class HeldOpen:

@@ -19,7 +19,9 @@ others.
     relay     relay_vs_raw_publish: jobs that one relay makes `sent`, commits, publishes to Redis Streams and
               sees confirmed, over messages that redis-py adds by pipelines of a thousand
     promises  late_commit_skipped: jobs that are not run, of eight writers whose transactions commit out of
-              order; long_job_duplicates: how often too many a job is begun that takes three times its lease
+              order; long_job_duplicates: how often too many a job is begun that takes three times its
+              lease; stale_first_read: jobs whose handler does not find what was committed with them, beside
+              a replica that is a second behind
     held      held_xmin_slowdown: how much longer a drain takes when a transaction of its database has been
               held open for five minutes (--quick: as long as the other parts) while jobs were enqueued and
               drained, over before; held_xmin_slowdown_plain: of the same queue without its cursor
@@ -44,7 +46,13 @@ from tests._redis import RedisServer
 from bench._harness import finish
 from bench._jobs_others import celery_queue, dramatiq_queue, procrastinate_queue, taskiq_queue
 from bench._jobs_peers import Contender, Drained, Springtide, by_hand, pgqueuer_queue, springtide_queue
-from bench._jobs_promises import HeldOpen, held_open, late_commits_skipped, long_job_duplicates
+from bench._jobs_promises import (
+    HeldOpen,
+    held_open,
+    late_commits_skipped,
+    long_job_duplicates,
+    stale_first_reads,
+)
 from bench._jobs_relay import published_by_hand, relayed
 from springtide.ops.runner.postgres import EmbeddedPostgres
 
@@ -214,6 +222,7 @@ async def promises(world: World) -> Figures:
     return {
         "late_commit_skipped": await late_commits_skipped(world.ours, 20 if world.quick else 200),
         "long_job_duplicates": await long_job_duplicates(world.ours, 1.5 if world.quick else 3.0),
+        "stale_first_read": await stale_first_reads(50 if world.quick else 1000),
     }
 
 
