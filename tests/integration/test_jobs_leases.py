@@ -32,6 +32,7 @@ from springtide.db import Database
 from springtide.db.pool import Pool
 from springtide.errors import JobError
 from springtide.jobs import Enqueuer, Handler, Run, job
+from springtide.jobs._store import Store
 from springtide.lifecycle import Group
 from springtide.outbox import Bell, Listener
 from springtide.signals import JobFinished
@@ -187,6 +188,35 @@ async def test_an_expired_lease_without_attempts_is_a_dead_letter(
         (row,) = await reach(database, "dead")
     assert doer.calls == [] and "gone stopped renewing" in row["error"]
     assert [signal.outcome for signal in heard.of(JobFinished)] == ["dead"]
+
+
+async def test_a_job_that_kills_its_workers_takes_no_others_along(database: Database) -> None:
+    """Twenty jobs are claimed with it as long as they are due together: it alone ends as a dead letter.
+
+    Its worker dies at once, whatever else it holds; one without it finishes what it has. There is another
+    worker half a second after the next job has become due.
+    """
+    async with database.write("same") as tx:
+        await tx.enqueue_many([Deed("kills"), *[Deed("good")] * 20])
+    await everywhere(database, "update deeds._job set max_attempts = 15")
+    (shard,) = [name for name, pool in database.pools.items() if await pool.fetch("select from deeds._job")]
+    store, pool = Store(database, shard), database.pools[shard]
+    while await pool.fetch("select 1 from deeds._job where state = 'ready'"):
+        await pool.execute(
+            "update deeds._job set run_at = run_at - interval '0.5 s'"
+            " - greatest(next.due - clock_timestamp(), interval '0 s')"
+            " from (select min(run_at) as due from deeds._job where state = 'ready') as next"
+            " where state = 'ready'"
+        )
+        claimed = await store.claim(["deed.do/1"], 50, "gone", -1.0)
+        if any(job.payload == b'{"what":"kills"}' for job in claimed):
+            await store.rescue(whole=True)
+        else:
+            assert len(await store.finish([job.run for job in claimed], "gone")) == len(claimed) > 0
+    dead = await pool.fetch("select payload from deeds._job where state = 'dead'")
+    assert [bytes(row["payload"]) for row in dead] == [b'{"what":"kills"}']
+    assert await pool.fetch_value("select count(*) from deeds._job_done") == 20
+    assert await pool.fetch_value("select max(attempt) from deeds._job_done") < 15
 
 
 async def test_a_finishing_transaction_does_not_hold_up_other_leases(

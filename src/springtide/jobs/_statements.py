@@ -43,6 +43,9 @@ HISTORY = (
 )
 """What `_job_done` keeps of a row, besides `finished_at`, `error` and `result`."""
 
+MAX_APART = 60.0
+"""Seconds within which jobs that were lost together again and again become ready, each at its own time."""
+
 PATIENCE = "200ms"
 """How long one statement that ends many runs waits for a row that somebody has locked."""
 
@@ -369,6 +372,11 @@ class Statements:
                     AND d.attempt = n.attempt AND d.worker = $4 OFFSET 0
             )
         """  # noqa: S608
+        # What was lost together twice comes back apart: a job that kills its workers meets others each time.
+        apart = f"""
+            make_interval(secs => CASE WHEN j.attempt > 1
+                THEN random() * least(2.0 ^ j.attempt, {MAX_APART}) ELSE 0 END)
+        """
         self.rescue = f"""
             WITH expired AS MATERIALIZED (
                 SELECT j.bucket, j.id FROM {table} AS j
@@ -379,7 +387,7 @@ class Statements:
                 UPDATE {table} AS j
                 SET state = CASE WHEN j.attempt >= j.max_attempts THEN 'dead' ELSE 'ready' END,
                     finished_at = CASE WHEN j.attempt >= j.max_attempts THEN t.now END,
-                    due_at = coalesce(j.due_at, j.run_at), run_at = t.now,
+                    due_at = coalesce(j.due_at, j.run_at), run_at = t.now + {apart},
                     error = 'its worker ' || coalesce(j.worker, '') || ' stopped renewing the lease',
                     worker = NULL, leased_until = NULL
                 FROM expired AS e, (SELECT {MARKED_NOW} AS now FROM expired LIMIT 1) AS t
