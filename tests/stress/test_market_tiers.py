@@ -34,7 +34,7 @@ PARTS = {
     ),
     "trade": (
         "test_catalog_api", "test_catalog_reservations", "test_orders_api", "test_orders",
-        "test_orders_saga", "test_payments",
+        "test_payments",
     ),
     "around": (
         "test_search_api", "test_search", "test_notifications_api", "test_notifications",
@@ -43,9 +43,8 @@ PARTS = {
 }  # fmt: skip
 """Each in one process, so that its files share the servers."""
 
-REST = tuple(
-    sorted({path.stem for path in (ROOT / "tests/market").glob("test_*.py")} - set(sum(PARTS.values(), ())))
-)
+FILES = {path.stem for path in (ROOT / "tests/market").glob("test_*.py")}
+REST = tuple(sorted(FILES.difference(*PARTS.values())))
 ALL = {**PARTS, **{f"rest {number}": REST[number - 1 :: 3] for number in (1, 2, 3)}}
 """Every file of market's tests, in parts of about the same length."""
 
@@ -77,6 +76,11 @@ async def passes(
             process.terminate()
             await process.wait()
     assert process.returncode == 0, output.decode()[-8000:]
+
+
+def test_every_file_is_in_one_part() -> None:
+    """And every file that a part names is there."""
+    assert sorted(file for part in ALL.values() for file in part) == sorted(FILES)
 
 
 @pytest.mark.timeout(600)
