@@ -377,9 +377,11 @@ class Statements:
             make_interval(secs => CASE WHEN j.attempt > 1
                 THEN random() * least(2.0 ^ j.attempt, {MAX_APART}) ELSE 0 END)
         """
+        # By places, not by a join: a plan that hashes what has expired reads the table up to its first row,
+        # past all that has ended and cannot be vacuumed.
         self.rescue = f"""
             WITH expired AS MATERIALIZED (
-                SELECT j.bucket, j.id FROM {table} AS j
+                SELECT j.ctid FROM {table} AS j
                 WHERE j.state = 'running' AND j.leased_until < statement_timestamp()
                     AND j.leased_until >= coalesce($1::timestamptz, '-infinity')
                 LIMIT {BATCH} FOR UPDATE SKIP LOCKED
@@ -390,8 +392,8 @@ class Statements:
                     due_at = coalesce(j.due_at, j.run_at), run_at = t.now + {apart},
                     error = 'its worker ' || coalesce(j.worker, '') || ' stopped renewing the lease',
                     worker = NULL, leased_until = NULL
-                FROM expired AS e, (SELECT {MARKED_NOW} AS now FROM expired LIMIT 1) AS t
-                WHERE j.bucket = e.bucket AND j.id = e.id
+                FROM (SELECT {MARKED_NOW} AS now FROM expired LIMIT 1) AS t
+                WHERE j.ctid = ANY (ARRAY(SELECT e.ctid FROM expired AS e))
                 RETURNING j.id, j.kind, j.version, j.attempt, j.state
             )
             SELECT statement_timestamp() AS scanned, r.* FROM (SELECT) AS once LEFT JOIN rescued AS r ON true
