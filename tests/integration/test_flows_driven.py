@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from tests.flowing import PAY, PLACE, RESERVE, SEND, Order, Shop, begin, effects, reach, running
 from tests.jobs_support import deeds, until
 
-from springtide.db import Database
+from springtide.db import Database, bucket_of
 from springtide.flows import Flows, FlowStatus, StepRun, WaitFor, Workflow
+from springtide.jobs import Run
 
 Urls = tuple[str, str]
 
@@ -144,6 +146,31 @@ async def test_who_drives_too_slowly_is_overtaken(database: Database, database_u
     assert outcomes(status) == FORWARD
     assert shop.calls.count("do pay") == 2 and shop.calls.count("do send") == 1
     assert await jobs(database) == []
+
+
+async def test_who_drives_stops_when_workers_have_taken_over(database: Database) -> None:
+    """Also when none of them has begun yet: the flow has another job than the one that is held."""
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def act(what: str, order: Order, run: StepRun) -> None:
+        if what == "do pay":
+            inside.set()
+            await go_on.wait()
+
+    flows, shop = Flows(database, [PLACE]), Shop(database, act)
+    id = await begin(flows, "a", hold=HOLD)
+    held = (await found(flows, "a", id)).job_id
+    driving = asyncio.create_task(flows.drive("a", id, shop))
+    await inside.wait()
+    (handler,) = [one for one in flows.handlers if one.kind.kind == "shop.place.reserve"]
+    assert held is not None
+    run = Run(id=held, key="k", attempt=1, max_attempts=3, enqueued_at=datetime.now(UTC))
+    await handler.method(shop, handler.job(bucket_of("a"), id, 1), run)
+    go_on.set()
+    await driving
+    status = await found(flows, "a", id)
+    assert (status.state, status.step, outcomes(status)) == ("running", "pay", FORWARD[:1])
+    assert await jobs(database) == ["shop.place.pay"]
 
 
 async def test_a_worker_that_loses_against_who_drives_leaves_no_flow_behind(

@@ -27,7 +27,7 @@ from market.orders.steps import PLACE
 from springtide.clock import SystemClock
 from springtide.context import RequestContext, activate
 from springtide.errors import IdempotencyInFlight, StepRefused, Unavailable
-from springtide.flows import Step, StepRun
+from springtide.flows import Flows, Step, StepRun
 
 pytestmark = one_platform
 
@@ -359,6 +359,63 @@ async def test_what_is_shipped_is_not_cancelled(there: Shop) -> None:
     with pytest.raises(Conflict, match="cancelled"):
         await there.orders.ship(other.id, ANNA)
     await there.work()
+    assert await there.check()
+
+
+async def test_a_buyer_cancels_in_every_state(there: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun, not paid yet, paid, being undone and undone: it ends cancelled, and nothing is kept."""
+    lamp = await there.listing(stock=9)
+
+    async def dead(*arguments: Any, **options: Any) -> None:
+        return None
+
+    placed: dict[str, Order] = {"confirmed": await there.place(buyer(), lamp)}
+    for state in ("cancelling", "cancelled"):
+        placed[state] = order = await there.place(buyer(), lamp)
+        with monkeypatch.context() as patch:
+            if state == "cancelling":
+                patch.setattr(Flows, "drive", dead)
+            assert (await there.orders.cancel(order.id, order.buyer_id)).state == state
+    with monkeypatch.context() as patch:
+        patch.setattr(Flows, "drive", dead)
+        placed["placing"] = await there.place(buyer(), lamp)
+    await there.provider.behave(down=True)
+    placed["awaiting_payment"] = await there.place(buyer(), lamp)
+    for state, order in placed.items():
+        assert (await there.orders.order(order.id, order.buyer_id)).state == state
+        await there.orders.cancel(order.id, order.buyer_id)
+    await there.provider.behave()
+    await there.work()
+    for order in placed.values():
+        ended = await there.orders.order(order.id, order.buyer_id)
+        assert ended.reason is not None
+        assert (ended.state, ended.reason.code) == ("cancelled", "buyer")
+    assert await there.left(lamp) == (9, 0)
+    journal = await there.provider.journal()
+    assert len(journal["charges"]) == len(journal["refunds"]) == 3
+    assert await there.check()
+
+
+async def test_of_who_ships_and_who_cancels_one_is_first(there: Shop) -> None:
+    """Never both, and never neither."""
+    lamp = await there.listing(stock=9)
+    placed = [await there.place(buyer(), lamp) for _ in range(6)]
+
+    async def both(order: Order) -> tuple[bool, bool]:
+        said = await asyncio.gather(
+            there.orders.ship(order.id, ANNA), there.orders.cancel(order.id, order.buyer_id),
+            return_exceptions=True,
+        )  # fmt: skip
+        assert all(isinstance(one, Conflict) for one in said if isinstance(one, BaseException)), said
+        return not isinstance(said[0], BaseException), not isinstance(said[1], BaseException)
+
+    said = await asyncio.gather(*map(both, placed))
+    await there.work()
+    for order, (shipped, cancelled) in zip(placed, said, strict=True):
+        assert shipped != cancelled
+        ended = await there.orders.order(order.id, order.buyer_id)
+        assert ended.state == ("confirmed" if shipped else "cancelled")
+        assert [line.shipped_at is not None for line in ended.lines] == [shipped]
     assert await there.check()
 
 
