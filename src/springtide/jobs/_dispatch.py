@@ -421,7 +421,7 @@ class Dispatcher:
     def _claimed(self, line: Line, share: int, done: asyncio.Task[tuple[float, list[Claimed]]]) -> None:
         self._reserved -= share
         line.claiming = False
-        self._wake.set()
+        self._wake_up()  # who waits for a slot may have found all of them reserved for this claim
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         now = self._clock.monotonic()
         if error is not None:
