@@ -10,16 +10,17 @@ import importlib
 import itertools
 import os
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from tests._brokers import NatsBroker, RabbitBroker
+from tests._kafka import KafkaStandIn
 from tests._redis import RedisServer
 from tests._sqs import SqsStandIn
 
 from springtide.jobs.transports import DRIVERS, Transport, driver
 
-__all__ = ["BROKERS", "Broker", "begin", "fresh_name", "params"]
+__all__ = ["BROKERS", "Broker", "begin", "came", "connect", "fresh_name", "params"]
 
 _numbers = itertools.count(1)
 
@@ -109,11 +110,45 @@ class SqsBroker:
         self._server.close()
 
 
+class KafkaBroker:
+    """A faithful stand-in: librdkafka's mock cluster. Sessions are short, because its groups wait for nearly
+    a whole one whenever a member comes or goes."""
+
+    kind, real = "kafka", False
+
+    def __init__(self) -> None:
+        self._server = KafkaStandIn().start()
+        self._alive = True
+
+    @property
+    def port(self) -> int:
+        """Where a proxy connects to; who comes by one is kept behind it."""
+        return self._server.wire
+
+    def url(self, port: int | None = None) -> str:
+        if port is not None:
+            self._server.tell_wire(port)
+        return f"kafka://127.0.0.1:{port or self._server.port}?session=2"
+
+    def kill(self) -> None:
+        self._server.kill()
+        self._alive = False
+
+    def start(self) -> None:
+        if not self._alive:
+            self._server.start()
+            self._alive = True
+
+    def close(self) -> None:
+        self._server.close()
+
+
 BROKERS: Mapping[str, tuple[type[Broker], str]] = {
     "redis": (RedisBroker, "redis-server"),
     "rabbitmq": (RabbitBroker, "rabbitmq-server"),
     "nats": (NatsBroker, "nats-server"),
     "sqs": (SqsBroker, ""),
+    "kafka": (KafkaBroker, ""),
 }
 """By kind: what makes one, and the Debian package that it needs ("": none)."""
 
@@ -142,3 +177,12 @@ def params() -> list[object]:
 
 def connect(broker: Broker, name: str, *, port: int | None = None) -> Transport:
     return driver(broker.kind, broker.url(port), name=name)
+
+
+def came(transport: Transport, line: str) -> bool:
+    """Whether a message of `line` has come as far as it does before somebody asks for it. Kafka's are fetched
+    ahead, a moment after they were published; a worker that has been busy for long has left its group."""
+    if not transport.name.startswith("kafka "):
+        return True
+    driver: Any = transport
+    return driver._fetched.count(line) > 0 or driver._in.link is None or not driver._in.link.places

@@ -29,7 +29,7 @@ from tests.jobs_support import (
     until,
     worker,
 )
-from tests.transports import Broker, begin, connect, fresh_name, params
+from tests.transports import Broker, begin, came, connect, fresh_name, params
 
 from springtide.context import Priority
 from springtide.db import Database
@@ -209,7 +209,8 @@ async def test_when_it_is_due(way: Way, database_url: str, base: Database) -> No
 async def test_important_first(way: Way, database_url: str, base: Database) -> None:
     """Of what waits the important is run first: it passes what was sent before it."""
     gate, doer = asyncio.Event(), Doer(lambda deed, run: _hold(deed, gate))
-    async with working(way, database_url, base, [DO], doer, slots=1):
+    transport = way.transport()
+    async with working(way, database_url, base, [DO], doer, slots=1, transport=transport):
         await add(base, "gate")
         await until(lambda: doer.calls)
         for number in range(5):
@@ -217,8 +218,9 @@ async def test_important_first(way: Way, database_url: str, base: Database) -> N
         if way.broker is not None:
             await until(lambda: _sent_jobs(base, 5))
         await add(base, "first", priority=Priority.CRITICAL)
-        if way.broker is not None:
+        if transport is not None:
             await until(lambda: _sent_jobs(base, 6))
+            await until(lambda: came(transport, line(base, Priority.CRITICAL)))
         gate.set()
         await done(base, 7)
     assert [what for what, _ in doer.calls][1] == "first"
@@ -434,7 +436,7 @@ async def _spawn(folder: Path, url: str, options: dict[str, Any]) -> asyncio.sub
 
 
 async def test_duplicates_are_dropped(carried: Way, database_url: str, base: Database) -> None:
-    """Each message comes three times: each job is run once, and what was dropped is counted."""
+    """Each message comes three times or more: each job is run once, and what was dropped is counted."""
     for number in range(20):
         await add(base, f"deed {number}")
     await _send_by_hand(carried, base, "ready", times=3)
@@ -444,7 +446,7 @@ async def test_duplicates_are_dropped(carried: Way, database_url: str, base: Dat
         working(carried, database_url, base, [ONCE], made, sink=heard),
     ):
         await done(base, 20)
-        await until(lambda: sum(one.dropped for one in heard.of(JobsReceived)) == 40)
+        await until(lambda: sum(one.dropped for one in heard.of(JobsReceived)) >= 40)
     assert len(made.calls) == 20 and len(await effects(base)) == 20
 
 
@@ -455,7 +457,7 @@ async def test_messages_of_jobs_that_are_gone_are_dropped(
     heard = Heard()
     await publish(carried, [Message(line(base), 0, UUID(int=number), 1) for number in range(1, 4)])
     async with working(carried, database_url, base, [DO], Doer(), sink=heard):
-        await until(lambda: sum(one.dropped for one in heard.of(JobsReceived)) == 3)
+        await until(lambda: sum(one.dropped for one in heard.of(JobsReceived)) >= 3)
         await add(base, "good")
         await done(base, 1)
     transport = carried.transport()
@@ -481,7 +483,7 @@ async def test_what_was_never_published_is_sent_again(
     async with working(carried, database_url, base, [DO], Doer(), sink=heard):
         (row,) = await done(base, 1)
     assert row["attempt"] == 1
-    assert sum(one.repeated for one in heard.of(JobsSent)) == 1
+    assert sum(one.repeated for one in heard.of(JobsSent)) >= 1
 
 
 async def test_workers_without_the_broker_take_back_what_was_sent(

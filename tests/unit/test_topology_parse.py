@@ -171,12 +171,16 @@ def test_a_given_redis_may_be_a_server_a_socket_sentinels_or_a_cluster() -> None
         assert rule in only(f"{text}'{url}'"), url
 
 
-def test_sqs_is_given() -> None:
-    """Nobody starts it here, so it needs a url that leads to it."""
-    text, good = HEAD + "[nodes.b]\nkind = 'sqs'\n", "https://sqs.eu-central-1.amazonaws.com"
-    assert "nodes.b.url: is required, because a node of kind sqs" in only(text)
-    assert loads(f"{text}url = '{good}'").nodes["b"].url == good
-    assert "must start with http:// or https://" in only(f"{text}url = 'sqs://h'")
+def test_kafka_and_sqs_are_given() -> None:
+    """Nobody starts them here, so they need a url that leads to them; Kafka's may name several brokers."""
+    for kind, good, bad, rule in (
+        ("kafka", "kafka+ssl://u:p@k1:9093,k2?replicas=3", "kafka://k1:1,k2:70000", "valid host and port"),
+        ("sqs", "https://sqs.eu-central-1.amazonaws.com", "sqs://h", "must start with http:// or https://"),
+    ):
+        text = HEAD + f"[nodes.b]\nkind = '{kind}'\n"
+        assert "nodes.b.url: is required, because a node of kind" in only(text)
+        assert loads(f"{text}url = '{good}'").nodes["b"].url == good
+        assert rule in only(f"{text}url = '{bad}'")
 
 
 def test_too_many_connections_says_what_to_set() -> None:

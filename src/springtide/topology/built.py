@@ -14,9 +14,9 @@ from springtide.topology.spec import Topology
 
 __all__ = ["BUILT_KINDS", "NOT_BUILT", "Part", "check_built", "missing_parts"]
 
-BUILT_KINDS = frozenset({"postgres", "pgbouncer", "redis", "rabbitmq", "nats", "sqs"})
+BUILT_KINDS = frozenset({"postgres", "pgbouncer", "redis", "rabbitmq", "nats", "kafka", "sqs"})
 
-BUILT_TRANSPORTS = frozenset({"postgres", "redis", "rabbitmq", "nats", "sqs"})
+BUILT_TRANSPORTS = frozenset({"postgres", "redis", "rabbitmq", "nats", "kafka", "sqs"})
 
 ON_THIS_MACHINE = frozenset({"postgres", "pgbouncer", "redis", "rabbitmq", "nats"})
 """Supervised nodes of these kinds run on this machine, whatever `machine` says they will run on one day."""

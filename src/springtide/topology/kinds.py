@@ -38,7 +38,7 @@ KINDS = MappingProxyType(
             Kind(name="grafana", says="Grafana", schemes=_WEB),
             Kind(name="rabbitmq", says="RabbitMQ broker", schemes=("amqp", "amqps"), least_bytes=256 * 2**20),
             Kind(name="nats", says="NATS JetStream broker", schemes=("nats", "tls")),
-            Kind(name="kafka", says="Kafka broker", schemes=("kafka",)),
+            Kind(name="kafka", says="Kafka broker", schemes=("kafka", "kafka+ssl"), given=True),
             Kind(name="sqs", says="SQS queue service", schemes=_WEB, given=True),
             Kind(name="opensearch", says="OpenSearch engine", schemes=_WEB),
             Kind(name="mongodb", says="MongoDB document store", schemes=("mongodb", "mongodb+srv")),

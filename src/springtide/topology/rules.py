@@ -112,7 +112,7 @@ def _bad_url(node: Node) -> str | None:
         return None if urlsplit(url).path.strip("/") else "must name a socket: unix:///path"
     if scheme.endswith("+sentinel") and not urlsplit(url).path.strip("/"):
         return "must end in the primary's name, as the Sentinels know it: //h1:26379,h2:26379/name"
-    several = scheme.endswith(("+sentinel", "+cluster"))
+    several = scheme.endswith(("+sentinel", "+cluster")) or node.kind == "kafka"
     parts = urlsplit(url)
     login, at, hosts = parts.netloc.rpartition("@")
     try:

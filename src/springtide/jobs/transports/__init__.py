@@ -5,6 +5,7 @@ redis     Redis Streams
 rabbitmq  RabbitMQ's quorum queues
 nats      NATS JetStream
 sqs       SQS
+kafka     Kafka
 
 The transport `postgres` is no driver: without a broker workers claim from SQL. A driver, and the client
 library that it needs, is imported when a worker of a platform that names it is built.
@@ -29,6 +30,7 @@ DRIVERS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "rabbitmq": ("springtide.jobs.transports.rabbitmq", "RabbitTransport"),
         "nats": ("springtide.jobs.transports.nats", "NatsTransport"),
         "sqs": ("springtide.jobs.transports.sqs", "SqsTransport"),
+        "kafka": ("springtide.jobs.transports.kafka", "KafkaTransport"),
     }
 )
 """Module and class by kind of node."""
