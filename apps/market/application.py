@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from market.analytics.api import Analytics
 from market.catalog.api import Catalog
 from market.content.api import Content
 from market.dashboard.api import Dashboard
@@ -33,6 +34,7 @@ from market.realworld.rim import Rim
 from market.realworld.viewers import Viewers
 from market.recommendations.api import Recommendations
 from market.rest import (
+    analytics,
     catalog,
     dashboard,
     files,
@@ -81,6 +83,7 @@ MARKET_OPERATIONS = (  # tried in this order, so what is asked for most comes fi
     *dashboard.OPERATIONS,
     *media.OPERATIONS,
     *webhooks.OPERATIONS,
+    *analytics.OPERATIONS,
 )
 
 BODY_LIMITS = dict.fromkeys((media.UPLOADS, *uploads.PATHS), UPLOAD_BYTES)
@@ -114,6 +117,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
         media=platform.service(Media),
         search=platform.service(Search),
         webhooks=platform.service(Webhooks),
+        analytics=platform.service(Analytics),
         viewers=viewers,
         extras=Extras(platform.sink),
     )

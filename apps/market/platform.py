@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from market.analytics import service as analytics
+from market.analytics.api import Analytics
+from market.analytics.service import AnalyticsService
 from market.catalog import service as catalog
 from market.catalog.api import Catalog
 from market.catalog.jobs import ListingChanged, MediaChanged, StockTurned
@@ -25,7 +28,7 @@ from market.notifications.api import Notifications
 from market.notifications.jobs import SendMail, SendPush
 from market.notifications.settings import NotificationSettings
 from market.orders import service as orders
-from market.orders.api import Orders
+from market.orders.api import OrderEnded, OrderPlaced, Orders
 from market.orders.jobs import Tell
 from market.orders.settings import OrderSettings
 from market.orders.steps import PLACE
@@ -45,6 +48,7 @@ from market.webhooks import service as webhooks
 from market.webhooks.api import Webhooks
 from market.webhooks.jobs import Deliver, Erase, TellDisabled
 from market.webhooks.settings import WebhookSettings
+from springtide.events import Group, On
 from springtide.jobs import Handler
 from springtide.services import Background, Module
 from springtide.services.sessions import sessions_module
@@ -167,7 +171,24 @@ def modules(
             requires=[Catalog, Payments, Notifications, Recommendations, Dashboard, Webhooks],
             jobs=[Handler(Tell, orders.OrderService.tell)],
             workflows=[PLACE],
+            publishes=[OrderPlaced, OrderEnded],
             settings=ordering or OrderSettings.from_environment(),
+        ),
+        Module(
+            "analytics",
+            migrations=HERE / "analytics" / "migrations",
+            provides=Analytics,
+            factory=analytics.build,
+            groups=[
+                Group(
+                    "analytics.days",
+                    [
+                        On(OrderPlaced, AnalyticsService.placed, "transactional", batch=analytics.BATCH),
+                        On(OrderEnded, AnalyticsService.ended, "transactional", batch=analytics.BATCH),
+                    ],
+                    source="orders",
+                )
+            ],
         ),
         Module(
             "notifications",

@@ -20,6 +20,7 @@ from datetime import UTC, date, datetime
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from market.analytics import bulk as analytics
 from market.catalog import bulk as catalog
 from market.content import bulk as content
 from market.dashboard import bulk as dashboard
@@ -53,6 +54,7 @@ MODULES = {
     "payments": payments,
     "dashboard": dashboard,
     "recommendations": recommendations,
+    "analytics": analytics,
 }
 """Those that must be empty. What search and media have follows from theirs."""
 
@@ -142,9 +144,12 @@ class _Made:
         await catalog.copy_movements(load, db["catalog"], self.selling.first_stock())
         waiting: Iterator[Purchase] = buying.purchases()
         sellers: dict[int, str] = {}
+        counted = analytics.Counted()
         while batch := list(islice(waiting, BATCH)):
             sold = [purchase for purchase in batch if purchase.confirmed]
             await orders.copy_orders(load, db["orders"], (one.order for one in batch))
+            for one in batch:
+                counted.add(one.order.at, declined=not one.confirmed)
             await payments.copy_charges(load, db["payments"], (one.charge() for one in batch))
             await catalog.copy_reservations(load, db["catalog"], (one.reservation() for one in batch))
             moved = chain.from_iterable(one.movements for one in batch)
@@ -160,3 +165,4 @@ class _Made:
         await catalog.copy_counts(load, db["catalog"])
         await dashboard.copy_sellers(load, db["dashboard"], sellers.items())
         await dashboard.copy_counts(load, db["dashboard"])
+        await analytics.copy_days(load, db["analytics"], counted)

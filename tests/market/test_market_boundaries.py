@@ -11,6 +11,7 @@ import pytest
 from tests.market.harness import Api
 
 import market
+from market.analytics import store as analytics
 from market.catalog import cached as catalog_cached
 from market.catalog import stock
 from market.catalog import store as catalog
@@ -92,6 +93,7 @@ def test_sql_is_in_the_store_alone(module: str) -> None:
 
 
 SCATTERED = {
+    analytics.DAYS,
     content_cached.NEWEST,
     content_cached.TAGGED,
     catalog_cached.ON_SALE,
@@ -141,6 +143,7 @@ def test_every_other_statement_names_its_bucket() -> None:
         search_bulk,
         media,
         webhooks,
+        analytics,
     ):
         for name, sql in vars(store).items():
             if isinstance(sql, str) and SQL.match(sql) and TABLE.search(sql) and sql not in SCATTERED:

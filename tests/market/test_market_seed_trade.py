@@ -71,6 +71,15 @@ async def test_money_is_booked_and_orders_agree_with_it(api: Api) -> None:
     assert await orders.scatter_sum("select count(*) from orders.placed where state = 'failed'") > 0
     days = await api.platform.database("dashboard").scatter_sum("select sum(revenue) from dashboard.day")
     assert days == booked["provider", "EUR"] + booked["provider", "USD"]
+    analytics = api.platform.database("analytics")
+    for what, condition in {
+        "placed": "true",
+        "confirmed": "state = 'confirmed'",
+        "failed:declined": "reason ->> 'code' = 'declined'",
+    }.items():
+        counted = await analytics.scatter_sum(f"select sum(orders) from analytics.day where what = '{what}'")
+        made = await orders.scatter_sum(f"select count(*) from orders.placed where {condition}")
+        assert counted == made > 0, what
 
 
 async def test_what_modules_tell_each_other_is_told(api: Api) -> None:

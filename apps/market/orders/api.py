@@ -24,6 +24,7 @@ import msgspec
 from market.faults import Conflict, Invalid, NotFound, Stale
 from market.money import Money
 from springtide.db.idempotency import Once
+from springtide.events import event
 from springtide.services import raises
 
 __all__ = [
@@ -41,8 +42,10 @@ __all__ = [
     "LineFault",
     "NewOrder",
     "Order",
+    "OrderEnded",
     "OrderLine",
     "OrderPage",
+    "OrderPlaced",
     "OrderState",
     "Orders",
     "Reason",
@@ -226,6 +229,27 @@ class Disagreements(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_not_sold: int
     ended_still_paid: int
     ended_still_held: int
+
+
+@event(kind="orders.placed")
+class OrderPlaced(msgspec.Struct, frozen=True, kw_only=True):
+    """Appended with the order; keyed by it, as the other one."""
+
+    order_id: int
+    at: datetime
+
+
+@event(kind="orders.ended")
+class OrderEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """Appended when it is confirmed, cancelled or failed; `reason` is the code of the order's, if it has one.
+
+    A confirmed order that is cancelled ends a second time.
+    """
+
+    order_id: int
+    at: datetime
+    state: Literal["confirmed", "cancelled", "failed"]
+    reason: str | None
 
 
 class Orders(Protocol):

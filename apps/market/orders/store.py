@@ -22,8 +22,10 @@ from market.orders import reasons
 from market.orders.api import (
     Address,
     NewOrder,
+    OrderEnded,
     OrderLine,
     OrderPage,
+    OrderPlaced,
     OrderState,
     Reason,
     Sale,
@@ -188,6 +190,7 @@ class OrderStore:
             INSERT, bucket_of(id), id, buyer, msgspec.to_builtins(lines), money.amount, money.currency,
             new.source, msgspec.to_builtins(new.address), new.cart_version, flow, pay_by, at,
         )  # fmt: skip
+        await tx.publish(OrderPlaced(order_id=id, at=at), key=f"order {id}")
         return _placed(row)
 
     async def find(self, id: int) -> Placed | None:
@@ -253,7 +256,8 @@ async def follow(tx: Any, move: Moved) -> None:
         case "waiting", "charge":
             await _turn(tx, id, "awaiting_payment", ["placing"])
         case "waiting", "shipped":
-            await _turn(tx, id, "confirmed", UNDER_WAY[:2], lines=move.data.lines)
+            row = await _turn(tx, id, "confirmed", UNDER_WAY[:2], lines=move.data.lines)
+            await _publish_end(tx, row)
             await _tell(tx, id)
         case "undoing", _:
             await _turn(tx, id, "cancelling", UNDER_WAY, reason=reason or _why(move))
@@ -261,6 +265,7 @@ async def follow(tx: Any, move: Moved) -> None:
             row = await _turn(tx, id, "failed", [*UNDER_WAY, "cancelling"], reason=reason or _why(move))
             if row is not None and row["state"] == "failed" and row["cart_version"] is not None:
                 await _restore_cart(tx, _placed(row))
+            await _publish_end(tx, row)
             await _tell(tx, id)
 
 
@@ -282,6 +287,15 @@ async def _turn(
 def _why(move: Moved) -> Reason:
     """Nobody but the buyer cancels an order; a step that fails again and again is too late at last."""
     return reasons.BUYER if move.outcome == "cancelled" else reasons.EXPIRED
+
+
+async def _publish_end(tx: Any, row: Any) -> None:
+    """`row`: of an order that has come to its end by this, None for one that was there."""
+    if row is not None:
+        order = _placed(row)
+        reason = None if order.reason is None else order.reason.code
+        ended = OrderEnded(order_id=order.id, at=order.updated_at, state=row["state"], reason=reason)
+        await tx.publish(ended, key=f"order {order.id}")
 
 
 async def _restore_cart(tx: Any, order: Placed) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
+from market.analytics.api import Analytics
 from market.catalog.api import Catalog
 from market.content.api import Content
 from market.dashboard.api import Dashboard
@@ -42,6 +43,7 @@ class Rest:
         media: Media,
         search: Search,
         webhooks: Webhooks,
+        analytics: Analytics,
         viewers: Viewers,
         extras: Extras,
     ) -> None:
@@ -56,6 +58,7 @@ class Rest:
         self.media = media
         self.search = search
         self.webhooks = webhooks
+        self.analytics = analytics
         self.viewers = viewers
         self.extras = extras
         self.uploads = Uploads()

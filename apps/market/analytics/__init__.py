@@ -1,0 +1,1 @@
+"""What happens in market, counted by day from events. Others import `market.analytics.api` only."""
