@@ -80,7 +80,8 @@ async def _receive(
     lines: Collection[str],
     awaited: set[UUID],
 ) -> list[Claimed]:
-    """What comes on these lines, until all that is awaited has come and nobody has locked any of it."""
+    """What comes on these lines, until all that is awaited has come and nobody has locked any of it; in the
+    order of enqueueing, as a claim from SQL gives them."""
     jobs: list[Claimed] = []
     while awaited:
         received = await transport.receive(lines, MOST, 1.0)
@@ -94,4 +95,4 @@ async def _receive(
         awaited -= ids.keys() - claim.locked
         await transport.ack([one for one in received if one.message.id not in claim.locked])
         await transport.give_back([one for one in received if one.message.id in claim.locked])
-    return jobs
+    return sorted(jobs, key=lambda one: one.run.id)
