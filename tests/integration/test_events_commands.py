@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -70,7 +71,12 @@ class Ears:
             raise EventFailed("no such text")
 
 
-def springtide(project: Path, *arguments: str) -> tuple[int, str]:
+async def springtide(project: Path, *arguments: str) -> tuple[int, str]:
+    """In a thread: the worker of the test goes on meanwhile, and holds nothing that the command waits for."""
+    return await asyncio.to_thread(_springtide, project, *arguments)
+
+
+def _springtide(project: Path, *arguments: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "springtide.ops.cli", "events", *arguments]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=60, check=False)
     assert not done.stderr or done.returncode, done.stderr
@@ -121,37 +127,37 @@ async def test_what_operators_see_and_do(notes: tuple[Path, Database, Any], data
             await publish(tx, made("bad"), key="note bad")
         await until(lambda: dead(database, 1))
         await until(lambda: behind(database, 0))
-        code, text = springtide(project, "ls")
+        code, text = await springtide(project, "ls")
         assert code == 0 and re.search(r"notes +(main|second) +ears +0 +0.0 +0 +1", text), text
-        code, text = springtide(project, "ls", "--json")
+        code, text = await springtide(project, "ls", "--json")
         found = json.loads(text)
         assert sum(log["position"] for log in found["logs"]) == 5 and len(found["groups"]) == 2
-        code, text = springtide(project, "show", "notes", "ears")
+        code, text = await springtide(project, "show", "notes", "ears")
         assert "EventFailed: no such text" in text and "note bad" in text, text
-        code, text = springtide(project, "read", "notes", "--key", "note 2")
+        code, text = await springtide(project, "read", "notes", "--key", "note 2")
         assert code == 0 and '{"text":"text 2"}' in text and "text 1" not in text, text
         ears.broken = False
-        code, text = springtide(project, "retry", "notes", "ears")
+        code, text = await springtide(project, "retry", "notes", "ears")
         assert code == 0 and "1 dead letters and lanes" in text
         await until(lambda: dead(database, 0))
-        assert springtide(project, "pause", "notes", "ears") == (0, "ears is paused\n")
-        code, text = springtide(project, "replay", "notes", "ears", "--from", "beginning")
+        assert await springtide(project, "pause", "notes", "ears") == (0, "ears is paused\n")
+        code, text = await springtide(project, "replay", "notes", "ears", "--from", "beginning")
         assert text == "ears: 32 lanes begin again at beginning\n"
-        code, text = springtide(project, "ls")
+        code, text = await springtide(project, "ls")
         assert "paused" in text
         assert await behind(database, 5)
-        assert springtide(project, "resume", "notes", "ears")[0] == 0
+        assert (await springtide(project, "resume", "notes", "ears"))[0] == 0
         await until(lambda: behind(database, 0))
-        code, text = springtide(project, "skip", "notes", "ears", "--shard", "main", "--lane", "3")
+        code, text = await springtide(project, "skip", "notes", "ears", "--shard", "main", "--lane", "3")
         assert text == "that lane is not stuck\n"
-        assert springtide(project, "check") == (0, "every position is there, once\n")
+        assert await springtide(project, "check") == (0, "every position is there, once\n")
         await database.pools["main"].execute("update notes._event_head set pos = pos + 1")
-        code, text = springtide(project, "check")
+        code, text = await springtide(project, "check")
         assert code == 3 and "notes on main" in text
     finally:
         await worker.stop()
-    assert springtide(project, "remove", "notes", "ears") == (0, "ears is forgotten\n")
-    code, text = springtide(project, "replay", "notes", "ears", "--from", "now")
+    assert await springtide(project, "remove", "notes", "ears") == (0, "ears is forgotten\n")
+    code, text = await springtide(project, "replay", "notes", "ears", "--from", "now")
     assert code == 2 and "knows no group 'ears'" in text
 
 
