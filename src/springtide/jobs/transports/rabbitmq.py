@@ -68,6 +68,11 @@ REGISTERED = 1.0
 confirmed earlier and killed then is there again without its log, and never answers. Until it has a leader, a
 consumer on it may cost the connection."""
 
+FORGOTTEN = 1.0
+"""Seconds between finding that there is no such queue and making it. The broker tells the consumers of a
+deleted queue that it is gone only if it finds none of that name when it looks, milliseconds later: where one
+is made again at once, they wait for ever."""
+
 QUEUE = {"x-queue-type": "quorum"}
 
 ERRORS = (AMQPError, ChannelInvalidStateError, OSError, EOFError, RuntimeError)
@@ -271,22 +276,27 @@ class _Side:
         return not (self.channel.is_closed or self.connection.is_closed)
 
     async def declare(self, queues: Iterable[str]) -> None:
-        """Make sure that these are there, and not used before their time (REGISTERED)."""
+        """Make sure that these are there, not made too soon (FORGOTTEN) nor used too soon (REGISTERED)."""
         wanted = [queue for queue in queues if queue not in self.declared]
-        counts = [await self._make(queue) for queue in wanted]
-        if not all(counts):
+        found = {queue: await self._look(queue) for queue in wanted}
+        missing = [queue for queue, count in found.items() if count is None]
+        if missing:
+            await asyncio.sleep(FORGOTTEN)
+        for queue in missing:
+            await _own(self.channel.queue_declare(queue, durable=True, arguments=dict(QUEUE)))
+        if not all(found.values()):
             await asyncio.sleep(REGISTERED)
         self.declared.update(wanted)
 
-    async def _make(self, queue: str) -> int:
-        """How many messages and consumers it has: with none, somebody may have made it a moment ago."""
+    async def _look(self, queue: str) -> int | None:
+        """How many messages and consumers it has: with none, somebody may have made it just now. None when
+        there is no such queue."""
         asking = await _own(self.connection.channel(publisher_confirms=False))
         try:
             found = await _own(asking.queue_declare(queue, passive=True))
             return (found.message_count or 0) + (found.consumer_count or 0)
         except ChannelNotFoundEntity:  # which ends the channel that asked
-            await _own(self.channel.queue_declare(queue, durable=True, arguments=dict(QUEUE)))
-            return 0
+            return None
         finally:
             if not asking.is_closed:
                 await _own(asking.close())
