@@ -287,7 +287,7 @@ async def test_memory_does_not_grow_with_the_rows(
         monkeypatch.setattr(module, "BATCH", 25)
     monkeypatch.setitem(BulkLoad.__init__.__kwdefaults__, "batch", 25)
     peaks = []
-    for users in (40, 140):
+    for users in (40, 340):  # far apart: when one looks makes a difference of 100 kB
         holding = _Holding()
         tracemalloc.start()
         try:
@@ -296,7 +296,7 @@ async def test_memory_does_not_grow_with_the_rows(
             tracemalloc.stop()
         peaks.append(holding.peak)
         await empty_again(urls)
-    assert 0 < peaks[1] - peaks[0] < 100 * 700, peaks
+    assert 0 < peaks[1] - peaks[0] < 300 * 700, peaks
 
 
 def test_names_are_different_for_different_people() -> None:

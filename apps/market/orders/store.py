@@ -79,12 +79,14 @@ LOCK = f"{ORDER} for no key update"
 
 OF_CART = f"select {_ORDER} from orders.placed where bucket = $1 and buyer_id = $2 and cart_version = $3"
 
-# From one of the states $4 only: what is the same already is no change. A buyer's reason stays the reason.
+# From one of the states $4 only: what is the same already is no change. A buyer's reason stays the reason,
+# and what is confirmed keeps its lines, which know what was shipped.
 TURN = f"""
 update orders.placed
 set state = case when $3 = 'failed' and coalesce(reason, $6::jsonb) ->> 'code' = 'buyer' then 'cancelled'
         else $3 end,
-    lines = coalesce($5, lines), reason = coalesce(reason, $6), version = version + 1,
+    lines = case when confirmed_at is null then coalesce($5, lines) else lines end,
+    reason = coalesce(reason, $6), version = version + 1,
     confirmed_at = case when $3 = 'confirmed' then greatest(clock_timestamp(), updated_at)
         else confirmed_at end,
     updated_at = greatest(clock_timestamp(), updated_at)
@@ -260,9 +262,10 @@ async def follow(tx: Any, move: Moved) -> None:
             await _publish_end(tx, row)
             await _tell(tx, id)
         case "undoing", _:
-            await _turn(tx, id, "cancelling", UNDER_WAY, reason=reason or _why(move))
+            await _turn(tx, id, "cancelling", UNDER_WAY, lines=move.data.lines, reason=reason or _why(move))
         case "undone", _:
-            row = await _turn(tx, id, "failed", [*UNDER_WAY, "cancelling"], reason=reason or _why(move))
+            before = [*UNDER_WAY, "cancelling"]
+            row = await _turn(tx, id, "failed", before, lines=move.data.lines, reason=reason or _why(move))
             if row is not None and row["state"] == "failed" and row["cart_version"] is not None:
                 await _restore_cart(tx, _placed(row))
             await _publish_end(tx, row)
