@@ -4,7 +4,8 @@
     away -> carrying      the failing one works again
 
 Publishing and receiving are told apart: a broker that takes nothing more may still give, and the other way
-round. Whoever is away is asked again by those who would use it, with growing pauses (`pause`).
+round. A driver that raises what it should not is away, too: jobs do not wait until it is mended. Whoever is
+away is asked again by those who would use it, with growing pauses (`pause`).
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Carrier:
         """As the transport's; what it confirms none of counts as a failure."""
         try:
             confirmed = await self._transport.publish(messages)
-        except TransportUnavailable as error:
-            self._failed(PUBLISHING, str(error))
+        except Exception as error:
+            self._failed(PUBLISHING, _why(error))
             raise
         if any(confirmed):
             self.works(PUBLISHING)
@@ -82,8 +83,8 @@ class Carrier:
     async def receive(self, lines: Collection[str], most: int, wait: float) -> Sequence[Delivery]:
         try:
             deliveries = await self._transport.receive(lines, most, wait)
-        except TransportUnavailable as error:
-            self._failed(RECEIVING, str(error))
+        except Exception as error:
+            self._failed(RECEIVING, _why(error))
             raise
         self.works(RECEIVING)
         return deliveries
@@ -124,3 +125,7 @@ class Carrier:
             _log.warning("%s is away, jobs are claimed from the database: %s", self.name, reason)
         self._sink.emit(TransportChanged(self._transport.name, carries, reason))
         self._changed(carries)
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, TransportUnavailable) else repr(error)

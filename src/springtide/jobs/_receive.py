@@ -10,7 +10,9 @@
 A message is settled after the claim is committed, not after the run: the lease says from then on who has the
 job, and no broker has to wait for a long run. Those that come again find nothing to claim.
 
-While the transport is away it is asked again and again without waiting, and keeps no slot from claims in SQL.
+While the transport is away it is asked again and again without waiting, and keeps no slot from claims in SQL:
+one whose receiving fails is asked also when all slots are busy, or it would stay away as long as they are. What
+such a look brings goes back if there is no room for it.
 Stopping: what is being received is given back; nothing is claimed any more.
 """
 
@@ -134,22 +136,26 @@ class Receiver:
     async def _receive(self) -> float:
         """Once; how many seconds to rest after it."""
         self._dispatcher.freed.clear()
-        free = self._dispatcher.free
-        if free <= 0:
+        carries, free = self._carrier.carries, self._dispatcher.free
+        looking = not carries and self._carrier.pause(RECEIVING) > 0
+        if free <= 0 and not looking:
             await self._dispatcher.freed.wait()
             return 0.0
-        carries = self._carrier.carries
         asked = free if carries else 1
-        self._dispatcher.reserve(asked)
-        received: Sequence[Delivery] = ()
+        kept = 0 if looking else asked
+        self._dispatcher.reserve(kept)
         try:
             received = await self._carrier.receive(self._names(), asked, WAIT if carries else 0.0)
         except TransportUnavailable:
             return self._carrier.pause(RECEIVING)
         finally:
-            self._dispatcher.reserve(len(received) - asked)
+            self._dispatcher.reserve(-kept)
         if not received:
             return 0.0 if carries else max(self._carrier.pause(RECEIVING), 0.1)
+        if looking and self._dispatcher.free < len(received):
+            await self._carrier.give_back(received)
+            return 0.0
+        self._dispatcher.reserve(len(received))
         lines: dict[Line, list[Delivery]] = {}
         for delivery in received:
             lines.setdefault(self._by_name[delivery.message.line], []).append(delivery)

@@ -144,9 +144,10 @@ class _Line:
                 self.rung.clear()
                 await self._wait(await self._round())
         finally:
-            if self._publishing is not None and not self._publishing.done():
-                await asyncio.wait([self._publishing], timeout=LEAVING)
-                self._publishing.cancel()
+            publishing, self._publishing = self._publishing, None
+            if publishing is not None and not publishing.done():
+                await asyncio.wait([publishing], timeout=LEAVING)
+                publishing.cancel()
 
     async def _wait(self, seconds: float) -> None:
         """At most so long; less when the bell rings, unless something fails."""
@@ -181,8 +182,7 @@ class _Line:
             return idle
         for one in out:
             self._rooms[one.priority] -= 1
-        if self._publishing is not None:
-            await self._publishing
+        await self._published()
         if not out:
             if failing:
                 self._carrier.works(PUBLISHING)  # nobody knows, and the next job finds out
@@ -190,10 +190,17 @@ class _Line:
         self._sent(self.line, len(out))
         self._publishing = asyncio.get_running_loop().create_task(self._publish(out))
         if failing or len(out) < MANY:
-            await self._publishing
+            await self._published()
         if len(out) == most:
             return 0.0
         return idle if min(self._rooms) > 0 else min(idle, FULL)
+
+    async def _published(self) -> None:
+        """Wait for what is being published. A stop meanwhile does not cut it short; an error is raised once."""
+        if self._publishing is not None:
+            await asyncio.wait([self._publishing])
+            publishing, self._publishing = self._publishing, None
+            publishing.result()
 
     async def _recall(self) -> None:
         """Once each time that the transport is away."""
@@ -218,8 +225,13 @@ class _Line:
         begun = self._clock.monotonic()
         try:
             confirmed = await self._carrier.publish(messages)
-        except TransportUnavailable as error:
-            _log.info("%d jobs of %s could not be published: %s", len(out), self.where, error)
+        except Exception as error:  # a driver that breaks publishes nothing, and what was sent is ready again
+            expected = isinstance(error, TransportUnavailable)
+            _log.log(
+                logging.INFO if expected else logging.ERROR,
+                "%d jobs of %s could not be published: %s", len(out), self.where, error,
+                exc_info=None if expected else error,
+            )  # fmt: skip
             confirmed = [False] * len(out)
         lag = max(one.lag for one in out) + self._clock.monotonic() - begun
         refused = [one for one, sure in zip(out, confirmed, strict=True) if not sure]
