@@ -19,6 +19,7 @@ from springtide.context import RequestContext, activate
 from springtide.db import Database
 from springtide.errors import JobError, QueueOverloaded
 from springtide.jobs import Enqueuer, Handler, JobKind, Run, job, kind_of
+from springtide.jobs._ages import Ages
 from springtide.jobs.pressure import KEPT, MAX_PAUSE, Pressure, judge
 from springtide.testing import ManualClock
 from springtide.web._replies import reply_for
@@ -149,6 +150,14 @@ async def test_a_slowed_producer_waits_after_its_commit(database: Database) -> N
         await producing
         with activate(RequestContext(deadline=clock.monotonic() + 0.4)):
             await add(database, Slowed("b"))
+
+
+async def test_a_clock_that_was_set_back_ends_no_measuring(database: Database) -> None:
+    """It is a worker's turn when the last measurement was at a time that is to come."""
+    ages, pool = Ages("deeds"), database.pools["main"]
+    assert await ages.turn(pool)
+    await pool.execute("update deeds._job_age set measured_at = now() + interval '1 h' where kind = ''")
+    assert await ages.turn(pool)
 
 
 async def test_workers_tell_how_old_the_queue_is(database: Database, database_urls: Urls) -> None:

@@ -17,6 +17,7 @@ from springtide.db import Database
 from springtide.errors import JobFailed
 from springtide.jobs import Handler, Run, job
 from springtide.jobs._loads import AHEAD, AVERAGED, Loads, Spent
+from springtide.jobs._store import Store
 from springtide.jobs.scaling import KEPT, Bounds, Load, Scaling, loads
 from springtide.signals import LoadMeasured, WorkersWanted
 from springtide.testing import ManualClock
@@ -141,6 +142,24 @@ async def test_where_no_worker_lives_a_reader_measures(database: Database) -> No
     await enqueue(database, Quick(3), delay=AHEAD / 3)
     await enqueue(database, Quick(4), delay=AHEAD * 100)
     assert await load(database, "deed.quick") == Load("deeds", "main", "deed.quick", 3, 0, 0.0, None)
+
+
+async def test_a_clock_that_was_set_back_ends_no_measuring(database: Database) -> None:
+    """What was measured at a time that is to come is measured anew."""
+    await enqueue(database, Quick(1))
+    assert (await load(database, "deed.quick")).waiting == 1  # type: ignore[union-attr]
+    await database.pools["main"].execute("update deeds._job_load set measured_at = now() + interval '1 h'")
+    await enqueue(database, Quick(2))
+    assert (await load(database, "deed.quick")).waiting == 2  # type: ignore[union-attr]
+
+
+async def test_what_a_dead_worker_had_does_not_run(database: Database) -> None:
+    """Its lease has passed: it asks for no room beside those that live."""
+    await enqueue(database, Quick(1), Quick(2))
+    store = Store(database, "main")
+    await store.claim(["deed.quick/1"], 1, "gone", -1.0)
+    await store.claim(["deed.quick/1"], 1, "lives", 60.0)
+    assert (await load(database, "deed.quick")).running == 1  # type: ignore[union-attr]
 
 
 async def test_what_more_workers_would_not_run_does_not_count(

@@ -4,6 +4,7 @@ A worker knows below which time nothing is ready, so it measures without passing
 keeps; an app server does not. So the upkeep of one worker at a time (`turn`) measures and writes one row per
 kind, and every process that enqueues reads those few rows once a second (`pressure.py`). A row has the time
 since when the oldest job is due, not its age: while no worker lives it goes on growing older by itself.
+A measurement of the future is none: the database's clock was set back since.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Ages:
         self._turn = f"""
             INSERT INTO {table} AS a (kind, measured_at) VALUES ('', clock_timestamp())
             ON CONFLICT (kind) DO UPDATE SET measured_at = clock_timestamp()
-            WHERE a.measured_at < clock_timestamp() - make_interval(secs => {APART})
+            WHERE a.measured_at NOT BETWEEN
+                clock_timestamp() - make_interval(secs => {APART}) AND clock_timestamp()
             RETURNING kind
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
         self._write = f"""

@@ -108,7 +108,8 @@ class Loads:
         self._turn = f"""
             INSERT INTO {table} AS l (kind, measured_at) VALUES ('', clock_timestamp())
             ON CONFLICT (kind) DO UPDATE SET measured_at = clock_timestamp()
-            WHERE l.measured_at < clock_timestamp() - make_interval(secs => $1::float8)
+            WHERE l.measured_at NOT BETWEEN
+                clock_timestamp() - make_interval(secs => $1::float8) AND clock_timestamp()
             RETURNING kind
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
         self._spend = f"""
@@ -129,6 +130,7 @@ class Loads:
                     ELSE l.service
                 END
         """  # noqa: S608
+        # by the leases that have not passed: those that did are of long ago, and have ended or will be rescued
         self._measure = f"""
             SELECT f.kind, (count(*) FILTER (WHERE NOT f.runs))::integer AS waiting,
                 (count(*) FILTER (WHERE f.runs))::integer AS running
@@ -142,7 +144,10 @@ class Loads:
                     LIMIT {MEASURED}
                 ) AS r
                 UNION ALL (SELECT w.kind, false FROM {jobs} AS w WHERE w.state = 'sent' LIMIT {MEASURED})
-                UNION ALL (SELECT w.kind, true FROM {jobs} AS w WHERE w.state = 'running' LIMIT {MEASURED})
+                UNION ALL (
+                    SELECT w.kind, true FROM {jobs} AS w
+                    WHERE w.state = 'running' AND w.leased_until > statement_timestamp() LIMIT {MEASURED}
+                )
             ) AS f GROUP BY f.kind
         """  # noqa: S608
         since = "greatest(extract(epoch FROM excluded.measured_at - l.measured_at), 0.1)::float8"
@@ -180,7 +185,8 @@ class Loads:
         await queries.fetch(self._spend, *columns)
 
     async def turn(self, queries: Queries, apart: float) -> bool:
-        """Whether the last measurement was `apart` seconds ago, so that it is the caller's turn."""
+        """Whether the last measurement was `apart` seconds ago, so that it is the caller's turn; or of a time
+        that is to come, because the clock was set back."""
         return bool(await queries.fetch(self._turn, apart))
 
     async def measure(self, queries: Queries, floors: Sequence[Any] = (EVERYTHING,) * PRIORITIES) -> None:

@@ -151,7 +151,7 @@ async def loads(databases: Sequence[Database]) -> list[Load]:
 async def _ask(database: Database, shard: str) -> list[Load]:
     statements, pool = Loads(database.schema), database.pools[shard]
     rows, age = await statements.read(pool)
-    if (age is None or age > STALE) and await statements.turn(pool, STALE):
+    if (age is None or not 0 <= age <= STALE) and await statements.turn(pool, STALE):
         await statements.measure(pool)
         rows, _ = await statements.read(pool)
     return [Load(database.name, shard, *row) for row in rows]
