@@ -92,7 +92,10 @@ class Supervisor:
         self._brokers = Brokers(home, changed=self._note, restarted=self._changed)
         self._programs: list[Child] = []
         self._workers = Workers(
-            self._worker, scaling=lambda: self.topology.worker_scaling, changed=self._note, clock=self._clock
+            self._worker,
+            scaling=lambda: self.topology.worker_scaling if self.topology.modules else None,
+            changed=self._note,
+            clock=self._clock,
         )
         self._servers: list[Child] = []
         self._cgroups: list[Cgroup] = []
