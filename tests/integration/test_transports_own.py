@@ -27,7 +27,8 @@ STEADY = {"lease": 20.0, "heartbeat": 2.0, "stall": 10.0}
 
 
 class Own:
-    """In memory. While `error` is set it is what everybody gets; nothing is published while `open` is not."""
+    """In memory. While `error` is set it is what everybody gets; while it is `full` nothing is taken, and
+    while `open` is not set publishing does not end."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         durable="not at all",
@@ -45,6 +46,8 @@ class Own:
         self.error: Exception | None = None
         self.open = asyncio.Event()
         self.open.set()
+        self.full = False
+        self.refused = 0
         self.publishing = False
         self.published = 0
         self.returned: list[Message] = []
@@ -62,6 +65,9 @@ class Own:
     async def publish(self, messages: Sequence[Message]) -> Sequence[bool]:
         if self.error is not None:
             raise self.error
+        if self.full:
+            self.refused += 1
+            return [False] * len(messages)
         self.publishing = True
         await self.open.wait()
         for message in messages:
@@ -154,6 +160,34 @@ async def test_a_driver_that_breaks_is_a_broker_that_is_away(database: Database,
         await add(database, "with")
         await reach(database, "done", "done")
         assert sum(one.claimed for one in heard.of(JobsReceived)) == 1
+
+
+async def test_a_line_that_has_nothing_to_send_knows_nothing_of_the_broker(
+    database_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    """A broker that takes nothing is away as long as there is something that it does not take, whoever else
+    has nothing for it; then it carries."""
+    gate, heard, own = asyncio.Event(), Heard(), Own()
+
+    async def hold(deed: Deed, run: Run) -> None:
+        await gate.wait()
+
+    doer = Doer(hold)
+    own.full = True
+    options: dict[str, Any] = {"slots": 1, "transport": own, "sink": heard, "poll": 0.05, **STEADY}
+    async with (
+        deeds(database_urls, tmp_path / "migrations", size=20, acquire_timeout=60.0) as database,
+        working(database, database_urls, [DO], doer, **options),
+    ):
+        async with database.write("a") as tx:
+            await tx.enqueue_many([Deed("holds"), Deed("waits")])
+        await until(lambda: doer.calls)
+        refused = own.refused
+        await until(lambda: own.refused >= refused + 5)
+        assert changes(heard) == [False]
+        gate.set()
+        await reach(database, "done", "done")
+        await until(lambda: changes(heard) == [False, True])
 
 
 async def test_a_stop_lets_what_is_being_published_be_published(

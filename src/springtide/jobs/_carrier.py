@@ -1,7 +1,8 @@
 """What a worker knows of its transport: whether it carries, or is away and jobs are to be claimed from SQL.
 
     carrying -> away      publishing or receiving has failed for AWAY_AFTER seconds, with no success between
-    away -> carrying      the failing one works again
+    away -> carrying      the failing one works again; or none of those whose messages it did not take has any
+                          now (they were claimed from SQL): the next message finds out
 
 Publishing and receiving are told apart: a broker that takes nothing more may still give, and the other way
 round. A driver that raises what it should not is away, too: jobs do not wait until it is mended. Whoever is
@@ -48,9 +49,11 @@ class Carrier:
         self._clock = clock
         self._sink = sink
         self._failing: dict[str, tuple[float, int]] = {}
+        self._refused: set[object] = set()
 
     async def start(self) -> None:
         self._failing.clear()
+        self._refused.clear()
         self.carries = True
         self._changed(True)
         if missing := emulated(self._transport.capabilities):
@@ -67,18 +70,26 @@ class Carrier:
         ceiling = min(LEAST_PAUSE * 2.0 ** min(self._failing[what][1] - 1, 10), MOST_PAUSE)
         return ceiling * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
 
-    async def publish(self, messages: Sequence[Message]) -> Sequence[bool]:
-        """As the transport's; what it confirms none of counts as a failure."""
+    async def publish(self, messages: Sequence[Message], who: object) -> Sequence[bool]:
+        """As the transport's, for `who`; what it confirms none of counts as a failure."""
         try:
             confirmed = await self._transport.publish(messages)
         except Exception as error:
+            self._refused.add(who)
             self._failed(PUBLISHING, _why(error))
             raise
         if any(confirmed):
-            self.works(PUBLISHING)
+            self._works(PUBLISHING)
         else:
+            self._refused.add(who)
             self._failed(PUBLISHING, "it confirms nothing")
         return confirmed
+
+    def nothing(self, who: object) -> None:
+        """`who` has nothing to publish now."""
+        self._refused.discard(who)
+        if not self._refused:
+            self._works(PUBLISHING)
 
     async def receive(self, lines: Collection[str], most: int, wait: float) -> Sequence[Delivery]:
         try:
@@ -86,7 +97,7 @@ class Carrier:
         except Exception as error:
             self._failed(RECEIVING, _why(error))
             raise
-        self.works(RECEIVING)
+        self._works(RECEIVING)
         return deliveries
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -103,8 +114,9 @@ class Carrier:
         except TransportUnavailable as error:
             _log.info("%s: %d messages were not given back: %s", self.name, len(deliveries), error)
 
-    def works(self, what: str) -> None:
-        """It was used with success, or there is nothing to use it for."""
+    def _works(self, what: str) -> None:
+        if what == PUBLISHING:
+            self._refused.clear()
         if self._failing.pop(what, None) is not None and not self._failing:
             self._become(True, f"{what} works again")
 

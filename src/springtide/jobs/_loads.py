@@ -130,7 +130,8 @@ class Loads:
                     ELSE l.service
                 END
         """  # noqa: S608
-        # by the leases that have not passed: those that did are of long ago, and have ended or will be rescued
+        # By leases that have not passed: the index has those of all that ended, too, while a transaction is
+        # held open. What is left out will be rescued.
         self._measure = f"""
             SELECT f.kind, (count(*) FILTER (WHERE NOT f.runs))::integer AS waiting,
                 (count(*) FILTER (WHERE f.runs))::integer AS running

@@ -11,8 +11,8 @@ A message is settled after the claim is committed, not after the run: the lease 
 job, and no broker has to wait for a long run. Those that come again find nothing to claim.
 
 While the transport is away it is asked again and again without waiting, and keeps no slot from claims in SQL:
-one whose receiving fails is asked also when all slots are busy, or it would stay away as long as they are. What
-such a look brings goes back if there is no room for it.
+one whose receiving fails is asked also when all slots are busy, or it would stay away as long as they are.
+What such a look brings goes back if there is no room for it.
 Stopping: what is being received is given back; nothing is claimed any more.
 """
 

@@ -185,7 +185,7 @@ class _Line:
         await self._published()
         if not out:
             if failing:
-                self._carrier.works(PUBLISHING)  # nobody knows, and the next job finds out
+                self._carrier.nothing(self)
             return idle if min(self._rooms) > 0 else min(idle, FULL)
         self._sent(self.line, len(out))
         self._publishing = asyncio.get_running_loop().create_task(self._publish(out))
@@ -196,7 +196,7 @@ class _Line:
         return idle if min(self._rooms) > 0 else min(idle, FULL)
 
     async def _published(self) -> None:
-        """Wait for what is being published. A stop meanwhile does not cut it short; an error is raised once."""
+        """Wait for what is being published; a stop meanwhile does not cut it short. Raises its error once."""
         if self._publishing is not None:
             await asyncio.wait([self._publishing])
             publishing, self._publishing = self._publishing, None
@@ -224,7 +224,7 @@ class _Line:
         ]
         begun = self._clock.monotonic()
         try:
-            confirmed = await self._carrier.publish(messages)
+            confirmed = await self._carrier.publish(messages, self)
         except Exception as error:  # a driver that breaks publishes nothing, and what was sent is ready again
             expected = isinstance(error, TransportUnavailable)
             _log.log(
