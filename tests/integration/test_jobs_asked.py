@@ -369,6 +369,38 @@ async def test_a_result_is_kept_and_waited_for(database: Database, database_urls
         assert await result(database, "a", third, 60.0) == 9
 
 
+@job(kind="deed.said", result=True)
+class Said(msgspec.Struct, frozen=True):
+    what: str
+
+
+@pytest.mark.parametrize("effect", ["any", "transactional"])
+async def test_what_cannot_be_kept_is_a_dead_letter_at_once(
+    database: Database, database_urls: Urls, effect: Any
+) -> None:
+    """PostgreSQL's JSON has no NUL: a run that returned one would be written down again and again, and run
+    again. What only looks like one is kept; so it is with progress."""
+    refused: list[str] = []
+
+    async def say(doer: Doer, said: Said, run: Run) -> str:
+        try:
+            await run.progress(said.what)
+        except JobError as error:
+            refused.append(str(error))
+        return said.what
+
+    async with working(database, database_urls, [Handler(Said, say, effect=effect)], Doer()):
+        async with database.write("a") as tx:
+            ids = [await tx.enqueue(Said(what)) for what in ("a\0b", "\\\0", "a\\u0000b")]
+        for id in ids[:2]:
+            with pytest.raises(JobFailed, match=r"its result must be without NUL, got \""):
+                await result(database, "a", id, 60.0)
+            found = await look(database, "a", id)
+            assert found is not None and (found.state, found.attempt) == ("dead", 1)
+        assert await result(database, "a", ids[2], 60.0) == "a\\u0000b"
+    assert len(refused) == 2 and all("progress must be without NUL" in one for one in refused)
+
+
 async def test_a_run_that_lost_its_job_reports_nothing(database: Database, database_urls: Urls) -> None:
     lost: list[BaseException] = []
 

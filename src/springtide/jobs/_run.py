@@ -19,12 +19,12 @@ import msgspec
 from springtide.clock import Clock
 from springtide.context import Priority, RequestContext, activate
 from springtide.db import Bucket, Database
-from springtide.errors import DeadlineExceeded, JobFailed, JobLost
+from springtide.errors import DeadlineExceeded, JobError, JobFailed, JobLost
 from springtide.jobs import _retry
 from springtide.jobs._heart import Lease
 from springtide.jobs._loads import Tally
 from springtide.jobs._store import Claimed, Ending, Store
-from springtide.jobs.job import Handler, JobKind, Run
+from springtide.jobs.job import Handler, JobKind, Run, kept
 from springtide.outbox import kinds
 from springtide.outbox.envelope import Envelope
 
@@ -229,12 +229,9 @@ class JobRun:
         if not self.route.kind.result:
             return
         try:
-            text = msgspec.json.encode(value).decode()
-        except (TypeError, ValueError, OverflowError) as error:
-            raise JobFailed(f"its result cannot be kept as JSON: {error}") from error
-        if len(text) > MAX_RESULT_CHARS:
-            raise JobFailed(f"its result has {len(text)} characters, more than {MAX_RESULT_CHARS}")
-        self.result = text
+            self.result = kept(value, "its result", MAX_RESULT_CHARS)
+        except JobError as error:  # it would be the same the next time
+            raise JobFailed(str(error)) from error
 
 
 def judge(

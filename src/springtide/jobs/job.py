@@ -13,6 +13,7 @@ lists its handlers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,7 +30,7 @@ from springtide.outbox.kinds import KIND, Upcast
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
 
-__all__ = ["Effect", "Handler", "JobKind", "Overload", "Run", "Upcast", "job", "kind_of"]
+__all__ = ["Effect", "Handler", "JobKind", "Overload", "Run", "Upcast", "job", "kept", "kind_of"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -42,6 +43,9 @@ _ATTRIBUTE = "__springtide_job__"
 MAX_PROGRESS_CHARS = 4000
 MAX_BATCH = 1000
 MAX_WAIT = 5.0
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""In JSON: after an even number of backslashes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,13 +215,24 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     async def progress(self, value: Any) -> None:
         """Keep how far this run is, any value that JSON has; `springtide.jobs.look` shows it meanwhile.
 
-        Raises JobLost when the job is not this run's any more.
+        Raises JobLost when the job is not this run's any more, JobError for what cannot be kept.
         """
-        text = msgspec.json.encode(value).decode()
-        if len(text) > MAX_PROGRESS_CHARS:
-            raise JobError(f"progress has {len(text)} characters, more than {MAX_PROGRESS_CHARS}")
+        text = kept(value, "progress", MAX_PROGRESS_CHARS)
         if self.keep is None or not await self.keep(text):
             raise JobLost(f"the lease of job {self.id} was lost")
+
+
+def kept(value: Any, what: str, most: int) -> str:
+    """`value` as JSON that the database takes, of at most `most` characters. Raises JobError."""
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise JobError(f"{what} cannot be kept as JSON: {error}") from error
+    if len(text) > most:
+        raise JobError(f"{what} has {len(text)} characters, more than {most}")
+    if _NUL.search(text):
+        raise JobError(f"{what} must be without NUL, got {text[:100]}")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
