@@ -445,7 +445,7 @@ class Statements:
         """  # noqa: S608
         age = "greatest(extract(epoch FROM statement_timestamp() - min(due)), 0)::float8 AS age"
         counted = f"count(*)::integer AS jobs, {age}"
-        self.measure = f"""
+        self.waiting = f"""
             SELECT 'ready' AS state, r.kind, {counted}
             FROM unnest($1::timestamptz[]) WITH ORDINALITY AS class (floor, number)
             CROSS JOIN LATERAL (
@@ -454,11 +454,16 @@ class Statements:
                 LIMIT {MEASURED}
             ) AS r GROUP BY r.kind
         """  # noqa: S608
-        for state in ("sent", "running", "held", "limited", "paused", "parked", "dead"):
-            self.measure += f"""
+
+        def counting(state: str) -> str:
+            return f"""
                 UNION ALL SELECT '{state}' AS state, s.kind, {counted}
                 FROM (
                     SELECT w.kind, coalesce(w.due_at, w.run_at) AS due FROM {table} AS w
                     WHERE w.state = '{state}' LIMIT {MEASURED}
                 ) AS s GROUP BY s.kind
             """  # noqa: S608
+
+        self.waiting += counting("sent")
+        others = ("running", "held", "limited", "paused", "parked", "dead")
+        self.measure = self.waiting + "".join(map(counting, others))

@@ -348,10 +348,13 @@ class Store:
         """Forget a batch of what the inbox has known for longer than `kept` seconds; how many."""
         return len(await self.pool.fetch(forget_sql(self.schema), kept))
 
-    async def measure(self) -> list[Found]:
+    async def measure(self, *, waiting: bool = False) -> list[Found]:
+        """`waiting`: only what is ready or sent. Else it reads of all leases, too, and while a transaction is
+        held open their index has what ended long ago: not for every second."""
         jobs: dict[str, Counter[str]] = {}
         ages: dict[str, float] = {}
-        for row in await self.pool.fetch(self.statements.measure, self.cursor.floors):
+        sql = self.statements.waiting if waiting else self.statements.measure
+        for row in await self.pool.fetch(sql, self.cursor.floors):
             jobs.setdefault(row["kind"], Counter())[row["state"]] = row["jobs"]
             if row["state"] in ("ready", "sent"):
                 ages[row["kind"]] = max(row["age"], ages.get(row["kind"], 0.0))

@@ -140,7 +140,7 @@ class Upkeep:
     async def _tell_ages(self) -> None:
         """Producers of some kinds want to know how old the queue is."""
         if await self._ages.turn(self._store.pool):
-            found = {entry.kind: entry for entry in await self._store.measure()}
+            found = {entry.kind: entry for entry in await self._store.measure(waiting=True)}
             waiting = {kind: entry.age for kind, entry in found.items() if entry.ready or entry.sent}
             ages = {kind: waiting.get(kind) for kind in self._guarded}
             await self._ages.write(self._store.pool, ages)
