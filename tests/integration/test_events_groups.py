@@ -370,6 +370,24 @@ async def test_a_rolling_deploy_loses_no_version_and_no_kind(database: Database,
         await until(lambda: old.heard == ["old", "last"])
 
 
+async def test_a_kind_may_be_ignored_when_lanes_wait_for_it_already(database: Database, urls: Urls) -> None:
+    """A deploy drops the handler of a kind and says so in the next one only: the lanes go on then."""
+    ears = Listener()
+    async with working(database, urls, (group("ears", [On(Other, Newer.other)]), Newer())):
+        await until(lambda: registered(database, 1))
+    async with database.write("same") as tx:
+        await publish(tx, Other("wanted once"))
+        await publish(tx, Told("behind it"))
+    async with working(database, urls, (group("ears", [HEAR]), ears)):
+
+        async def waits() -> Any:
+            return [lane.needs for lane in await operating.lanes(database, "ears") if lane.needs]
+
+        assert await until(waits) == ["fact.other/1"]
+    async with working(database, urls, (group("ears", [HEAR], ignores=["fact.other"]), ears)):
+        await until(lambda: ears.heard == ["behind it"])
+
+
 async def test_what_cannot_be_decoded_is_a_dead_letter(database: Database, urls: Urls) -> None:
     """Trying again cannot help; it is kept, and the lane goes on."""
     await tell(database, "bad", "good", at="same")

@@ -154,7 +154,8 @@ class Log:
                 JOIN {schema}._event_lane AS l ON l.grp = w.grp
                 WHERE NOT l.blocked AND (l.leased_until IS NULL OR l.leased_until < clock_timestamp())
                     AND (l.retry_at IS NULL OR l.retry_at <= clock_timestamp())
-                    AND (l.needs IS NULL OR l.grp || ' ' || l.needs = ANY ($3::text[]))
+                    AND (l.needs IS NULL OR l.grp || ' ' || l.needs = ANY ($3::text[])
+                        OR l.grp || ' ' || split_part(l.needs, '/', 1) = ANY ($3::text[]))
                     AND EXISTS (SELECT FROM {schema}._event AS e WHERE {after})
                 ORDER BY l.at LIMIT $4 FOR UPDATE OF l SKIP LOCKED
             )
@@ -268,7 +269,8 @@ class Log:
     ) -> list[Lane]:
         """Up to `limit` lanes of `groups` that have something to do, those furthest behind first.
 
-        leases: seconds, one for each group. names: `group kind/version` of all that can be read here.
+        leases: seconds, one for each group. names: `group kind/version` of all that can be read here, and
+        `group kind` of what a group ignores.
         """
         rows = await self.pool.fetch(self._claim, groups, leases, names, limit, worker)
         return [Lane(*row.values()) for row in rows]

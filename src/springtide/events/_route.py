@@ -95,6 +95,7 @@ class Route:
         self.names = [
             f"{group.name} {kind}/{version}" for kind, on in self.readers.items() for version in on.decode
         ]
+        self.names += [f"{group.name} {kind}" for kind in group.ignores]  # a lane may wait for one of them
         self._database = database
         self._implementation = implementation
         self._clock = clock
