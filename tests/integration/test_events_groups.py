@@ -193,6 +193,34 @@ async def test_a_dead_letter_is_kept_and_can_be_tried_again(
     assert [row["what"] for row in await seen(database)] == ["after", "bad"]
 
 
+async def test_a_dead_letter_is_tried_again_while_events_keep_coming(database: Database, urls: Urls) -> None:
+    """`retry` does not wait for a moment in which nobody publishes."""
+    broken = True
+
+    async def act(fact: Told, delivery: Delivery) -> None:
+        if fact.what == "bad" and broken:
+            raise EventFailed("no")
+
+    async def publishing() -> None:
+        while True:
+            await tell(database, "more", at="elsewhere")
+
+    async def written() -> bool:
+        return "bad" in {row["what"] for row in await seen(database)}
+
+    await tell(database, "bad", at="same")
+    async with working(database, urls, (group("ears", [WRITE]), Listener(act)), poll=1.0):
+        await until(lambda: operating.dead_letters(database, "ears"))
+        broken = False
+        busy = asyncio.create_task(publishing())
+        try:
+            assert await operating.retry(database, "ears", position=1, shard="main") == 1
+            await until(written, seconds=20.0)
+        finally:
+            busy.cancel()
+            await asyncio.wait([busy])
+
+
 async def tried(database: Database, attempt: int) -> bool:
     (letter,) = await operating.dead_letters(database, "ears")
     return letter.attempt == attempt and letter.retry_at is None

@@ -6,12 +6,13 @@ numbering, the round comes again a moment later. Rounds of a log begin at least 
 load each numbers many events at once; without events a round is two statements that write nothing.
 
 A turn that leaves its lane with more to do begins the next round. Dead letters that somebody wants to be
-tried again are taken with the rounds that polling begins.
+tried again have the slots first, and are looked for once in half of `poll`, however often the bell rings.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -69,6 +70,7 @@ class Line:
         self.missed = False
         self.rung = asyncio.Event()
         self.whole_at = 0.0
+        self.letters_at = 0.0
 
 
 class Dispatcher:
@@ -164,12 +166,11 @@ class Dispatcher:
 
     async def _tend(self, line: Line) -> None:
         failures = 0
-        polled = True
         while True:
             line.rung.clear()
             begun = self._clock.monotonic()
             try:
-                pause = await self._round(line, polled)
+                pause = await self._round(line)
                 failures = 0
             except (SpringtideError, asyncpg.PostgresError, OSError) as error:
                 failures += 1
@@ -178,19 +179,15 @@ class Dispatcher:
                 self._sink.emit(TaskFailed(what, repr(error), pause))
                 _log.warning("%s: %s", what, error)
                 await self._clock.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
-                polled = True
                 continue
-            polled = False
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - see above
                     await line.rung.wait()
-            except TimeoutError:
-                polled = pause == self._poll
             left = begun + SPACING - self._clock.monotonic()
             if left > 0:
                 await self._clock.sleep(left)
 
-    async def _round(self, line: Line, polled: bool) -> float:
+    async def _round(self, line: Line) -> float:
         """Number and claim; how many seconds until the next round, if nobody rings before."""
         if not line.registered:
             await self._register(line)
@@ -200,8 +197,8 @@ class Dispatcher:
             line.whole_at = now + WHOLE * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
         busy = not await self._number(line)
         if line.groups:
-            if polled:
-                await self._begin(line, again=True)
+            if now >= line.letters_at and await self._begin(line, again=True):
+                line.letters_at = now + self._poll / 2
             await self._begin(line, again=False)
         return BUSY if busy else self._poll
 
@@ -221,15 +218,16 @@ class Dispatcher:
             if not look.full:
                 return True
 
-    async def _begin(self, line: Line, *, again: bool) -> None:
-        """Claim lanes (or dead letters that are to be tried again) for the free slots, and begin turns.
+    async def _begin(self, line: Line, *, again: bool) -> bool:
+        """Claim lanes (or dead letters that are to be tried again) for the free slots, and begin turns; False
+        when there are none.
 
         A claim under way is not cancelled with the loop: what it has claimed would wait for its lease to end.
         """
         free = self._slots - self._taken
         if free <= 0:
             line.missed = True
-            return
+            return False
         self._taken += free
         body = self._claim(line, free, again)
         task = asyncio.get_running_loop().create_task(
@@ -238,6 +236,7 @@ class Dispatcher:
         self._claims.add(task)
         task.add_done_callback(lambda done: self._claimed(line, free, done))
         await asyncio.shield(task)
+        return True
 
     async def _claim(self, line: Line, most: int, again: bool) -> list[Turn | Again]:
         clock, sink = self._clock, self._sink
