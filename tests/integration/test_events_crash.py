@@ -127,7 +127,8 @@ async def test_an_event_that_kills_its_workers_is_a_dead_letter(
 ) -> None:
     """Each worker that takes it dies; after max_attempts of them it is set aside, and its lane goes on.
 
-    Those before it in the same lane are handled once, those after it, too.
+    Those before it in the same lane are handled once, those after it, too. Whoever has it tried again loses
+    one worker more, and no other.
     """
     folder, url = tmp_path / "migrations", database_urls[0]
     whats = ["before 0", "before 1", "kill", "after 0"]
@@ -145,6 +146,13 @@ async def test_an_event_that_kills_its_workers_is_a_dead_letter(
     assert letter.event.position == 3 and letter.attempt == 3 and "ended in the middle" in letter.error
     assert [row["what"] for row in await seen(database)] == ["before 0", "before 1", "after 0"]
     assert max(row["pos"] for row in await lanes(database)) == 4
+    assert await operating.retry(database, "ears") == 1
+    async with process(folder, url) as made:
+        await until(lambda: "begun kill 4" in made.lines)
+        await made.wait()
+    (letter,) = await operating.dead_letters(database, "ears")
+    assert letter.attempt == 4 and "ended in the middle of a try" in letter.error
+    assert letter.retry_at is None
 
 
 async def ended(database: Database, made: Process) -> bool:

@@ -223,7 +223,7 @@ async def test_a_dead_letter_is_tried_again_while_events_keep_coming(database: D
 
 async def tried(database: Database, attempt: int) -> bool:
     (letter,) = await operating.dead_letters(database, "ears")
-    return letter.attempt == attempt and letter.retry_at is None
+    return letter.attempt == attempt and letter.error.endswith(": no")
 
 
 async def test_a_lane_may_block_until_somebody_decides(database: Database, urls: Urls) -> None:
@@ -341,6 +341,33 @@ async def test_a_worker_that_stops_leaves_its_lanes_at_once(database: Database, 
     async with working(database, urls, (one, ears)):
         await until(lambda: count(database, 1))
     assert attempts == [1, 1]
+
+
+async def test_a_try_of_a_dead_letter_that_a_stop_breaks_off_is_made_by_another(
+    database: Database, urls: Urls
+) -> None:
+    """It does not count, and nobody has to ask for it again."""
+    begun, attempts = asyncio.Event(), list[int]()
+
+    async def act(fact: Told, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if len(attempts) == 1:
+            raise EventFailed("no")
+        if len(attempts) == 2:
+            begun.set()
+            await asyncio.Event().wait()
+
+    ears, one = Listener(act), group("ears", [WRITE], max_run=60.0)
+    await tell(database, "a")
+    async with working(database, urls, (one, ears), drain=0.1):
+        await until(lambda: operating.dead_letters(database, "ears"))
+        assert await operating.retry(database, "ears") == 1
+        await begun.wait()
+    (letter,) = await operating.dead_letters(database, "ears")
+    assert (letter.attempt, letter.error) == (1, "EventFailed: no") and letter.retry_at is not None
+    async with working(database, urls, (one, ears)):
+        await until(lambda: count(database, 1))
+    assert attempts == [1, 2, 2] and await operating.dead_letters(database, "ears") == []
 
 
 # -- kinds and versions --------------------------------------------------------------------------------

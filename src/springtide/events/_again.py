@@ -1,7 +1,11 @@
 """A dead letter that somebody wants to be tried again: one call of its handler, beside its lane.
 
-waiting -> taken, with a lease -> handled: gone | failed: dead as before, with the new error
+waiting -> taken -> handled: gone
+                 |-> failed: dead as before, with the new error
+                 |-> broken off at shutdown: waiting
+                 `-> its worker is gone: dead as before, and says so; whoever wants it tried again says so again
 
+So an event that kills its worker kills one each time that a person asks for it, and not one after the other.
 It was left behind by its lane, so it comes after events that followed it. The end is guarded by a token, as
 in lanes; with a transactional handler it is part of the handler's transaction.
 """
@@ -57,7 +61,7 @@ class Again:
         except EventLost:
             _log.warning("%s: somebody else has it", self)
         except (SpringtideError, asyncpg.PostgresError, OSError) as error:
-            _log.warning("%s: how it ended is not written down; it will be tried again: %s", self, error)
+            _log.warning("%s: how the try ended is not written down: %s", self, error)
 
     async def _run(self) -> None:
         dead, store = self._dead, self._route.log
@@ -77,7 +81,9 @@ class Again:
         except asyncio.CancelledError:
             if not self._returned:
                 raise
-            return  # its lease runs out, and then it is tried again
+            with activate(RequestContext(deadline=self._clock.monotonic() + GRACE)):
+                await store.put_back(dead)
+            return
         except EventLost:
             raise
         except Exception as failure:

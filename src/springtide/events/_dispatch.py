@@ -241,7 +241,7 @@ class Dispatcher:
     async def _claim(self, line: Line, most: int, again: bool) -> list[Turn | Again]:
         clock, sink = self._clock, self._sink
         if again:
-            letters = await self._ask(line.log.again(line.groups, line.leases, line.names, most))
+            letters = await self._ask(line.log.again(line.groups, line.names, most))
             return [Again(line.routes[dead.group], dead, clock=clock, sink=sink) for dead in letters]
         asked = clock.monotonic()
         lanes = await self._ask(line.log.claim(line.groups, line.leases, line.names, most, self._worker))

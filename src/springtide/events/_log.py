@@ -45,6 +45,8 @@ NUMBERED = 2000
 COUNTED = 10_000
 """Events of a lane that a measurement counts at most."""
 
+ENDED = "its worker ended in the middle of a try"
+
 EVENT = "pos, at, bucket, lane, version, appended_at, id, kind, key, payload, context"
 
 
@@ -97,13 +99,15 @@ class Read:
 class Dead:
     """A dead letter that is to be tried again, with the token that its end is guarded by.
 
-    `position` covers the commit that published it; None where the shard has no replicas.
+    `error` is why it is one. `position` covers the commit that published it; None where the shard has no
+    replicas.
     """
 
     group: str
     event: Stored
     attempt: int
     token: int
+    error: str
     position: Position | None
 
 
@@ -199,17 +203,15 @@ class Log:
         """  # noqa: S608
         self._again = f"""
             WITH due AS MATERIALIZED (
-                SELECT d.grp, d.pos, w.lease FROM {schema}._event_dead AS d
-                JOIN unnest($1::text[], $2::float8[]) AS w (grp, lease) ON d.grp = w.grp
+                SELECT d.grp, d.pos, d.error FROM {schema}._event_dead AS d
                 JOIN {schema}._event_group AS g ON g.grp = d.grp AND NOT g.paused
-                WHERE d.retry_at <= clock_timestamp()
-                    AND d.grp || ' ' || d.kind || '/' || d.version = ANY ($3::text[])
-                ORDER BY d.retry_at LIMIT $4 FOR UPDATE OF d SKIP LOCKED
+                WHERE d.retry_at <= clock_timestamp() AND d.grp = ANY ($1::text[])
+                    AND d.grp || ' ' || d.kind || '/' || d.version = ANY ($2::text[])
+                ORDER BY d.retry_at LIMIT $3 FOR UPDATE OF d SKIP LOCKED
             )
             UPDATE {schema}._event_dead AS d
-            SET token = d.token + 1, attempt = d.attempt + 1,
-                retry_at = clock_timestamp() + make_interval(secs => due.lease)
-            FROM due WHERE d.grp = due.grp AND d.pos = due.pos RETURNING d.*
+            SET token = d.token + 1, attempt = d.attempt + 1, retry_at = NULL, error = '{ENDED}'
+            FROM due WHERE d.grp = due.grp AND d.pos = due.pos RETURNING d.*, due.error AS before
         """  # noqa: S608
 
     # -- numbering -------------------------------------------------------------------------------------
@@ -336,10 +338,8 @@ class Log:
 
     # -- dead letters ----------------------------------------------------------------------------------
 
-    async def again(
-        self, groups: Sequence[str], leases: Sequence[float], names: Sequence[str], limit: int
-    ) -> list[Dead]:
-        """Dead letters that somebody wants to be tried again."""
+    async def again(self, groups: Sequence[str], names: Sequence[str], limit: int) -> list[Dead]:
+        """Dead letters that somebody wants to be tried again; once for each time that they are asked for."""
         placed = self._placed
         sql = f"{self._again}, {PLACE}" if placed else self._again
         return [
@@ -348,9 +348,10 @@ class Log:
                 Stored(*(row[name] for name in Stored._fields)),
                 row["attempt"],
                 row["token"],
+                row["before"],
                 position_of(row) if placed else None,
             )
-            for row in await self.pool.fetch(sql, groups, leases, names, limit)
+            for row in await self.pool.fetch(sql, groups, names, limit)
         ]
 
     async def settle(self, dead: Dead, error: str | None = None, queries: Queries | None = None) -> bool:
@@ -361,8 +362,17 @@ class Log:
         if error is None:
             sql = f"DELETE FROM {self.schema}._event_dead {where}"  # noqa: S608
             return bool(await (queries or self.pool).fetch(sql, *name))
-        sql = f"UPDATE {self.schema}._event_dead SET error = $4, retry_at = NULL {where}"  # noqa: S608
+        sql = f"UPDATE {self.schema}._event_dead SET error = $4 {where}"  # noqa: S608
         return bool(await self.pool.fetch(sql, *name, error))
+
+    async def put_back(self, dead: Dead) -> None:
+        """The try was broken off and does not count; somebody else makes it."""
+        sql = f"""
+            UPDATE {self.schema}._event_dead
+            SET attempt = attempt - 1, error = $4, retry_at = clock_timestamp()
+            WHERE grp = $1 AND pos = $2 AND token = $3
+        """  # noqa: S608
+        await self.pool.execute(sql, dead.group, dead.event.pos, dead.token, dead.error)
 
     # -- upkeep ----------------------------------------------------------------------------------------
 
