@@ -11,12 +11,24 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.events_support import WRITE, Listener, Other, Told, facts, group, log, seen, tell, working
+from tests.events_support import (
+    WRITE,
+    Listener,
+    Other,
+    Told,
+    facts,
+    group,
+    lanes,
+    log,
+    seen,
+    tell,
+    working,
+)  # fmt: skip
 from tests.jobs_support import Heard, listening, until
 
 from springtide.clock import SystemClock
 from springtide.context import RequestContext, Trace, activate, current
-from springtide.db import Bucket, Database
+from springtide.db import Bucket, Database, ShardMap
 from springtide.errors import ConfigurationError, EventError
 from springtide.events import Publisher, event, operating, publish, publish_many
 from springtide.events._log import Log
@@ -126,6 +138,22 @@ async def test_many_at_once_keep_their_order(single: Database) -> None:
         ids = await tx.publish_many([Told(str(number)) for number in range(5000)], key="k")
     assert await number(single) == 5000
     assert [row["id"] for row in await log(single)] == ids
+
+
+async def test_events_of_a_bucket_that_is_elsewhere_move_no_lane_there(
+    database: Database, database_urls: Urls
+) -> None:
+    """A log whose buckets another shard has now: a transactional handler cannot commit with its lane. That is
+    said, and the lanes of the other shard stay where they are."""
+    await tell(database, "a", at=Bucket(3))
+    assert database.shards.shard_of(Bucket(3)) == "main"
+    shards = ShardMap(["second"] * 512 + ["main"] * 512, epoch=2)
+    moved = Database("facts", shards, database.pools, publish=database.publish)
+    async with working(moved, database_urls, (group("ears", [WRITE]), Listener())):
+        await until(lambda: operating.dead_letters(moved, "ears"))
+    (letter,) = await operating.dead_letters(moved, "ears")
+    assert "bucket 3 of 'facts' is on 'second' now" in letter.error
+    assert await seen(moved) == [] and {row["pos"] for row in await lanes(moved, shard="second")} == {0}
 
 
 # -- numbering -----------------------------------------------------------------------------------------

@@ -539,6 +539,32 @@ async def test_pause_resume_and_remove(database: Database, urls: Urls) -> None:
     assert await operating.groups(database) == []
 
 
+async def test_who_held_a_lane_of_a_removed_group_has_none_of_the_new_one(
+    database: Database, urls: Urls
+) -> None:
+    """The group is removed while a handler is at work and made again by another worker, whose claims are as
+    many: what the first one wrote is rolled back, and it moves nothing."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def wait(fact: Told, delivery: Delivery) -> None:
+        begun.set()
+        await go.wait()
+
+    async def hold(fact: Told, delivery: Delivery) -> None:
+        go.set()
+        await until(lambda: heard.of(EventsHandled))
+
+    heard = Heard()
+    await tell(database, "a", "b", at="same")
+    async with working(database, urls, (group("ears", [WRITE]), Listener(wait)), sink=heard, slots=1):
+        await begun.wait()
+        assert await operating.remove(database, "ears") == 1
+        async with working(database, urls, (group("ears", [WRITE]), Listener(hold))):
+            await until(lambda: count(database, 2))
+    assert heard.of(EventsHandled)[0].outcome == "lost"
+    assert [row["what"] for row in await seen(database)] == ["a", "b"]
+
+
 # -- life ----------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,8 @@ A group has a position in each lane of the log, and one worker at a time has a l
 
 Every claim and everything that sets a position from outside raises `token`. Each statement of a holder is
 guarded by it and tells whether it held: whoever lost the lane, frozen or slow, changes nothing any more, and
-a transactional handler's writes are rolled back. `attempt` is counted by the claim and set back by every step
+a transactional handler's writes are rolled back. Tokens of a new group begin with the time, so that whoever
+held a lane of one that was removed has none of the one that is made again. `attempt` is counted by the claim and set back by every step
 on, so an event that kills its worker reaches the dead letters, too.
 """
 
@@ -251,8 +252,9 @@ class Log:
             )
             if new:
                 lanes = f"""
-                    INSERT INTO {self.schema}._event_lane (grp, lane, pos, at, furthest)
-                    SELECT $3, lane, start.pos, start.at, start.pos
+                    INSERT INTO {self.schema}._event_lane (grp, lane, pos, at, furthest, token)
+                    SELECT $3, lane, start.pos, start.at, start.pos,
+                        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
                     FROM generate_series(0, {LANES - 1}) AS lane, ({start_sql(self.schema)}) AS start
                 """  # noqa: S608
                 await tx.execute(lanes, what, when, group)

@@ -133,6 +133,12 @@ class Route:
                         await self._invoke(reader, batch, attempt, furthest, None)
                         return
                     async with self._database.write(Bucket(first.stored.bucket)) as tx:
+                        if tx.shard != self.log.shard:
+                            raise EventError(
+                                f"bucket {first.stored.bucket} of {self._database.name!r} is on {tx.shard!r}"
+                                f" now, and its event is in the log of {self.log.shard!r}: one transaction"
+                                ' cannot have both; a handler with effect "any" can'
+                            )
                         await self._invoke(reader, batch, attempt, furthest, tx)
                         if not await moving(tx):
                             raise EventLost(
