@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -28,6 +29,7 @@ from tests.events_support import (
     working,
 )  # fmt: skip
 from tests.jobs_support import Heard, until
+from tests.sharded import pools
 
 from springtide.db import Database
 from springtide.db.pool import Pool
@@ -38,6 +40,7 @@ from springtide.events.publish import lane_of
 from springtide.lifecycle import Group as Services
 from springtide.signals import EventsHandled
 from springtide.testing import stress
+from springtide.testing.faults import FaultProxy
 
 Urls = tuple[str, str]
 
@@ -320,6 +323,38 @@ async def test_a_lane_that_was_taken_over_is_lost_at_once(database: Database, ur
         await until(lambda: heard.of(EventsHandled))
         assert [one.outcome for one in heard.of(EventsHandled)] == ["lost"]
         assert await seen(database) == [] and lane.pos == 0 and lane.attempt == 2
+
+
+@pytest.mark.parametrize("on_dead", ["pass", "block"])
+async def test_what_was_committed_without_an_answer_is_no_dead_letter(
+    database: Database, urls: Urls, on_dead: Any
+) -> None:
+    """The COMMIT of the last try succeeds and its answer is lost: the event was handled, so it is not set
+    aside and does not block its lane, and what follows it has all its tries."""
+    target, heard, tries = urlsplit(urls[0]), Heard(), list[int]()
+    assert target.port is not None
+
+    async def act(fact: Told, delivery: Delivery) -> None:
+        tries.append(delivery.attempt)
+        if len(tries) == 1:
+            proxy.on(b"COMMIT\x00", "cut")
+
+    one = group("ears", [WRITE], max_attempts=1, on_dead=on_dead)
+    async with (
+        FaultProxy(target=target.port) as proxy,
+        pools([urls[0].replace(f":{target.port}", f":{proxy.port}")], size=12) as started,
+        working(
+            Database("facts", database.shards, started), urls, (one, Listener(act)), sink=heard,
+            upkeep=3600.0,  # so that nobody else commits
+        ),
+    ):  # fmt: skip
+        await until(lambda: registered(database, 1))
+        await tell(database, "a", "b", at="same")
+        await until(lambda: count(database, 2))
+    first = heard.of(EventsHandled)[0]
+    assert first.outcome == "dead" and first.error.startswith("CommitUnknown")
+    assert [row["what"] for row in await seen(database)] == ["a", "b"] and tries == [1, 1]
+    assert await operating.dead_letters(database, "ears") == []
 
 
 async def test_a_worker_that_stops_leaves_its_lanes_at_once(database: Database, urls: Urls) -> None:

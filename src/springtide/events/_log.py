@@ -181,18 +181,26 @@ class Log:
             """  # noqa: S608
             for place in ("", f", {PLACE}")
         )
-        self._move = f"""
-            UPDATE {schema}._event_lane
-            SET pos = $4, at = $5, furthest = greatest(furthest, $4), attempt = $6, error = NULL,
-                leased_until = clock_timestamp() + make_interval(secs => $7::float8)
-            WHERE {mine} AND pos <= $4 RETURNING 1
-        """  # noqa: S608
+        self._move, self._pass = (
+            f"""
+                UPDATE {schema}._event_lane
+                SET pos = $4, at = $5, furthest = greatest(furthest, $4), attempt = $6, error = NULL,
+                    leased_until = clock_timestamp() + make_interval(secs => $7::float8)
+                WHERE {mine} AND pos {than} $4 RETURNING 1
+            """  # noqa: S608
+            for than in ("<=", "<")
+        )
+        # What is said here is about the event after $4. A lane may be past that, when the COMMIT of its holder
+        # had no answer and succeeded.
         self._leave = f"""
             UPDATE {schema}._event_lane
             SET pos = greatest(pos, $4), at = CASE WHEN $4 > pos THEN $5 ELSE at END,
-                furthest = greatest(furthest, $4), attempt = $6, worker = NULL, leased_until = NULL,
-                retry_at = clock_timestamp() + make_interval(secs => $7::float8), error = $8, needs = $9,
-                blocked = $10
+                furthest = greatest(furthest, $4), worker = NULL, leased_until = NULL,
+                attempt = CASE WHEN pos > $4 THEN 0 ELSE $6::integer END,
+                retry_at = CASE WHEN pos > $4 THEN NULL
+                    ELSE clock_timestamp() + make_interval(secs => $7::float8) END,
+                error = CASE WHEN pos > $4 THEN NULL ELSE $8::text END,
+                needs = CASE WHEN pos > $4 THEN NULL ELSE $9::text END, blocked = pos <= $4 AND $10::boolean
             WHERE {mine} RETURNING 1
         """  # noqa: S608
         self._bury = f"""
@@ -326,9 +334,11 @@ class Log:
         return bool(rows)
 
     async def bury(self, lane: Lane, event: Stored, *, attempt: int, error: str, lease: float) -> bool:
-        """Set the event aside as a dead letter and go past it; both or neither."""
+        """Set the event aside as a dead letter and go past it; both or neither. False when its holder holds the
+        lane no more, or the group has passed the event."""
         async with self.pool.transaction() as tx:
-            if not await self.move(lane, event.pos, event.at, attempt=1, lease=lease, queries=tx):
+            name = (lane.group, lane.lane, lane.token)
+            if not await tx.fetch(self._pass, *name, event.pos, event.at, 1, lease):
                 return False
             await tx.execute(self._bury, lane.group, lane.lane, event.pos, attempt, error)
         return True

@@ -243,7 +243,9 @@ class Turn:
         asked = self._clock.monotonic()
         buried = self._store.bury(self._lane, event, attempt=attempt, error=text, lease=self._route.lease)
         if not await self._ask(buried):
-            raise EventLost(str(self))
+            await self._leave()  # raises EventLost; else the last call's COMMIT had no answer, and succeeded
+            self.again = True
+            return 0
         self._moved(asked)
         self._pos, self._at, self._attempt = event.pos, event.at, 1
         return 1
