@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,11 +33,14 @@ from tests.events_support import (
 from tests.jobs_support import Heard, until
 from tests.sharded import pools
 
+from springtide.clock import SystemClock
 from springtide.db import Database
 from springtide.db.pool import Pool
 from springtide.errors import EventError, EventFailed
 from springtide.events import Delivery, Group, On, Upcast, event, operating, publish
 from springtide.events._log import Log
+from springtide.events._route import Route
+from springtide.events._turn import Turn
 from springtide.events.publish import lane_of
 from springtide.lifecycle import Group as Services
 from springtide.signals import EventsHandled
@@ -403,6 +408,64 @@ async def test_a_try_of_a_dead_letter_that_a_stop_breaks_off_is_made_by_another(
     async with working(database, urls, (one, ears)):
         await until(lambda: count(database, 1))
     assert attempts == [1, 2, 2] and await operating.dead_letters(database, "ears") == []
+
+
+async def turn(database: Database, ears: Listener, *, asked: float) -> Turn:
+    """Of the group `ears` at the second try of its first event."""
+    store = Log(database, "main")
+    await store.register("ears", ["fact.told"], (), "beginning")
+    await tell(database, "a", at="same")
+    await store.number()
+    await database.pools["main"].execute("update facts._event_lane set attempt = 1")
+    route = Route(group("ears", [WRITE]), store, database, ears, clock=SystemClock())
+    (lane,) = await store.claim(["ears"], [route.lease], route.names, 1, "w")
+    return Turn(route, lane, asked=asked, clock=SystemClock(), sink=Heard())
+
+
+async def test_a_turn_that_begins_nothing_changes_no_count(database: Database) -> None:
+    """A worker that stops between its claim and the first call gives back the try, and not those before it."""
+    ears = Listener()
+    made = await turn(database, ears, asked=time.monotonic())
+    made.stop()
+    await made.run()
+    assert ears.calls == []
+    assert {row["attempt"] for row in await lanes(database)} == {1}
+
+
+async def test_a_turn_that_begins_late_goes_on_all_the_same(database: Database) -> None:
+    """However long its claim and its first read took, it handles an event before it makes room."""
+    ears = Listener()
+    made = await turn(database, ears, asked=time.monotonic() - 60.0)
+    await made.run()
+    assert ears.heard == ["a"] and await count(database, 1)
+    assert max(row["pos"] for row in await lanes(database)) == 1
+
+
+async def test_a_failure_counts_when_it_cannot_be_written_down_at_once(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody keeps the lane's row locked until the statement that says so has run out of time."""
+    locked, ended = asyncio.Event(), asyncio.Event()
+
+    async def lock() -> None:
+        async with database.pools["main"].transaction() as tx:
+            await tx.fetch("select 1 from facts._event_lane for update")
+            locked.set()
+            await until(lambda: "the turn ends" in caplog.text)
+        ended.set()
+
+    async def act(fact: Told, delivery: Delivery) -> None:
+        locking.append(asyncio.create_task(lock(), context=contextvars.Context()))
+        await locked.wait()
+        raise RuntimeError("no")
+
+    locking: list[asyncio.Task[None]] = []
+    made = await turn(database, Listener(act), asked=time.monotonic())
+    await made.run()
+    await locking[0]
+    assert ended.is_set()
+    assert max(row["attempt"] for row in await lanes(database)) == 2
+    assert all(row["worker"] is None for row in await lanes(database))
 
 
 # -- kinds and versions --------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ READ = 100
 """Events that one statement reads at most."""
 
 BUDGET = 2.0
-"""Seconds after which a lane is left, so that others have their turn."""
+"""Seconds after which a lane is left, so that others have their turn; never before it has moved."""
 
 SETTLE = 0.1
 """Seconds that handled events may be not yet written down."""
@@ -71,6 +71,7 @@ class Turn:
         self._attempt = lane.attempt
         self._careful = lane.attempt > 1
         self._unwritten = False
+        self._tried = False
         self._settled = asked
         self._position: Position | None = None
         self._stopping = False
@@ -116,9 +117,10 @@ class Turn:
         wanted = (read.kinds | set(self._route.kinds)) - self._route.ignores
         events = list(read.events)
         while events:
-            if self._stopping or self._clock.monotonic() - self._begun > BUDGET:
+            late = self._pos > self._lane.pos and self._clock.monotonic() - self._begun > BUDGET
+            if self._stopping or late:
                 self.again = True
-                await self._leave()
+                await self._leave(attempt=max(self._attempt - 1, 0))  # none was begun
                 return False
             first = events[0]
             if first.kind not in wanted:
@@ -214,6 +216,7 @@ class Turn:
         self, batch: Sequence[Opened], begun: float, seen: Sequence[RequestContext], error: BaseException
     ) -> int:
         alone, text = len(batch) == 1, describe(error)
+        self._tried = True
         if alone and (isinstance(error, EventFailed) or self._attempt >= self._group.max_attempts):
             self._tell(batch, begun, seen, "dead", error)
             return await self._dead(batch[0].stored, text)
@@ -247,7 +250,7 @@ class Turn:
             self.again = True
             return 0
         self._moved(asked)
-        self._pos, self._at, self._attempt = event.pos, event.at, 1
+        self._pos, self._at, self._attempt, self._tried = event.pos, event.at, 1, False
         return 1
 
     # -- the lane --------------------------------------------------------------------------------------
@@ -274,9 +277,10 @@ class Turn:
         await self._leave(attempt=max(self._attempt - 1, 0), error=text, needs=name)
 
     async def _give_back(self, delay: float | None = None) -> None:
-        """As well as it can be done: otherwise the lease runs out."""
+        """As well as it can be done: otherwise the lease runs out. A try that failed counts, also when that
+        could not be written down at once: perhaps it is what took the database away."""
         try:
-            await self._leave(attempt=max(self._attempt - 1, 0), delay=delay)
+            await self._leave(attempt=max(self._attempt - (not self._tried), 0), delay=delay)
         except EventLost:
             pass
         except (SpringtideError, asyncpg.PostgresError, OSError) as error:
