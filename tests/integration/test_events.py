@@ -382,7 +382,7 @@ async def test_the_trace_goes_on_in_the_handler(single: Database, database_urls:
 
 async def test_days_go_when_all_groups_have_passed_them(single: Database) -> None:
     """Nothing that a group has not passed is dropped, and that is said; unless the log was told to, and then
-    that is said. A lane without events in it keeps nothing."""
+    that is said. A lane without events in it keeps nothing. Days go in their order: the log has no gap."""
     store, pool, heard = Log(single, "main"), single.pools["main"], Heard()
 
     def keeper(keep_at_most: float | None = None) -> Upkeep:
@@ -391,7 +391,7 @@ async def test_days_go_when_all_groups_have_passed_them(single: Database) -> Non
             clock=SystemClock(), sink=heard,
         )  # fmt: skip
 
-    async def old_day(days: int) -> str:
+    async def old_day(days: int, lane: int) -> str:
         """An event in a day of its own, so many days ago."""
         day = datetime.now(UTC).date() - timedelta(days=days)
         name = f"_event_{day:%Y%m%d}"
@@ -402,9 +402,10 @@ async def test_days_go_when_all_groups_have_passed_them(single: Database) -> Non
         await pool.execute(
             "insert into facts._event"
             " (pos, at, bucket, lane, version, appended_at, id, kind, payload, context)"
-            " select pos + 1, $1, 3, 3, 1, $1, gen_random_uuid(), 'fact.told', '{}', '{}'"
+            " select pos + 1, $1, $2, $2, 1, $1, gen_random_uuid(), 'fact.told', '{}', '{}'"
             " from facts._event_head",
             datetime(day.year, day.month, day.day, 12, tzinfo=UTC),
+            lane,
         )
         await pool.execute("update facts._event_head set pos = pos + 1")
         return name
@@ -415,10 +416,12 @@ async def test_days_go_when_all_groups_have_passed_them(single: Database) -> Non
         return [row["name"].removeprefix("facts.") for row in rows]
 
     await store.register("ears", ["fact.told"], (), "beginning")
-    first, second = await old_day(9), await old_day(8)
+    first, second, third = await old_day(9, 3), await old_day(8, 3), await old_day(7, 5)
+    await pool.execute("update facts._event_lane set pos = 3 where lane = 5")  # it has passed the third
     await keeper()._tend_days()
-    assert {first, second} <= set(await days())
-    assert [(kept.groups, kept.dropped) for kept in heard.of(LogKept)] == [(("ears",), False)] * 2
+    assert {first, second, third} <= set(await days())
+    assert await operating.check(single) == []
+    assert [(kept.groups, kept.dropped) for kept in heard.of(LogKept)] == [(("ears",), False)]
     await pool.execute("update facts._event_lane set pos = 1 where lane = 3")  # it passes the first
     heard.signals.clear()
     await keeper()._tend_days()

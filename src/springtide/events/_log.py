@@ -405,14 +405,18 @@ class Log:
         return [row["grp"] for row in await queries.fetch(sql)]
 
     async def forget_rest(self, keep: float) -> None:
-        """Drop what is old enough and passed by all groups from the default partition, a batch of it."""
+        """Drop what is old enough, before all that a group has not passed, from the default partition, a batch
+        of it."""
         rest = f"{self.schema}._event_rest"
         sql = f"""
             DELETE FROM {rest} WHERE ctid = ANY (ARRAY(
                 SELECT e.ctid FROM {rest} AS e
-                WHERE e.at < clock_timestamp() - make_interval(secs => $1) AND NOT EXISTS (
-                    SELECT FROM {self.schema}._event_lane AS l WHERE l.lane = e.lane AND l.pos < e.pos
-                ) LIMIT 1000
+                WHERE e.at < clock_timestamp() - make_interval(secs => $1) AND NOT coalesce(e.pos >= (
+                    SELECT min(next.pos) FROM {self.schema}._event_lane AS l CROSS JOIN LATERAL (
+                        SELECT n.pos FROM {self.schema}._event AS n
+                        WHERE n.lane = l.lane AND n.pos > l.pos AND n.at >= l.at ORDER BY n.pos LIMIT 1
+                    ) AS next
+                ), false) ORDER BY e.pos LIMIT 1000
             ))
         """  # noqa: S608
         await self.pool.execute(sql, keep)

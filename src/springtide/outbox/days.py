@@ -65,7 +65,8 @@ class Days:
         """Make the days that are missing; drop what is older than `keep` seconds. Returns what was dropped.
 
         `done`, given, is asked in the transaction that would drop a partition, with its full name, whether
-        nobody needs it; from the default partition nothing is dropped then.
+        nobody needs it; then days go in their order, none before an older one, and from the default partition
+        nothing is dropped.
         """
         row = await self._pool.fetch_one(
             "SELECT clock_timestamp() AS now, ARRAY(SELECT c.relname::text FROM pg_inherits AS i"
@@ -76,7 +77,12 @@ class Days:
         make, drop = due_days(self._table, row["names"], row["now"], keep)
         for day in make:
             await self._alone(functools.partial(self._make, day))
-        dropped = [name for name in drop if await self._alone(functools.partial(self._drop, name, done))]
+        dropped = []
+        for name in drop:
+            if await self._alone(functools.partial(self._drop, name, done)):
+                dropped.append(name)
+            elif done is not None:
+                break
         if done is None:
             rest = f"{self._parent}_rest"
             old = f"""
