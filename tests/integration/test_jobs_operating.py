@@ -356,6 +356,22 @@ async def test_dead_letters_keep_no_deploy(lone: Database) -> None:
     assert not (await checking.check({lone: []})).ready
 
 
+async def test_a_dead_letter_that_cannot_be_read_keeps_no_deploy(lone: Database) -> None:
+    """It died of being unreadable, and is counted apart from what waits of its kind, read or not."""
+    spoil = "update deeds._job set payload = '{\"what\": 7}'"
+    await add(lone, "bad")
+    await lone.pools["main"].execute(spoil)
+    await bury(lone)
+    await add(lone, "good")
+    report = await checking.check({lone: [DO]})
+    assert [(one.what, one.jobs, one.dead) for one in report.findings] == [("unreadable", 1, 1)]
+    assert report.ready
+    await lone.pools["main"].execute(spoil)
+    report = await checking.check({lone: [DO]})
+    assert [(one.what, one.jobs, one.dead) for one in report.findings] == [("unreadable", 2, 1)]
+    assert not report.ready
+
+
 async def test_check_finds_jobs_of_a_module_that_is_gone(lone: Database) -> None:
     await add(lone, "a")
     same = "source, number, name, checksum, statements_done, applied_at"

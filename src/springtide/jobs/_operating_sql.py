@@ -145,7 +145,7 @@ class Texts:
             WHERE w.state <> 'done' GROUP BY w.kind, w.version, w.state ORDER BY w.kind, w.version, w.state
         """  # noqa: S608
         self.payloads = f"""
-            SELECT w.bucket, w.id, w.payload FROM {table} AS w
+            SELECT w.bucket, w.id, w.state, w.payload FROM {table} AS w
             WHERE w.kind = $1 AND w.version = $2 AND w.state <> 'done'
                 AND (w.bucket, w.id) > ($3::smallint, $4::uuid)
             ORDER BY w.bucket, w.id LIMIT $5

@@ -109,8 +109,8 @@ async def check(
                     read += seen
                     if not bad:
                         continue
-                    what, jobs, examples = "unreadable", len(bad), tuple(bad[:MAX_EXAMPLES])
-                    dead = jobs if dead == states.total() else 0
+                    what, jobs, examples = "unreadable", len(bad), tuple(bad)[:MAX_EXAMPLES]
+                    dead = sum(state == "dead" for state in bad.values())
                 assert what is not None
                 findings.append(
                     Finding(
@@ -125,11 +125,12 @@ async def check(
 
 async def _unreadable(
     pool: Any, texts: Texts, handler: Handler[Any], kind: str, version: int, most: int | None
-) -> tuple[int, list[UUID], str | None]:
-    """How many payloads were read, the jobs whose payload does not decode, and why the first does not."""
+) -> tuple[int, dict[UUID, str], str | None]:
+    """How many payloads were read, the jobs whose payload does not decode, with the state of each, and why the
+    first does not."""
     decode = decoder(handler, f"{kind}/{version}")
     bucket, last, seen, why = -1, FIRST, 0, None
-    bad: list[UUID] = []
+    bad: dict[UUID, str] = {}
     while most is None or seen < most:
         page = PAGE if most is None else min(PAGE, most - seen)
         rows = await pool.fetch(texts.payloads, kind, version, bucket, last, page)
@@ -138,7 +139,7 @@ async def _unreadable(
                 decode(bytes(row["payload"]))
             except Exception as error:  # a decoder's, or whatever an upcast raises
                 why = why or _retry.describe(error)
-                bad.append(UUID(int=row["id"].int))
+                bad[UUID(int=row["id"].int)] = row["state"]
         seen += len(rows)
         if len(rows) < page:
             break
