@@ -22,8 +22,9 @@ from tests.jobs_support import (
     until,
     working,
 )
+from tests.sharded import pools
 
-from springtide.db import Database
+from springtide.db import Database, ShardMap
 from springtide.errors import JobError, JobFailed
 from springtide.jobs import Handler, Run, Upcast, checking, job, look, operating, result
 from springtide.jobs._store import Ending, Store
@@ -370,6 +371,14 @@ async def test_a_dead_letter_that_cannot_be_read_keeps_no_deploy(lone: Database)
     report = await checking.check({lone: [DO]})
     assert [(one.what, one.jobs, one.dead) for one in report.findings] == [("unreadable", 2, 1)]
     assert not report.ready
+
+
+async def test_check_before_the_first_deploy_finds_nothing(database_urls: Urls) -> None:
+    """On databases that nothing was ever migrated on."""
+    async with pools(database_urls) as started:
+        empty = Database("deeds", ShardMap.even(list(started)), started)
+        report = await checking.check({empty: [DO]})
+    assert report.ready and report.queued == 0
 
 
 async def test_check_finds_jobs_of_a_module_that_is_gone(lone: Database) -> None:

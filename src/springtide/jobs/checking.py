@@ -153,6 +153,8 @@ async def _without_module(databases: Collection[Database]) -> list[Finding]:
     findings = []
     pools = {shard: pool for database in databases for shard, pool in database.pools.items()}
     for shard, pool in pools.items():
+        if not await pool.fetch_value("SELECT to_regclass('springtide.migration') IS NOT NULL"):
+            continue  # nothing was ever migrated here
         rows = await pool.fetch(
             "SELECT DISTINCT m.module FROM springtide.migration AS m"
             " WHERE to_regclass(quote_ident(m.module) || '._job') IS NOT NULL"
