@@ -207,7 +207,7 @@ class Jobs:
 
         implementation: what handlers get as their first argument.
         dsn:            the address of the server itself, because wake-ups pass no transaction pooler.
-        `slots`, `poll` and `drain` are those of `Worker`; it opens up to two connections per slot, and two.
+        `slots`, `poll` and `drain` are those of `Worker`; it opens up to two connections per slot, and four.
 
         Raises MigrationError when migrations are pending.
         """

@@ -106,6 +106,7 @@ class Schedule:
             return self.job
         try:
             made = self.job(slot)
+            msgspec.json.encode(made)  # what cannot be stored is its own fault, and no other schedule's
         except Exception as error:
             raise JobError(f"no job could be made of the slot {slot.isoformat()}: {error!r}") from error
         kind_of(made)
