@@ -24,8 +24,9 @@ from tests.jobs_support import until
 from springtide.context import Priority, RequestContext, activate
 from springtide.db.pool import Pool
 from springtide.errors import JobError, MigrationError, QueueOverloaded
-from springtide.jobs import Handler, Run, enqueue, job, look
+from springtide.jobs import Handler, Run, checking, enqueue, job, look, operating
 from springtide.jobs.alone import Jobs
+from springtide.jobs.operating import Wanted
 from springtide.testing import ManualClock
 
 APPLICATION = """
@@ -417,6 +418,26 @@ async def _idle(url: str) -> bool:
         url, "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query ILIKE 'listen%'"
     )
     return len(found) >= 2  # its own, and the test's
+
+
+async def test_operators_step_in_and_ask_before_a_deploy(url: str) -> None:
+    """What the guide says of `operating` and `checking`: they take the database of the jobs."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            id = await JOBS.enqueue(connection, Greet(7))
+        await connection.execute("UPDATE work._job SET state = 'dead', finished_at = now(), error = 'no'")
+        async with Pool(url, size=4) as pool:
+            database = JOBS.database(pool)
+            report = await checking.check({database: JOBS.handlers})
+            assert (report.ready, report.queued, list(report.findings)) == (True, 1, [])
+            (found,) = (await checking.check({database: HANDLERS[1:]})).findings
+            assert (found.what, found.kind, found.dead) == ("no handler", "work.greet", 1)
+            assert [one.id for one in await operating.retry([database], Wanted(states=["dead"]))] == [id]
+            status = await look(database, 0, id)
+            assert status is not None and status.state == "ready"
+    finally:
+        await connection.close()
 
 
 PROCESS = """
