@@ -148,6 +148,30 @@ async def test_a_batch_that_fails_is_handled_one_by_one(database: Database, urls
     assert sizes[0] == 3 and set(sizes[1:]) == {1}
 
 
+async def test_a_group_that_hangs_leaves_the_others_a_slot(database: Database, urls: Urls) -> None:
+    """Handlers of one group that never end, in more lanes than the worker has slots: the other group handles
+    what is published meanwhile."""
+    go = asyncio.Event()
+
+    async def hang(fact: Told, delivery: Delivery) -> None:
+        await go.wait()
+
+    async def publishing(name: str) -> None:
+        for number in range(20):
+            await tell(database, f"{name} {number}", key=f"key {number}")
+
+    slow, quick = Listener(hang), Listener()
+    groups = ((group("slow", max_run=60.0), slow), (group("quick"), quick))
+    async with working(database, urls, *groups, slots=3) as made:
+        await publishing("first")
+        await until(lambda: len(slow.calls) >= 2 and len(quick.calls) >= 20)
+        await publishing("second")
+        await until(lambda: len(quick.calls) >= 40, seconds=20.0)
+        assert len(slow.calls) == 2 and made.running >= 2
+        go.set()
+        await until(lambda: len(slow.calls) == 40)
+
+
 # -- failing -------------------------------------------------------------------------------------------
 
 

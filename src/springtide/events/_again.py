@@ -36,6 +36,7 @@ class Again:
     """Nothing follows a dead letter."""
 
     def __init__(self, route: Route, dead: Dead, *, clock: Clock, sink: Sink) -> None:
+        self.group = dead.group
         self._route = route
         self._dead = dead
         self._clock = clock

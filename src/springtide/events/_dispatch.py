@@ -7,6 +7,9 @@ load each numbers many events at once; without events a round is two statements 
 
 A turn that leaves its lane with more to do begins the next round. Dead letters that somebody wants to be
 tried again have the slots first, and are looked for once in half of `poll`, however often the bell rings.
+
+One group has all slots but one where there are others (and two slots), so that handlers which hang hold up
+their own group.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import random
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -64,7 +68,6 @@ class Line:
         self.log = log
         self.routes = dict(routes)
         self.groups = sorted(routes)
-        self.leases = [routes[name].lease for name in self.groups]
         self.names = [name for group in self.groups for name in routes[group].names]
         self.registered = False
         self.missed = False
@@ -97,6 +100,9 @@ class Dispatcher:
         self._sink = sink
         self._worker = ""
         self._taken = 0
+        self._held = Counter[tuple[str, str]]()
+        groups = {(line.log.module, group) for line in self._lines for group in line.groups}
+        self._share = max(slots - 1, 1) if len(groups) > 1 else slots
         self._draining = False
         self._turns: dict[asyncio.Task[Any], Turn | Again] = {}
         self._claims: set[asyncio.Task[Any]] = set()
@@ -228,37 +234,52 @@ class Dispatcher:
         if free <= 0:
             line.missed = True
             return False
+        room = {group: self._share - self._held[line.log.module, group] for group in line.groups}
+        groups = [group for group in line.groups if room[group] > 0]
+        if not groups:
+            return False
+        most = min(free, *(room[group] for group in groups))
         self._taken += free
-        body = self._claim(line, free, again)
+        body = self._claim(line, groups, most, again)
         task = asyncio.get_running_loop().create_task(
             body, name=f"{line.log.module} claim", context=detached()
         )
         self._claims.add(task)
-        task.add_done_callback(lambda done: self._claimed(line, free, done))
+        task.add_done_callback(lambda done: self._claimed(line, free, most, done))
         await asyncio.shield(task)
         return True
 
-    async def _claim(self, line: Line, most: int, again: bool) -> list[Turn | Again]:
+    async def _claim(
+        self, line: Line, groups: Sequence[str], most: int, again: bool
+    ) -> list[Turn | Again]:
         clock, sink = self._clock, self._sink
         if again:
-            letters = await self._ask(line.log.again(line.groups, line.names, most))
+            letters = await self._ask(line.log.again(groups, line.names, most))
             return [Again(line.routes[dead.group], dead, clock=clock, sink=sink) for dead in letters]
-        asked = clock.monotonic()
-        lanes = await self._ask(line.log.claim(line.groups, line.leases, line.names, most, self._worker))
+        asked, leases = clock.monotonic(), [line.routes[group].lease for group in groups]
+        lanes = await self._ask(line.log.claim(groups, leases, line.names, most, self._worker))
         return [Turn(line.routes[lane.group], lane, asked=asked, clock=clock, sink=sink) for lane in lanes]
 
-    def _claimed(self, line: Line, reserved: int, done: asyncio.Task[list[Turn | Again]]) -> None:
+    def _claimed(
+        self, line: Line, reserved: int, most: int, done: asyncio.Task[list[Turn | Again]]
+    ) -> None:
         self._claims.discard(done)
         self._taken -= reserved
         if not done.cancelled() and done.exception() is None:
             for turn in done.result():
                 self._spawn(line, turn)
-            line.missed = line.missed or len(done.result()) == reserved
+            line.missed = line.missed or len(done.result()) == most
         self._freed()
 
     def _spawn(self, line: Line, turn: Turn | Again) -> None:
+        group = (line.log.module, turn.group)
+
         def ended(task: asyncio.Task[None]) -> None:
             self._taken -= 1
+            if self._held[group] >= self._share:  # it found no room for more
+                for other in self._lines:
+                    other.missed = other.missed or (other.log.module == group[0] and group[1] in other.routes)
+            self._held[group] -= 1
             del self._turns[task]
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._sink.emit(TaskFailed(str(turn), repr(error), None))
@@ -267,6 +288,7 @@ class Dispatcher:
             self._freed()
 
         self._taken += 1
+        self._held[group] += 1
         task = asyncio.get_running_loop().create_task(turn.run(), name=str(turn), context=detached())
         self._turns[task] = turn
         task.add_done_callback(ended)

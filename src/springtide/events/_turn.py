@@ -53,11 +53,12 @@ STATEMENT_TIMEOUT = GRACE
 
 
 class Turn:
-    """`asked` is when the claim was sent, monotonic: the lease counts from there. `again` tells afterwards
-    whether there may be more to do at once."""
+    """A turn of `group`. `asked` is when the claim was sent, monotonic: the lease counts from there. `again`
+    tells afterwards whether there may be more to do at once."""
 
     def __init__(self, route: Route, lane: Lane, *, asked: float, clock: Clock, sink: Sink) -> None:
         self.again = False
+        self.group = lane.group
         self._route = route
         self._store = route.log
         self._group = route.group
