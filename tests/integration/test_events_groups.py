@@ -447,7 +447,7 @@ async def turn(database: Database, ears: Listener, *, asked: float) -> Turn:
 
 
 async def test_a_turn_that_begins_nothing_changes_no_count(database: Database) -> None:
-    """A worker that stops between its claim and the first call gives back the try, and not those before it."""
+    """A worker that stops between its claim and the first call gives back that try alone."""
     ears = Listener()
     made = await turn(database, ears, asked=time.monotonic())
     made.stop()

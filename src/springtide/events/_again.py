@@ -3,7 +3,7 @@
 waiting -> taken -> handled: gone
                  |-> failed: dead as before, with the new error
                  |-> broken off at shutdown: waiting
-                 `-> its worker is gone: dead as before, and says so; whoever wants it tried again says so again
+                 `-> its worker is gone: dead as before, and says so; it is tried when somebody asks again
 
 So an event that kills its worker kills one each time that a person asks for it, and not one after the other.
 It was left behind by its lane, so it comes after events that followed it. The end is guarded by a token, as

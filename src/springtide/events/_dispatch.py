@@ -249,9 +249,7 @@ class Dispatcher:
         await asyncio.shield(task)
         return True
 
-    async def _claim(
-        self, line: Line, groups: Sequence[str], most: int, again: bool
-    ) -> list[Turn | Again]:
+    async def _claim(self, line: Line, groups: Sequence[str], most: int, again: bool) -> list[Turn | Again]:
         clock, sink = self._clock, self._sink
         if again:
             letters = await self._ask(line.log.again(groups, line.names, most))
@@ -260,9 +258,7 @@ class Dispatcher:
         lanes = await self._ask(line.log.claim(groups, leases, line.names, most, self._worker))
         return [Turn(line.routes[lane.group], lane, asked=asked, clock=clock, sink=sink) for lane in lanes]
 
-    def _claimed(
-        self, line: Line, reserved: int, most: int, done: asyncio.Task[list[Turn | Again]]
-    ) -> None:
+    def _claimed(self, line: Line, reserved: int, most: int, done: asyncio.Task[list[Turn | Again]]) -> None:
         self._claims.discard(done)
         self._taken -= reserved
         if not done.cancelled() and done.exception() is None:

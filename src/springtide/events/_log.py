@@ -17,8 +17,8 @@ A group has a position in each lane of the log, and one worker at a time has a l
 Every claim and everything that sets a position from outside raises `token`. Each statement of a holder is
 guarded by it and tells whether it held: whoever lost the lane, frozen or slow, changes nothing any more, and
 a transactional handler's writes are rolled back. Tokens of a new group begin with the time, so that whoever
-held a lane of one that was removed has none of the one that is made again. `attempt` is counted by the claim and set back by every step
-on, so an event that kills its worker reaches the dead letters, too.
+held a lane of one that was removed has none of the one that is made again. `attempt` is counted by the claim
+and set back by every step on, so an event that kills its worker reaches the dead letters, too.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ class Log:
             """  # noqa: S608
             for than in ("<=", "<")
         )
-        # What is said here is about the event after $4. A lane may be past that, when the COMMIT of its holder
-        # had no answer and succeeded.
+        # What is said here is about the event after $4. A lane may be past that, when the COMMIT of its
+        # holder had no answer and succeeded.
         self._leave = f"""
             UPDATE {schema}._event_lane
             SET pos = greatest(pos, $4), at = CASE WHEN $4 > pos THEN $5 ELSE at END,
@@ -334,8 +334,8 @@ class Log:
         return bool(rows)
 
     async def bury(self, lane: Lane, event: Stored, *, attempt: int, error: str, lease: float) -> bool:
-        """Set the event aside as a dead letter and go past it; both or neither. False when its holder holds the
-        lane no more, or the group has passed the event."""
+        """Set the event aside as a dead letter and go past it; both or neither. False when its holder holds
+        the lane no more, or the group has passed the event."""
         async with self.pool.transaction() as tx:
             name = (lane.group, lane.lane, lane.token)
             if not await tx.fetch(self._pass, *name, event.pos, event.at, 1, lease):
@@ -405,8 +405,8 @@ class Log:
         return [row["grp"] for row in await queries.fetch(sql)]
 
     async def forget_rest(self, keep: float) -> None:
-        """Drop what is old enough, before all that a group has not passed, from the default partition, a batch
-        of it."""
+        """Drop what is old enough, before all that a group has not passed, from the default partition, a
+        batch of it."""
         rest = f"{self.schema}._event_rest"
         sql = f"""
             DELETE FROM {rest} WHERE ctid = ANY (ARRAY(

@@ -3,8 +3,8 @@
 Days are made ahead. A day is dropped when all in it is older than `keep`, every group has passed it, and the
 days before it are gone, so positions have no gap. What a group has not passed is kept for it, and said
 (`LogKept`, an error in the log): a group that nobody works for any more has to be removed by hand
-(`springtide events remove`). With `keep_at_most` a day of that age is dropped all the same; that is said, too,
-because events are lost to those groups then.
+(`springtide events remove`). With `keep_at_most` a day of that age is dropped all the same; that is said,
+too, because events are lost to those groups then.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ async def check(
 async def _unreadable(
     pool: Any, texts: Texts, handler: Handler[Any], kind: str, version: int, most: int | None
 ) -> tuple[int, dict[UUID, str], str | None]:
-    """How many payloads were read, the jobs whose payload does not decode, with the state of each, and why the
-    first does not."""
+    """How many payloads were read, the jobs whose payload does not decode, with the state of each, and why
+    the first does not."""
     decode = decoder(handler, f"{kind}/{version}")
     bucket, last, seen, why = -1, FIRST, 0, None
     bad: dict[UUID, str] = {}
