@@ -4,7 +4,12 @@ Nobody can make this process talk to its neighbours. An address is taken only if
 a name of the internet by its form (`may_be_called`). It is called only if every address that the name stands
 for at that moment is a public one, and the address that was looked at is the one that is connected to, so a
 name that changes its mind in between changes nothing. Redirections are not followed, no proxy of the
-environment is asked, and nothing of the answer but its head is read.
+environment is asked, and nothing of the answer but its head is read. Calls know nothing of each other: what
+one stranger answers is sent to no other (cookies), and addresses, which may be secrets, are not logged. That
+is why calls go through httpx's transport and not through its client, which does both.
+
+Names are looked up by threads of their own: one whose servers do not answer holds a thread longer than its
+call lasts, and must not hold one that others need.
 
 `loopback` lets this machine be called, also without TLS and on any port: for development and tests.
 """
@@ -17,9 +22,11 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,6 +34,7 @@ import httpx
 __all__ = ["Answer", "Caller", "NotPublic", "Unreachable", "is_public", "may_be_called", "retry_after"]
 
 MAX_CALLS = 32
+"""At once, and as many look-ups."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -59,38 +67,43 @@ class Answer:
 
 
 class Caller:
-    """`timeout`: seconds for one call, from looking up the name on. `start` opens the client, no connection
-    yet."""
+    """`timeout`: seconds for one call, from looking up the name on. `start` opens no connection yet."""
 
     def __init__(self, *, timeout: float, loopback: bool) -> None:
         self._timeout = timeout
         self._loopback = loopback
-        self._http: httpx.AsyncClient | None = None
+        self._transport: httpx.AsyncHTTPTransport | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
-        self._http = await asyncio.to_thread(self._client)
+        self._transport = await asyncio.to_thread(_transport)
+        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="strangers")
 
     async def stop(self) -> None:
-        http, self._http = self._http, None
-        if http is not None:
-            await http.aclose()
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
 
     async def post(self, url: str, content: bytes, headers: Mapping[str, str]) -> Answer:
         """Raises NotPublic, Unreachable."""
-        if self._http is None:
+        transport, threads = self._transport, self._threads
+        if transport is None or threads is None:
             raise Unreachable("the caller is not started")
         parts = urlsplit(url)
         try:
             async with asyncio.timeout(self._timeout):
-                address = await self._resolved(parts.hostname or "", parts.port or 443)
-                request = self._http.build_request(
+                address = await self._resolved(threads, parts.hostname or "", parts.port or 443)
+                request = httpx.Request(
                     "POST",
                     httpx.URL(url).copy_with(host=address),
                     content=content,
                     headers={**headers, "Host": parts.netloc},
                     extensions={"sni_hostname": parts.hostname},
                 )
-                answer = await self._http.send(request, stream=True)
+                answer = await transport.handle_async_request(request)
                 await answer.aclose()
         except TimeoutError as error:
             raise Unreachable(f"no answer within {self._timeout:g} s") from error
@@ -98,9 +111,10 @@ class Caller:
             raise Unreachable(_why(error)) from error
         return Answer(answer.status_code, {name.lower(): text for name, text in answer.headers.items()})
 
-    async def _resolved(self, host: str, port: int) -> str:
+    async def _resolved(self, threads: ThreadPoolExecutor, host: str, port: int) -> str:
         """An address to connect to. Raises NotPublic."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(threads, look)
         addresses = [str(entry[4][0]) for entry in found]
         if not addresses or not all(map(self._allowed, addresses)):
             raise NotPublic(f"{host} leads to an address that is not public")
@@ -109,14 +123,11 @@ class Caller:
     def _allowed(self, address: str) -> bool:
         return is_public(address) or (self._loopback and ipaddress.ip_address(address).is_loopback)
 
-    def _client(self) -> httpx.AsyncClient:
-        # Connections are not kept: the pool knows them by address, and one address has many names behind TLS.
-        return httpx.AsyncClient(
-            trust_env=False,
-            follow_redirects=False,
-            timeout=self._timeout,
-            limits=httpx.Limits(max_connections=MAX_CALLS, max_keepalive_connections=0),
-        )
+
+def _transport() -> httpx.AsyncHTTPTransport:
+    # Connections are not kept: the pool knows them by address, and one address has many names behind TLS.
+    limits = httpx.Limits(max_connections=MAX_CALLS, max_keepalive_connections=0)
+    return httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
 
 
 def is_public(address: str) -> bool:
@@ -153,7 +164,7 @@ def retry_after(headers: Mapping[str, str], now: datetime, most: float) -> float
         return min(float(text), most)
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one with numbers that nothing can hold
         return None
     if at.tzinfo is None:  # `-0000`: a time of nowhere
         return None

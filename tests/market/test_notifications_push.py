@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -193,15 +194,14 @@ async def test_a_name_that_leads_to_a_neighbour_is_not_called(
     await pusher.start()
     try:
         vapid = Vapid02(ec.generate_private_key(ec.SECP256R1()))
-        loop = asyncio.get_running_loop()
         neighbour = (2, 1, 6, "", ("127.0.0.1", service.port))
         answers = [[neighbour], [(2, 1, 6, "", ("93.184.215.14", 443)), neighbour], []]
 
-        async def lookup(host: str, port: int, **options: Any) -> list[Any]:
+        def lookup(host: str, port: int, **options: Any) -> list[Any]:
             assert host == "push.example.com"
             return answers.pop()
 
-        monkeypatch.setattr(loop, "getaddrinfo", lookup)
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
         while answers:
             to = Browser("https://push.example.com/x").subscription
             assert await pusher.send(to, b"{}", vapid, topic="t", now=0.0) == "refused"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -12,7 +14,15 @@ from typing import Any
 import pytest
 from tests.market.hooking import receiver
 
-from market.strangers import Caller, NotPublic, Unreachable, is_public, may_be_called, retry_after
+from market.strangers import (
+    MAX_CALLS,
+    Caller,
+    NotPublic,
+    Unreachable,
+    is_public,
+    may_be_called,
+    retry_after,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +81,7 @@ def test_how_long_to_wait_is_bounded() -> None:
         "120": 120.0, "999999999": 600.0, "9" * 30: None, "-5": None, "soon": None, "": None,
         "Thu, 26 Nov 2026 12:01:00 GMT": 60.0, "Thu, 26 Nov 2026 11:00:00 GMT": 0.0,
         "Fri, 27 Nov 2026 12:00:00 GMT": 600.0,
+        f"Thu, 26 Nov {'9' * 30} 12:01:00 GMT": None, f"Thu, 26 Nov 2026 12:01:00 +{'9' * 30}": None,
     }.items():  # fmt: skip
         assert retry_after({"retry-after": text}, now, 600.0) == wanted, text
     assert retry_after({}, now, 600.0) is None
@@ -91,11 +102,11 @@ def lead(monkeypatch: pytest.MonkeyPatch, *addresses: list[str]) -> list[str]:
     asked: list[str] = []
     answers = list(addresses)
 
-    async def lookup(host: str, port: int, **options: Any) -> list[Any]:
+    def lookup(host: str, port: int, **options: Any) -> list[Any]:
         asked.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers.pop(0)]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     return asked
 
 
@@ -129,6 +140,44 @@ async def test_redirections_and_proxies_are_not_followed(monkeypatch: pytest.Mon
         there.then = (307, {"Location": other.url()})
         assert (await caller.post(there.url(), b"{}", {})).status == 307
         assert other.got == []
+
+
+async def test_what_one_answers_is_sent_to_no_other() -> None:
+    """One address has many names: a cookie that is kept would reach them all, and every answer adds one."""
+    async with receiver() as there, calling() as caller:
+        there.then = (204, {"Set-Cookie": "who=me; Path=/"})
+        for _ in range(2):
+            await caller.post(there.url(), b"{}", {})
+        assert [one.headers.get("cookie") for one in there.got] == [None, None]
+
+
+async def test_an_address_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Path and query may be all that keeps strangers out of it."""
+    caplog.set_level(logging.INFO)
+    async with receiver() as there, calling() as caller:
+        assert (await caller.post(there.url("/hook-of-ours?key=unguessed"), b"{}", {})).status == 204
+    assert "hook-of-ours" not in caplog.text and "unguessed" not in caplog.text
+
+
+async def test_names_that_nobody_resolves_hold_up_no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+
+    def hang(host: str, port: int, **options: Any) -> list[Any]:
+        let_go.wait(60.0)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    async with calling(loopback=False) as caller:
+        post = caller.post
+        calls = [asyncio.create_task(post("https://slow.example.com/", b"{}", {})) for _ in range(MAX_CALLS)]
+        try:
+            await asyncio.sleep(0)  # each has begun to look up its name
+            async with asyncio.timeout(30.0):
+                assert await asyncio.to_thread(threading.current_thread) is not threading.main_thread()
+        finally:
+            let_go.set()
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(one) for one in ended} <= {NotPublic, Unreachable}
 
 
 async def test_who_does_not_answer_is_left_in_time_and_learns_nothing(
