@@ -40,7 +40,7 @@ class AnalyticsService:
         today = _day(moment(self._clock))
         window = [today - timedelta(days=back) for back in range(days - 1, -1, -1)]
         counted = await self._store.days(window[0], today)
-        return [_shown(day, {what: n for (on, what), n in counted.items() if on == day}) for day in window]
+        return [_shown(day, counted.get(day, {})) for day in window]
 
     async def placed(self, events: list[OrderPlaced], deliveries: list[Delivery]) -> None:
         """A handler of events, in the transaction that moves the group on."""

@@ -35,8 +35,10 @@ class DayStore:
         days, whats = [day for day, _ in counted], [what for _, what in counted]
         await tx.execute(ADD, tx.bucket, days, whats, list(counted.values()))
 
-    async def days(self, first: date, last: date) -> dict[tuple[date, str], int]:
-        found: dict[tuple[date, str], int] = {}
+    async def days(self, first: date, last: date) -> dict[date, dict[str, int]]:
+        """How many of what, by day, over all shards; without the days that have nothing."""
+        found: dict[date, dict[str, int]] = {}
         for day, what, orders in await self._db.scatter(DAYS, first, last):
-            found[day, what] = found.get((day, what), 0) + orders
+            counted = found.setdefault(day, {})
+            counted[what] = counted.get(what, 0) + orders
         return found
