@@ -4,10 +4,14 @@ A request waits for the platform's own databases, pooler and Redis, and for nobo
 connects to or sends to is a call that belongs into a job, unless it is in ALLOWED with the reason why the
 answer depends on it.
 
-Watched is what Python sends: each connect of a socket in whatever thread (an audit hook; `asyncio.to_thread`
-takes the request's context along), each write of an event loop to a connection that was made outwards, also
-one that was opened before the request, and the calls of `obstore` to a bucket, which has its own sockets.
-A request is what runs in the context of `Layers`: its tasks too, but not what is detached from it.
+Watched is what Python sends: each connect of a socket, datagram and program that is started (an audit hook),
+in the request's tasks and in whatever thread it hands work to; each write of an event loop to a connection
+that was made outwards, also one that was opened before the request; and the calls of `obstore` to a bucket,
+which has its own sockets. A request is what runs in the context of `Layers`: its tasks and threads too, but
+not what is detached from it.
+
+Not seen is what another task sends on the request's behalf, and another library with sockets of its own.
+So which modules may import anything that sends is a list, too (test_market_boundaries.py).
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import sys
 import weakref
 from asyncio import selector_events
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +87,7 @@ class Outgoing:
 
     def __init__(self) -> None:
         self._route: ContextVar[str | None] = ContextVar("route of the request", default=None)
+        self._lent: ContextVar[str | None] = ContextVar("route of who waits for the thread", default=None)
         self._own: set[tuple[str, int] | str] = set()
         self._made: weakref.WeakKeyDictionary[socket.socket, Any] = weakref.WeakKeyDictionary()
         self._calls: list[Call] = []
@@ -94,6 +100,7 @@ class Outgoing:
         sys.addaudithook(self._audit)
         self._wrap(Layers, "__call__", self._in_request)
         self._wrap(Platform, "__init__", self._of_platform)
+        self._wrap(ThreadPoolExecutor, "submit", self._to_thread)
         for name in ("write", "writelines"):
             self._wrap(selector_events._SelectorSocketTransport, name, self._writing)
         for name in ("put_async", "get_async", "head_async", "delete_async", "list"):
@@ -116,6 +123,11 @@ class Outgoing:
             if isinstance(made, socket.socket):
                 self._made[made] = address
             self._note(address)
+        elif event in ("socket.sendto", "socket.sendmsg"):
+            if arguments[1] is not None:  # else it goes where the socket is connected to
+                self._note(arguments[1])
+        elif event == "subprocess.Popen":
+            self._note(f"the program {arguments[0]}")
 
     def _writing(self, write: Callable[..., Any], transport: Any, *arguments: Any) -> Any:
         if self._route.get() is not None:
@@ -123,6 +135,23 @@ class Outgoing:
             if address is not None:
                 self._note(address)
         return write(transport, *arguments)
+
+    def _to_thread(
+        self, submit: Callable[..., Any], pool: Any, work: Callable[..., Any], /, *rest: Any, **options: Any
+    ) -> Any:
+        """What the thread does is the request's, too, whether its context goes along or not."""
+        route = self._waited_for()
+        if route is None:
+            return submit(pool, work, *rest, **options)
+
+        def lent(*rest: Any, **options: Any) -> Any:
+            token = self._lent.set(route)
+            try:
+                return work(*rest, **options)
+            finally:
+                self._lent.reset(token)
+
+        return submit(pool, lent, *rest, **options)
 
     def _to_bucket(self, call: Callable[..., Any], store: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(store, S3Store):
@@ -150,10 +179,14 @@ class Outgoing:
     # -- what is kept ----------------------------------------------------------------------------------
 
     def _note(self, address: Any) -> None:
-        route = self._route.get()
-        if route is None or current() is None or _normal(address) in self._own:
+        route = self._waited_for()
+        if route is None or _normal(address) in self._own:
             return
         self._calls.append(Call(route, str(address), _caller()))
+
+    def _waited_for(self) -> str | None:
+        """The request that waits here."""
+        return self._lent.get() if current() is None else self._route.get() or self._lent.get()
 
     @staticmethod
     def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:

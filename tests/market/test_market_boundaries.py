@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,6 +208,58 @@ def test_the_interfaces_import_nothing_but_the_shared_vocabulary() -> None:
             name for name in names if ".".join(name.split(".")[:2]) in ("market.faults", "market.money")
         }
         assert names == shared, module
+
+
+QUIET = {
+    "PIL", "asyncpg", "cryptography", "fastapi", "http_ece", "idna", "jinja2", "markdown_it", "market",
+    "markupsafe", "msgspec", "py_vapid", "python_multipart", "springtide", "starlette",
+}  # fmt: skip
+"""Packages that call nobody but the platform's own servers."""
+
+LOUD = {
+    "asyncio.subprocess", "ftplib", "http.client", "imaplib", "multiprocessing", "poplib", "smtplib",
+    "socket", "socketserver", "ssl", "subprocess", "urllib.request", "xmlrpc",
+}  # fmt: skip
+"""Parts of Python that call somebody."""
+
+CALLS = {
+    "create_connection", "create_datagram_endpoint", "create_subprocess_exec", "create_subprocess_shell",
+    "create_unix_connection", "getaddrinfo", "open_connection", "open_unix_connection", "popen",
+    "sock_connect", "start_tls",
+}  # fmt: skip
+
+CALLERS = {
+    "media/blobs.py": "uploads and what serves them wait for the bucket: the answer is about the bytes",
+    "media/workshop.py": "jobs alone start ffmpeg",
+    "notifications/mail.py": "jobs alone send mail",
+    "payments/client.py": "whoever places or cancels an order is told whether it is paid",
+    "strangers.py": "jobs alone call addresses of strangers",
+}
+"""Those who call third parties, and who waits for it. One more belongs into a job: see README.md."""
+
+STRANGERS = {"notifications/push.py", "webhooks/delivery.py"}
+"""Called by jobs alone."""
+
+
+def test_who_calls_third_parties_is_on_a_list() -> None:
+    """Whatever new code uses to call somebody is seen here, tested or not (outgoing.py sees what runs)."""
+    calling, to_strangers = set(), set()
+    for path in sorted(APP.rglob("*.py")):
+        file = str(path.relative_to(APP))
+        if file.startswith(("provider/", "mailbox/")):
+            continue  # third parties themselves, processes of their own
+        for name in imported(path):
+            first = name.split(".")[0]
+            foreign = first not in QUIET and first not in sys.stdlib_module_names
+            if foreign or any(f"{name}.".startswith(f"{part}.") for part in LOUD):
+                calling.add(file)
+            if name == "market.strangers.Caller":
+                to_strangers.add(file)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in CALLS:
+                calling.add(file)
+    assert calling == set(CALLERS)
+    assert to_strangers == STRANGERS
 
 
 @pytest.mark.parametrize("rim", ["realworld", "rest", "storefront"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,6 +61,11 @@ def blocking(port: int) -> None:
         assert made.recv(10) == b"ok\n"
 
 
+def datagram(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.sendto(b"?", ("127.0.0.1", port))
+
+
 async def through_layers(handler: Callable[[], Awaitable[Any]]) -> None:
     """One request whose handler it is."""
 
@@ -74,8 +80,8 @@ async def through_layers(handler: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def test_every_way_to_call_somebody_out_of_a_request_is_seen() -> None:
-    """A new connection, one that was open before, a task of the request's, a thread, a server that is away, a
-    bucket."""
+    """A new connection, one that was open before, a task of the request's, a thread with its context and one
+    without, a datagram, a program, a server that is away, a bucket."""
     async with stranger() as port:
         kept = await asyncio.open_connection("127.0.0.1", port)
         with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -106,6 +112,9 @@ async def test_every_way_to_call_somebody_out_of_a_request_is_seen() -> None:
             "kept": lambda: ask(*kept),
             "task": task,
             "thread": lambda: asyncio.to_thread(blocking, port),
+            "bare thread": lambda: asyncio.get_running_loop().run_in_executor(None, blocking, port),
+            "datagram": lambda: asyncio.to_thread(datagram, port),
+            "program": lambda: asyncio.to_thread(subprocess.run, ["true"], check=True),
             "away": away,
             "bucket": bucket,
         }
@@ -114,7 +123,8 @@ async def test_every_way_to_call_somebody_out_of_a_request_is_seen() -> None:
                 await through_layers(way)
                 found = outgoing.take()
                 wanted = {"away": nobody}.get(name, port)
-                to = "a bucket" if name == "bucket" else str(("127.0.0.1", wanted))
+                others = {"bucket": "a bucket", "program": "the program true"}
+                to = others.get(name, str(("127.0.0.1", wanted)))
                 assert found == [Call("GET /asked", to, None)], name
         finally:
             kept[1].close()
@@ -126,10 +136,15 @@ async def test_what_is_no_request_may_call_whomever_it_wants() -> None:
     async with stranger() as port:
         await anew(port)
 
+        async def thread() -> None:
+            await asyncio.get_running_loop().run_in_executor(None, blocking, port)
+
         async def apart() -> None:
             await asyncio.get_running_loop().create_task(anew(port), context=detached())
+            await asyncio.get_running_loop().create_task(thread(), context=detached())
 
         await through_layers(apart)
+        await thread()
     assert outgoing.take() == []
 
 
