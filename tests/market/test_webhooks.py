@@ -220,6 +220,9 @@ async def test_a_queue_has_an_end(world: Hooks, there: Receiver) -> None:
     assert await world.run() == 0
     newest = (await world.webhooks.messages(anna, made.endpoint.id, 1, None)).items[0]
     assert (newest.state, newest.note) == ("unsent", "too many messages were waiting for the endpoint")
+    with pytest.raises(Conflict, match="1000 messages that wait"):
+        await world.webhooks.test(anna, made.endpoint.id)
+    assert (await world.webhooks.messages(anna, made.endpoint.id, 1, None)).items == [newest]
 
 
 async def test_a_secret_is_replaced_with_an_overlap(urls: list[str], home: Path, there: Receiver) -> None:

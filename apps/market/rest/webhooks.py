@@ -119,6 +119,7 @@ OPERATIONS: tuple[Operation, ...] = (
         id="TestWebhook", method="POST", path="/webhooks/{id}/test", endpoint=test, tag=TAG,
         summary="Send it a message that says nothing", auth="required", answer=webhooks.Message, status=201,
         errors=(401, 404, 409), idempotent=True,
+        says=f"409 while it is disabled, or {webhooks.MAX_QUEUED} messages wait for it.",
     ),
     Operation(
         id="GetWebhookMessages", method="GET", path="/webhooks/{id}/messages", endpoint=get_messages, tag=TAG,

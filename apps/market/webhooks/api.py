@@ -233,7 +233,7 @@ class Webhooks(Protocol):
 
     @raises(NotFound, Conflict)
     async def test(self, seller: int, id: int, once: Once | None = None) -> Message:
-        """Send a message that says nothing. Raises Conflict while it is disabled."""
+        """Send a message that says nothing. Raises Conflict while it is disabled, or MAX_QUEUED wait."""
 
     @raises(Invalid, NotFound)
     async def messages(self, seller: int, id: int, limit: int, after: str | None) -> MessagePage:
