@@ -26,6 +26,7 @@ from market.webhooks import rules, signing
 from market.webhooks.api import MAX_ENDPOINTS, EndpointChanges
 from market.webhooks.jobs import MAX_PAUSE
 from market.webhooks.settings import WebhookSettings
+from springtide.context import RequestContext, activate
 from springtide.testing import ManualClock
 
 pytestmark = one_platform
@@ -203,6 +204,16 @@ async def test_news_are_told_once_and_never_after_later_ones(world: Hooks, there
         ("order 5", "order.confirmed"), ("order 6", "order.cancelled"),
     ]  # fmt: skip
     assert rules.is_old(now - timedelta(days=26), now) and not rules.is_old(now - timedelta(days=24), now)
+
+
+async def test_news_find_an_endpoint_that_was_registered_just_now(world: Hooks, there: Receiver) -> None:
+    """Whoever brings them has seen nothing of it: what they look at is not a replica that lags (tiers.py)."""
+    anna = seller()
+    with activate(RequestContext()):
+        made = await world.registered(anna, there.url())
+    with activate(RequestContext()):
+        await world.tell(anna)
+    assert [one.subject for one in await world.messages(anna, made)] == ["order 5"]
 
 
 async def test_a_queue_has_an_end(world: Hooks, there: Receiver) -> None:

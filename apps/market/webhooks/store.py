@@ -288,8 +288,9 @@ class WebhookStore:
         return await tx.fetch_value(ROTATE, bucket_of(seller), seller, id, secret, until, at) is not None
 
     async def listening(self, seller: int, types: Sequence[str]) -> int:
-        """How many endpoints want some of these."""
-        return len(await self._db.read(seller).fetch(LISTENING, bucket_of(seller), seller, list(types)))
+        """How many endpoints want some of these: also one that was registered elsewhere just now."""
+        read = self._db.read(seller, consistency=Consistency.STRONG)
+        return len(await read.fetch(LISTENING, bucket_of(seller), seller, list(types)))
 
     async def lock(self, tx: WriteTransaction, seller: int, types: Sequence[str]) -> list[Listening]:
         rows = await tx.fetch(LOCK, bucket_of(seller), seller, list(types))
