@@ -35,7 +35,8 @@ from springtide.jobs._store import Store
 from springtide.platform import Platform
 
 Does = int | tuple[int, dict[str, str]] | str
-"""What a receiver does with a request: a status, with headers, or `hang`, `die`, `drip` (a byte a while)."""
+"""What a receiver does with a request: a status, with headers, or `hang`, `die`, `drip` (a byte a while),
+`late` (410 when it is let go)."""
 
 RESCUED: dict[str, Any] = {"lease": 3.0, "heartbeat": 0.5, "upkeep": 0.3}
 """Options of workers whose jobs others take over soon after they were killed."""
@@ -109,6 +110,9 @@ class Receiver:
             for end in ends:
                 end.cancel()
             return
+        if does == "late":
+            await self.let_go.wait()
+            does = 410
         if does == "drip":
             for byte in b"HTTP/1.1 204 No Content\r\nx-slow: " + b"x" * 10_000:
                 writer.write(bytes([byte]))

@@ -147,6 +147,31 @@ async def test_who_says_gone_is_called_no_more(world: Hooks, there: Receiver) ->
     assert there.ids == [f"msg_{message.id}"] * 2
 
 
+@one_shard
+async def test_what_an_address_answers_says_nothing_of_the_next_one(
+    urls: list[str], home: Path, there: Receiver
+) -> None:
+    """It moves while its old address is about to say that it is gone: the new one gets the message."""
+    anna = seller()
+    there.does = ["late"]
+    async with hooks(urls, home, PATIENT) as world:
+        made = await world.registered(anna, there.url("/old"))
+        await world.tell(anna)
+        running = asyncio.create_task(world.run())
+        await until(lambda: there.got)
+        moved = EndpointChanges(url=there.url("/new"))
+        await world.webhooks.change(anna, made.endpoint.id, moved, None)
+        there.let_go.set()
+        assert await running == 1
+        endpoint = await world.webhooks.endpoint(anna, made.endpoint.id)
+        assert (endpoint.enabled, endpoint.failing_since) == (True, None)
+        (message,) = await world.messages(anna, made)
+        assert (message.state, message.status) == ("queued", 410)
+        assert await world.run() == 1
+        assert [one.path for one in there.got] == ["/old", "/new"]
+        assert [one.state for one in await world.messages(anna, made)] == ["delivered"]
+
+
 async def test_what_waits_for_a_disabled_endpoint_is_unsent(world: Hooks, there: Receiver) -> None:
     anna = seller()
     made = await world.registered(anna, there.url())

@@ -53,8 +53,8 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "parcel": (store.PARCEL, (*PLACE, 1500 * 5000 + 50)),
     "tried": (store.TRIED, (*PLACE, 1500 * 5000 + 50, "queued", 500, "x", NOW)),
     "untried": (store.UNTRIED, (*PLACE, 1500 * 5000 + 50, "unsent", "x")),
-    "works": (store.WORKS, (*PLACE, 1500)),
-    "fails": (store.FAILS, (*PLACE, 1500, NOW)),
+    "works": (store.WORKS, (*PLACE, 1500, "https://h.example/1500")),
+    "fails": (store.FAILS, (*PLACE, 1500, "https://h.example/1500", NOW)),
     "disable": (store.DISABLE, (*PLACE, 1500, "x", NOW)),
     "forget": (store.FORGET, (50, datetime(2027, 1, 1, tzinfo=UTC))),
 }

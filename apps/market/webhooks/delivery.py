@@ -1,7 +1,8 @@
 """Deliver one message: call its endpoint, write down what was answered, and say when it is given up.
 
     2xx                    delivered
-    410                    failed, and the endpoint is disabled: it says that it will never listen again
+    410                    failed, and the endpoint is disabled: it says that it will never listen again;
+                           unless it has another address by now, where the message is tried then
     another answer, none   tried again by the job's own backoff, for about three days, not before the time
                            that Retry-After names; then failed
 
@@ -90,7 +91,7 @@ class Deliveries:
             return
         if 200 <= answer.status < 300:
             at = moment(self._clock)
-            await self._store.delivered(job.seller, job.message, parcel.endpoint, answer.status, at)
+            await self._store.delivered(job.seller, job.message, parcel, answer.status, at)
         else:
             await self._failed(job, parcel, answer, f"it answered {answer.status}", last=last)
 
@@ -127,12 +128,11 @@ class Deliveries:
         """Write it down; raises Unavailable when it is to be tried again."""
         at = moment(self._clock)
         status = None if answer is None else answer.status
-        gone = status == 410
         async with self._store.write(job.seller) as tx:
+            failing = await self._store.failed(tx, job.seller, parcel, at)
+            gone = status == 410 and failing is not None
             state: MessageState = "failed" if last or gone else "queued"
-            failing = await self._store.failed(
-                tx, job.seller, job.message, parcel.endpoint, state, status, note, at
-            )
+            await self._store.tried(tx, job.seller, job.message, state, status, note, at)
             if failing is not None and (gone or rules.is_hopeless(*failing, at)):
                 reason = GONE if gone else f"{HOPELESS}, at last: {note}"
                 version = await self._store.disable(tx, job.seller, parcel.endpoint, reason, at)

@@ -159,14 +159,15 @@ update webhooks.delivery set state = $4, note = $5
 where bucket = $1 and seller_id = $2 and id = $3 and state = 'queued'
 """
 
+# What an address answered says nothing of another one that the endpoint got meanwhile.
 WORKS = """
 update webhooks.endpoint set failures = 0, failing_since = null
-where bucket = $1 and seller_id = $2 and id = $3 and failures > 0
+where bucket = $1 and seller_id = $2 and id = $3 and url = $4 and failures > 0
 """
 
 FAILS = """
-update webhooks.endpoint set failures = failures + 1, failing_since = coalesce(failing_since, $4)
-where bucket = $1 and seller_id = $2 and id = $3
+update webhooks.endpoint set failures = failures + 1, failing_since = coalesce(failing_since, $5)
+where bucket = $1 and seller_id = $2 and id = $3 and url = $4
 returning failures, failing_since
 """
 
@@ -330,21 +331,24 @@ class WebhookStore:
         row = await read.fetch_one(PARCEL, bucket_of(seller), seller, id)
         return None if row is None else Parcel(*row)
 
-    async def delivered(self, seller: int, id: int, endpoint: int, status: int, at: datetime) -> None:
-        bucket = bucket_of(seller)
+    async def delivered(self, seller: int, id: int, parcel: Parcel, status: int, at: datetime) -> None:
         async with self._db.write(seller) as tx:
-            await tx.execute(TRIED, bucket, seller, id, "delivered", status, None, at)
-            await tx.execute(WORKS, bucket, seller, endpoint)
+            await tx.execute(WORKS, bucket_of(seller), seller, parcel.endpoint, parcel.url)
+            await self.tried(tx, seller, id, "delivered", status, None, at)
 
     async def failed(
-        self, tx: WriteTransaction, seller: int, id: int, endpoint: int, state: MessageState,
-        status: int | None, note: str, at: datetime,
-    ) -> tuple[int, datetime] | None:  # fmt: skip
-        """How often the endpoint has failed by now, and since when; None when it is gone."""
-        bucket = bucket_of(seller)
-        await tx.execute(TRIED, bucket, seller, id, state, status, note, at)
-        row = await tx.fetch_one(FAILS, bucket, seller, endpoint, at)
+        self, tx: WriteTransaction, seller: int, parcel: Parcel, at: datetime
+    ) -> tuple[int, datetime] | None:
+        """How often the endpoint has failed by now, and since when; None when it is gone or has moved."""
+        row = await tx.fetch_one(FAILS, bucket_of(seller), seller, parcel.endpoint, parcel.url, at)
         return None if row is None else (row["failures"], row["failing_since"])
+
+    async def tried(
+        self, tx: WriteTransaction, seller: int, id: int, state: MessageState, status: int | None,
+        note: str | None, at: datetime,
+    ) -> None:  # fmt: skip
+        """Write down what became of a try; after its endpoint, whose lock is taken first everywhere."""
+        await tx.execute(TRIED, bucket_of(seller), seller, id, state, status, note, at)
 
     async def untried(self, seller: int, id: int, state: MessageState, note: str) -> None:
         async with self._db.write(seller) as tx:
