@@ -189,6 +189,7 @@ async def test_who_does_not_answer_is_left_in_time_and_learns_nothing(
             there.does = [does]
             with pytest.raises(Unreachable, match=why):
                 await caller.post(there.url(), b"{}", {})
+    async with receiver() as there, calling() as caller:
         there.does = ["die"]
         with pytest.raises(Unreachable, match="does not answer as HTTP does"):
             await caller.post(there.url(), b"{}", {})
