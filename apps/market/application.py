@@ -131,7 +131,7 @@ def application(platform: Platform, settings: Settings | None = None) -> FastAPI
     for own in MARKET_OPERATIONS:
         app.add_route(MARKET + own.path, own.endpoint, methods=[own.method])
     app.add_route(files.ROUTE, files.serve, methods=["GET"])
-    described = extend(document(title="market", version=__version__), MARKET_OPERATIONS)
+    described = extend(document(title="market", version=__version__), MARKET_OPERATIONS, webhooks.TOLD)
     app.openapi = lambda: described  # type: ignore[method-assign]  # FastAPI documents this way of replacing it
     _add_documents(app, described)
     app.state.storefront = store = _store(platform, settings, app.state.rest)

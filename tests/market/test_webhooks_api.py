@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tests.market.ordering import Shop, buyer, shop
 from tests.market.test_catalog_api import good, offer, refused, seller, send
 from tests.market.working import work
 
+from market.webhooks import rules, signing
 from market.webhooks.api import EVENT_TYPES, MAX_ENDPOINTS, EventType, NewEndpoint, Webhooks
 
 pytestmark = one_platform
@@ -122,6 +125,23 @@ async def test_every_wrong_field_is_named_at_once(api: Api) -> None:
     for _ in range(MAX_ENDPOINTS - 1):
         await registered(api, anna)
     assert list(await refused(api, 409, "POST", "/webhooks", HOOK, by=anna)) == ["webhooks"]
+
+
+@one_shard
+async def test_the_document_says_what_is_sent(api: Api) -> None:
+    """Each type, with the shape of its data and the headers that sign it."""
+    document = (await api.client.get("/openapi.json")).json()
+    docs = (await api.client.get("/docs")).text
+    assert list(document["webhooks"]) == list(EVENT_TYPES)
+    for type, methods in document["webhooks"].items():
+        message = methods["post"]
+        assert [one["name"] for one in message["parameters"]] == list(signing.headers("msg_1", 0, b"", []))
+        said = message["requestBody"]["content"]["application/json"]["schema"]
+        assert said["properties"].keys() == json.loads(rules.body(type, datetime.now(UTC), None)).keys()
+        name = said["properties"]["data"]["$ref"].rpartition("/")[2]
+        kind = document["components"]["schemas"][name]["properties"]["object"]["enum"]
+        assert kind == [type.split(".")[0]]
+        assert f'id="{message["operationId"]}"' in docs
 
 
 @one_shard

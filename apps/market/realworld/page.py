@@ -47,6 +47,7 @@ def page(document: dict[str, Any]) -> str:
             '<p>The same as a file: <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1)</p>',
             f'<h2 id="token">Signing in</h2><p>{_prose(scheme["description"])}</p>',
             *_operations(document),
+            *_messages(document.get("webhooks", {})),
             '<h2 id="schemas">Schemas</h2>',
             *_schemas(document["components"]["schemas"]),
             "</body></html>",
@@ -61,6 +62,14 @@ def _operations(document: dict[str, Any]) -> Iterator[str]:
             for method, operation in methods.items():
                 if tag["name"] in operation["tags"]:
                     yield from _operation(path, method, operation)
+
+
+def _messages(webhooks: dict[str, Any]) -> Iterator[str]:
+    if webhooks:
+        yield '<h2 id="messages">Messages to your programs</h2>'
+    for type, methods in webhooks.items():
+        for method, message in methods.items():
+            yield from _operation(type, method, message)
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[str]:

@@ -1,9 +1,12 @@
-"""The part of the OpenAPI document that is under /market, made from the operations and their structs."""
+"""The part of the OpenAPI document that is under /market, made from the operations and their structs.
+
+What market sends to sellers' programs is in it, too, as OpenAPI's webhooks.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -32,8 +35,25 @@ ABOUT = (
 )
 
 
-def extend(document: Schema, operations: Sequence[Operation]) -> Schema:
-    """`document` with the operations added. Raises ValueError when a name or an address is there already."""
+SIGNED = {
+    "webhook-id": "of the message, the same at each try",
+    "webhook-timestamp": "of the try, in seconds since 1970",
+    "webhook-signature": "`v1,` and base64 of HMAC-SHA256 over `<id>.<timestamp>.<body>`; two with a space"
+    " between while a secret is being replaced",
+}
+
+TAKEN = {
+    "2XX": {"description": "It is taken. What else is answered is not read."},
+    "410": {"description": "The address is gone: it is called no more."},
+    "default": {"description": "It is sent again, later each time, for about three days."},
+}
+
+
+def extend(document: Schema, operations: Sequence[Operation], told: Mapping[str, Any]) -> Schema:
+    """`document` with the operations added, and what is `told`: the struct of the data of each type.
+
+    Raises ValueError when a name or an address is there already.
+    """
     described = {**document, "info": {**document["info"]}, "paths": {**document["paths"]}}
     described["info"]["description"] += ABOUT
     tags = [tag["name"] for tag in document["tags"]]
@@ -43,7 +63,8 @@ def extend(document: Schema, operations: Sequence[Operation]) -> Schema:
         if operation.method.lower() in methods:
             raise ValueError(f"{operation.method} {operation.path} is described twice")
         methods[operation.method.lower()] = _operation(operation)
-    schemas = _schemas(operations)
+    described["webhooks"] = {type: {"post": _message(type, data)} for type, data in told.items()}
+    schemas = _schemas(operations, told.values())
     if both := schemas.keys() & document["components"]["schemas"].keys():
         raise ValueError(f"two schemas have one name: {', '.join(sorted(both))}")
     components = document["components"]
@@ -72,6 +93,27 @@ def _operation(operation: Operation) -> Schema:
     elif operation.auth == "optional":
         described["security"] = [{}, {SECURITY: []}]
     return described
+
+
+def _message(type: str, data: Any) -> Schema:
+    properties: Schema = {
+        "type": {"type": "string", "const": type},
+        "version": {"type": "integer", "description": "of the shape of the data"},
+        "timestamp": {"type": "string", "format": "date-time", "description": "when it happened"},
+        "data": _ref(data),
+    }
+    schema = {"type": "object", "required": list(properties), "properties": properties}
+    return {
+        "operationId": "".join(part.title() for part in re.split("[._]", type)),
+        "tags": ["Webhooks"],
+        "summary": "What a program that wants it is sent",
+        "parameters": [
+            {**_parameter(name, "header", {"type": "string"}, says), "required": True}
+            for name, says in SIGNED.items()
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": TAKEN,
+    }
 
 
 def _parameters(operation: Operation) -> list[Schema]:
@@ -129,8 +171,8 @@ def _ref(shape: Any) -> Schema:
     return {"$ref": REF.format(name=shape.__name__)}
 
 
-def _schemas(operations: Sequence[Operation]) -> Mapping[str, Schema]:
-    shapes = [Problem]
+def _schemas(operations: Sequence[Operation], told: Iterable[Any]) -> Mapping[str, Schema]:
+    shapes = [Problem, *told]
     shapes += [shape for one in operations for shape in (one.body, one.answer) if shape is not None]
     _, components = msgspec.json.schema_components(list(dict.fromkeys(shapes)), ref_template=REF)
     return components

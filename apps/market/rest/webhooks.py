@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,9 +15,15 @@ from market.rest.operations import PREFIX, Operation
 from market.rest.rim import member, rest_of, somebody
 from market.webhooks import api as webhooks
 
-__all__ = ["OPERATIONS"]
+__all__ = ["OPERATIONS", "TOLD"]
 
 TAG = "Webhooks"
+
+TOLD: Mapping[str, type[webhooks.SoldOrder | webhooks.TurnedListing]] = {
+    name: webhooks.SoldOrder if name.startswith("order.") else webhooks.TurnedListing
+    for name in webhooks.EVENT_TYPES
+}
+"""What the data of each type of message is."""
 
 
 async def register(request: Request) -> Response:
@@ -87,7 +95,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Have a program of yours told what happens in your shop", auth="required",
         body=webhooks.NewEndpoint, answer=webhooks.Registered, status=201, errors=(401, 409), idempotent=True,
         says="Messages are signed as Standard Webhooks has it, with the secret that is shown here and never"
-        f" again. At most {webhooks.MAX_ENDPOINTS} (409).",
+        f" again. At most {webhooks.MAX_ENDPOINTS} (409). What they say is under `webhooks` in the document.",
     ),
     Operation(
         id="GetWebhooks", method="GET", path="/webhooks", endpoint=get_endpoints, tag=TAG,
