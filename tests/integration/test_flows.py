@@ -248,6 +248,20 @@ async def test_who_waits_for_ever_has_no_job_until_it_is_sent(
     assert got == {"p1", "p2"}
 
 
+async def test_an_event_of_a_release_that_does_not_know_the_flow_is_taken(
+    database: Database, database_urls: Urls
+) -> None:
+    """While releases run side by side: who sends does not fail, and a worker that knows the flow looks."""
+    flow = waiting(None, first=PAY)
+    flows, shop = Flows(database, [flow]), Shop(database)
+    id = await begin(flows, "a", flow, hold=3600.0)
+    await flows.drive("a", id, shop)
+    await parcel(Flows(database, []), "a", "p1")
+    assert (await reach(flows, "a", id, "waiting")).job_id is None
+    async with running(flows, shop, database_urls):
+        assert (await reach(flows, "a", id, "done")).data["parcel"] == "p1"
+
+
 @pytest.mark.parametrize("late", ["fail", "go_on"])
 async def test_an_event_that_does_not_come(database: Database, database_urls: Urls, late: Any) -> None:
     flow = waiting(0.2, late=late)

@@ -12,7 +12,8 @@
 step one is recorded; the other's transaction finds nothing and changes nothing. Every flow that has not ended
 has one job, `job_id`, made in the commit that made the state; or, while somebody drives the flow, an earlier
 one, which finds that the flow is elsewhere and has the right one take its place. Only what waits for an event
-and for no time has none: it is made with the event. Time is the database's alone.
+and for no time has none: it is made with the event, or by upkeep, where the sender is of a release that does
+not know the flow. Time is the database's alone.
 
 An event and the flow that waits for it meet under an advisory lock of their name and key: either the wait
 finds the event, or the sender finds the flow waiting. It is taken before any row is locked.
@@ -103,6 +104,12 @@ class Statements:
                 AND (f.job_id IS NOT NULL OR f.wait_event IS NULL)
                 AND f.updated_at < clock_timestamp() - interval '60 s'
                 AND NOT EXISTS (SELECT FROM {jobs} AS j WHERE j.bucket = f.bucket AND j.id = f.job_id)
+            LIMIT {BATCH}
+        """
+        self.unseen = f"""
+            SELECT DISTINCT f.bucket, f.id FROM {events} AS e
+            JOIN {flow} AS f ON f.bucket = e.bucket AND f.wait_event = e.name AND f.wait_key = e.key
+            WHERE f.job_id IS NULL AND f.kind || '/' || f.version = ANY($1::text[])
             LIMIT {BATCH}
         """
         self.forget = f"""

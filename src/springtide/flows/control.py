@@ -160,13 +160,19 @@ class Flows:
         if jobs := [row["job_id"] for row in found if row["job_id"] is not None]:
             await self._hasten(tx, jobs)
         for idle in (row["id"] for row in found if row["job_id"] is None):
-            row = await tx.fetch_one(self.statements.lock, bucket, idle)
-            if (
-                row is not None
-                and row["job_id"] is None
-                and (row["wait_event"], row["wait_key"]) == (event, key)
-            ):
-                await self.moves.look_now(tx, self._of(row), row)
+            await self.look_now(tx, idle)
+
+    async def look_now(self, tx: WriteTransaction, id: UUID) -> None:
+        """For `send` and upkeep: a flow that waits for an event, and has no job, looks whether it was sent.
+
+        One of a version that this release does not know is left to the upkeep of one that does.
+        """
+        row = await tx.fetch_one(self.statements.lock, tx.bucket, id)
+        if row is None or row["wait_event"] is None or row["job_id"] is not None:
+            return
+        workflow = self.of(row["kind"], row["version"])
+        if workflow is not None:
+            await self.moves.look_now(tx, workflow, row)
 
     async def wake(self, tx: WriteTransaction, id: UUID) -> bool:
         """Ask the step again now at which a flow waits, because it raised StepLater; whether it does."""

@@ -2,8 +2,9 @@
 
 Failed: a step whose job is a dead letter has failed for good. Forward, the flow turns and the dead letter
 goes, its error is in the flow's history; backward, the flow is stuck and the dead letter stays until it is
-resumed. So it is for a job that somebody discarded. Forget: flows that have ended, after their workflow's
-`keep`, and events that nobody took. Measure: how many flows are in each state.
+resumed. So it is for a job that somebody discarded. Look: a flow without a job whose event was sent by a
+release that does not know it gets one. Forget: flows that have ended, after their workflow's `keep`, and
+events that nobody took. Measure: how many flows are in each state.
 Flows of versions that this release does not know are left alone.
 """
 
@@ -81,6 +82,7 @@ class FlowUpkeep:
             await self._fail(self._flows.statements.failed, self._jobs)
             if self._clock.monotonic() - self._left >= LEFT:
                 await self._fail(self._flows.statements.left, self._kinds)
+                await self._look()
                 await self._forget()
                 self._left = self._clock.monotonic()
             if self._clock.monotonic() - self._measured >= self._measure_every:
@@ -94,6 +96,8 @@ class FlowUpkeep:
                     await self._judge(found)
                 except JobFailed as error:  # its data cannot be read, and who follows it needs them
                     _log.error("flow %s cannot be undone: %s", found["id"], error)
+                except Exception:  # of who follows it: that keeps no other flow from its end
+                    _log.exception("flow %s cannot be undone now", found["id"])
 
     async def _judge(self, found: Any) -> None:
         flows, bucket = self._flows, found["bucket"]
@@ -115,6 +119,13 @@ class FlowUpkeep:
             how: dict[str, Any] = {"outcome": "failed", "error": error, "attempt": attempt}
             if await flows.moves.turn(tx, workflow, row, step, error, **how) is not None:
                 _log.warning("flow %s failed, it is undone: %s", name, error)
+
+    async def _look(self) -> None:
+        names = list(self._flows.workflows)
+        for pool in self._flows.database.pools.values():
+            for found in await pool.fetch(self._flows.statements.unseen, names):
+                async with self._flows.database.write(Bucket(found["bucket"])) as tx:
+                    await self._flows.look_now(tx, found["id"])
 
     async def _forget(self) -> None:
         statements = self._flows.statements
