@@ -27,7 +27,8 @@ from market.orders.steps import PLACE
 from springtide.clock import SystemClock
 from springtide.context import RequestContext, activate
 from springtide.errors import IdempotencyInFlight, StepRefused, Unavailable
-from springtide.flows import Flows, Step, StepRun
+from springtide.flows import Flows, FlowUpkeep, Step, StepRun
+from springtide.jobs import operating
 
 pytestmark = one_platform
 
@@ -359,6 +360,44 @@ async def test_what_is_shipped_is_not_cancelled(there: Shop) -> None:
     with pytest.raises(Conflict, match="cancelled"):
         await there.orders.ship(other.id, ANNA)
     await there.work()
+    assert await there.check()
+
+
+async def test_what_is_shipped_is_undone_by_nobody(there: Shop) -> None:
+    """Neither by an operator nor because the job that ends its flow died: the money stays where it is."""
+    lamp, ada = await there.listing(), buyer()
+    order = await there.place(ada, lamp)
+    await there.orders.ship(order.id, ANNA)
+    flows = there.platform.flows("orders")
+    assert flows is not None
+    flow = await there.flow(order.id)
+    with pytest.raises(Conflict, match="shipped"):
+        async with there.db.write(order.id) as tx:
+            await flows.cancel(tx, flow.id, "a mistake")
+    for pool in there.db.pools.values():
+        await pool.execute("update orders._job set state = 'dead' where kind = 'orders.place.shipped'")
+    await FlowUpkeep(flows).tend()
+    assert (await there.flow(order.id)).state == "waiting"
+    await operating.retry([there.db], operating.Wanted(kinds=["orders.place.shipped"]))
+    await there.work()
+    assert (await there.flow(order.id)).state == "done"
+    assert (await there.orders.order(order.id, ada)).state == "confirmed"
+    assert await there.left(lamp) == (4, 0)
+    assert await there.check()
+
+
+async def test_what_an_operator_calls_off_is_not_the_buyers_doing(there: Shop) -> None:
+    lamp, ada = await there.listing(), buyer()
+    order = await there.place(ada, lamp)
+    flows = there.platform.flows("orders")
+    assert flows is not None
+    async with there.db.write(order.id) as tx:
+        assert await flows.cancel(tx, (await there.flow(order.id)).id, "a fraud")
+    await there.work()
+    ended = await there.orders.order(order.id, ada)
+    assert ended.reason is not None
+    assert (ended.state, ended.reason.code) == ("failed", "expired")
+    assert await there.left(lamp) == (5, 0)
     assert await there.check()
 
 

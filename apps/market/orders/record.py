@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 
+from market.faults import Conflict
 from market.money import Money, total
 from market.orders.api import Address, Order, OrderLine, OrderState, Reason, Sale, SaleState
 
@@ -45,6 +46,11 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     def shipped(self) -> bool:
         """Whether a part of it is on its way."""
         return any(line.shipped_at is not None for line in self.lines)
+
+    def check_not_shipped(self) -> None:
+        """Raises Conflict."""
+        if self.shipped:
+            raise Conflict("order", "is on its way: a part of it has been shipped")
 
     @property
     def sellers(self) -> list[int]:

@@ -165,12 +165,10 @@ class OrderService:
             if order.state == "failed":
                 raise Conflict("order", "has failed: there is nothing to cancel")
             if order.state not in ("cancelling", "cancelled"):
-                _not_shipped(order)
+                order.check_not_shipped()
                 flow = order.flow
                 if flow is None or not await self._flows.cancel(tx, flow, reasons.BUYER.says, hold=HOLD):
                     raise Conflict("order", "cannot be cancelled any more")
-                # a seller may have been quicker; now that its row is ours no seller is
-                _not_shipped(await self._store.find_in(tx, id))
             return id
 
         await self._once(once, id, effect)
@@ -295,8 +293,3 @@ class OrderService:
 def _check_id(id: int) -> None:
     if not rules.is_id(id):
         raise NotFound("order")
-
-
-def _not_shipped(order: Placed | None) -> None:
-    if order is not None and order.shipped:
-        raise Conflict("order", "is on its way: a part of it has been shipped")

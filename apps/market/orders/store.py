@@ -252,7 +252,11 @@ class OrderStore:
 
 
 async def follow(tx: Any, move: Moved) -> None:
-    """What the order has come to is in its row, in the commit by which its flow came there."""
+    """What the order has come to is in its row, in the commit by which its flow came there.
+
+    Raises Conflict, which keeps the flow where it is, for one of which a part is shipped: a seller may have
+    been quicker than whoever cancels it, and that is decided here, where the row is locked.
+    """
     id, reason = move.data.id, move.data.reason
     match move.state, move.step:
         case "waiting", "charge":
@@ -262,7 +266,11 @@ async def follow(tx: Any, move: Moved) -> None:
             await _publish_end(tx, row)
             await _tell(tx, id)
         case "undoing", _:
-            await _turn(tx, id, "cancelling", UNDER_WAY, lines=move.data.lines, reason=reason or _why(move))
+            row = await _turn(
+                tx, id, "cancelling", UNDER_WAY, lines=move.data.lines, reason=reason or _why(move)
+            )
+            if row is not None:
+                _placed(row).check_not_shipped()
         case "undone", _:
             before = [*UNDER_WAY, "cancelling"]
             row = await _turn(tx, id, "failed", before, lines=move.data.lines, reason=reason or _why(move))
@@ -288,8 +296,9 @@ async def _turn(
 
 
 def _why(move: Moved) -> Reason:
-    """Nobody but the buyer cancels an order; a step that fails again and again is too late at last."""
-    return reasons.BUYER if move.outcome == "cancelled" else reasons.EXPIRED
+    """A buyer cancels with these words; a step that fails again and again is too late at last, and so is an
+    order that an operator calls off."""
+    return reasons.BUYER if move.reason == reasons.BUYER.says else reasons.EXPIRED
 
 
 async def _publish_end(tx: Any, row: Any) -> None:
