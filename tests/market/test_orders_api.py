@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import httpx
 import pytest
 from tests.market.harness import Api, Person, Recorder
-from tests.market.ordering import Shop, shop
+from tests.market.ordering import Shop, buyer, shop
+from tests.market.paying import SECRET
 from tests.market.test_catalog_api import good, offer, refused, seller, send
 
 from market.application import render_error
+from market.provider.webhooks import sign
+from springtide.clock import SystemClock
 
 
 @pytest.fixture
@@ -119,3 +123,47 @@ async def test_keys_pages_and_etags(there: tuple[Shop, Api]) -> None:
         assert (await send(api, "GET", path, by=ada, If_None_Match=seen.headers["etag"])).status_code == 304
     changed = await send(api, "POST", f"/orders/{first.json()['id']}/cancel", by=ada)
     assert (changed.json()["state"], changed.status_code) == ("cancelled", 200)
+
+
+async def test_an_order_goes_on_when_the_provider_says_what_became_of_its_charge(
+    there: tuple[Shop, Api],
+) -> None:
+    """At once, not when it would have asked; an event that comes again, or of an order that is nobody's, is
+    acknowledged and changes nothing."""
+    made, api = there
+    await made.open()
+    lamp, ada = await made.listing(), buyer()
+    await made.provider.behave(down=True)
+    order = await made.place(ada, lamp)
+    assert order.state == "awaiting_payment"
+    hours = "update orders._job set run_at = now() + interval '5 hours' where kind = 'orders.place.charge'"
+    for pool in made.db.pools.values():
+        await pool.execute(hours)
+
+    async def due() -> list[bool]:
+        sql = "select run_at <= clock_timestamp() as due from orders._job where kind = 'orders.place.charge'"
+        return [row["due"] for row in await made.db.scatter(sql)]
+
+    async def tell(number: int) -> int:
+        charge = {
+            "id": f"ch_{number}", "key": f"market-{number}-1", "amount": order.total.amount,
+            "currency": "EUR", "status": "declined", "decline_code": "no_funds",
+        }  # fmt: skip
+        body = json.dumps({"id": f"evt_{number}", "type": "charge.declined", "data": charge}).encode()
+        signed = sign(SECRET, body, int(SystemClock().now()))
+        path, headers = "/market/payments/webhook", {"Provider-Signature": signed}
+        return (await api.client.post(path, content=body, headers=headers)).status_code
+
+    assert await due() == [False]
+    assert await tell(order.id) == 204
+    assert await due() == [True]
+    await made.work()
+    ended = await made.orders.order(order.id, ada)
+    assert ended.reason is not None
+    assert (ended.state, ended.reason.code) == ("failed", "declined")
+    assert await tell(order.id) == 204
+    alone = order.id + (1_000 << 10)
+    await made.payments.charge(alone, order.total, "card_visa")
+    assert await tell(alone) == 204
+    await made.provider.behave()
+    assert await made.left(lamp) == (5, 0)

@@ -308,5 +308,9 @@ class Orders(Protocol):
         Idempotent. Raises NotFound for what the seller has not sold, Conflict when it is cancelled.
         """
 
+    async def payment_known(self, id: int) -> None:
+        """The provider has told payments what became of its charge: if the order awaits that, it goes on now
+        and not when it would have asked. Anything else changes nothing."""
+
     async def reconcile(self) -> Disagreements:
         """Compare every order with its payment and its stock. Changes nothing."""

@@ -195,6 +195,12 @@ class OrderService:
         await self._store.put_sale(sale)
         return sale
 
+    async def payment_known(self, id: int) -> None:
+        order = await self._store.find(id)
+        if order is not None and order.flow is not None and order.state == "awaiting_payment":
+            async with self._store.write(id) as tx:
+                await self._flows.wake(tx, order.flow)
+
     async def reconcile(self) -> Disagreements:
         return await compare(self._store, self.catalog, self.payments)
 

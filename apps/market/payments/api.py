@@ -136,9 +136,10 @@ class Payments(Protocol):
         """
 
     @raises(Invalid, Forbidden, NotFound, Conflict)
-    async def receive(self, body: bytes, signature: str) -> None:
+    async def receive(self, body: bytes, signature: str) -> int | None:
         """A webhook of the provider. Once per event; events may come in any order.
 
+        Returns the order that it is about, also when it came before; None for one that says nothing to us.
         Raises Forbidden for a signature that is not the provider's or too old, Invalid for a body that is no
         event, NotFound for a charge or refund that is not ours, Conflict when it says what cannot be.
         """

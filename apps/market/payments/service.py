@@ -135,7 +135,7 @@ class PaymentService:
         refunds = await self._store.refunds(order_id) if charge.refunds else []
         return Status(charge=charge.shown(), refunds=[refund.shown() for refund in refunds])
 
-    async def receive(self, body: bytes, signature: str) -> None:
+    async def receive(self, body: bytes, signature: str) -> int | None:
         if not rules.genuine(self._settings.secret, body, signature, self._clock.now()):
             raise Forbidden("signature")
         subject: ProviderCharge | ProviderRefund
@@ -146,13 +146,14 @@ class PaymentService:
             elif event.type == "refund.succeeded":
                 subject = msgspec.json.decode(event.data, type=ProviderRefund)
             else:
-                return  # providers add kinds of events; what is not asked for is acknowledged
+                return None  # providers add kinds of events; what is not asked for is acknowledged
         except msgspec.MsgspecError as error:
             raise Invalid({"body": [f"is no event: {error}"]}) from error
         named = rules.named(self._settings.prefix, subject.key)
         if named is None or named.refund != isinstance(subject, ProviderRefund):
             raise NotFound("charge")
         await self._receive(event, subject, named)
+        return named.order_id
 
     async def charges(self, order_ids: list[int]) -> list[Charge]:
         rules.check_ids(order_ids)

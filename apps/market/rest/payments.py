@@ -14,9 +14,11 @@ SIGNATURE = "provider-signature"
 
 
 async def receive(request: Request) -> Response:
-    """The bytes as they came: the signature is over them."""
-    signature = request.headers.get(SIGNATURE, "")
-    await rest_of(request).payments.receive(await request.body(), signature)
+    """The bytes as they came: the signature is over them. An order that waits for this goes on now."""
+    signature, rest = request.headers.get(SIGNATURE, ""), rest_of(request)
+    order = await rest.payments.receive(await request.body(), signature)
+    if order is not None:
+        await rest.orders.payment_known(order)
     return Response(status_code=204)
 
 
