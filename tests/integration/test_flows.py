@@ -73,6 +73,22 @@ async def test_a_flow_exists_if_and_only_if_its_write_commits(database: Database
     assert await flows.list() == [] and await database.scatter("select id from deeds._job") == []
 
 
+async def test_a_flow_begins_where_it_is_said_to(database: Database, database_urls: Urls) -> None:
+    """What is before counts as done: it is not done, but undone."""
+    flow = waiting(None)
+    flows, shop = Flows(database, [flow]), Shop(database)
+    late, off = await begin(flows, "a", flow, at="packed"), await begin(flows, "b", flow, at="send")
+    with pytest.raises(JobError, match=r"shop\.place/1 has no step 'wrap' \(it has: reserve, packed, send\)"):
+        await begin(flows, "a", flow, at="wrap")
+    assert await cancel(flows, bucket_of("b"), off)
+    async with running(flows, shop, database_urls):
+        await parcel(flows, "a")
+        await reach(flows, "a", late, "done")
+        await reach(flows, "b", off, "undone")
+    assert await effects(database, "a") == ["do send"]
+    assert await effects(database, "b") == ["undo reserve"]
+
+
 async def test_a_key_is_one_flow(database: Database) -> None:
     flows = Flows(database, [PLACE])
     first = await begin(flows, "a", key="cart 1")

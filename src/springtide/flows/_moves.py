@@ -63,14 +63,15 @@ class Moves:
         key: str | None,
         data: Any,
         stored: bytes,
+        step: int,
         hold: float,
     ) -> bool:
-        """A flow at its first step; False when there is one of this key."""
-        aim = await self._aim(tx, workflow, 0, data)
+        """A flow at `step`; False when there is one of this key."""
+        aim = await self._aim(tx, workflow, step, data)
         job = await self._enqueue(tx, workflow, tx.bucket, id, 1, aim, hold)
         made = await tx.fetch_value(
             self._statements.start, tx.bucket, id, workflow.kind, workflow.version, key, aim.state, stored,
-            aim.event, aim.key, aim.until, job,
+            aim.event, aim.key, aim.until, job, step,
         )  # fmt: skip
         if made is None:
             await tx.execute(self._statements.drop_job, tx.bucket, job)

@@ -42,7 +42,7 @@ class Statements:
             INSERT INTO {flow}
                 (bucket, id, kind, version, key, state, step, seq, data, wait_event, wait_key, wait_until,
                  job_id, started_at, updated_at)
-            VALUES ($1, $2, $3, $4, $5, $6, 0, 1, $7, $8, $9, $10::timestamptz, $11, clock_timestamp(),
+            VALUES ($1, $2, $3, $4, $5, $6, $12, 1, $7, $8, $9, $10::timestamptz, $11, clock_timestamp(),
                 clock_timestamp())
             ON CONFLICT (bucket, kind, key) WHERE key IS NOT NULL DO NOTHING
             RETURNING id

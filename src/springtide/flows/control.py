@@ -107,11 +107,14 @@ class Flows:
         data: D,
         *,
         key: str | None = None,
+        at: str | None = None,
         hold: float = 0.0,
     ) -> UUID:
         """A flow that begins when `tx` commits; its id. With a key: the one of this kind and key in the
         bucket of `tx`, if there is one, also one that has ended and is still kept.
 
+        at:   the step that it begins at, None: the first. Those before it count as done: for what was begun
+              before there was a workflow.
         hold: seconds for which workers leave it to who started it, and calls `drive` after the commit.
         """
         self._check(workflow.name)
@@ -120,7 +123,8 @@ class Flows:
         _check_key("key", key)
         stored = _encoded(workflow.kind, data)
         id = uuid4()
-        if not await self.moves.begin(tx, workflow, id, key, data, stored, hold):
+        step = 0 if at is None else _index(workflow, at)
+        if not await self.moves.begin(tx, workflow, id, key, data, stored, step, hold):
             known: UUID = await tx.fetch_value(self.statements.of_key, tx.bucket, workflow.kind, key)
             return UUID(int=known.int)
         return id
@@ -312,6 +316,13 @@ class Flows:
             ended_at=row["ended_at"],
             steps=steps,
         )
+
+
+def _index(workflow: Workflow[Any], name: str) -> int:
+    names = [step.name for step in workflow.steps]
+    if name not in names:
+        raise JobError(f"workflow {workflow.name} has no step {name!r} (it has: {', '.join(names)})")
+    return names.index(name)
 
 
 def _check_key(what: str, key: str | None) -> None:
