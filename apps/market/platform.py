@@ -28,8 +28,9 @@ from market.notifications.api import Notifications
 from market.notifications.jobs import SendMail, SendPush
 from market.notifications.settings import NotificationSettings
 from market.orders import service as orders
+from market.orders.adopting import ADOPT_EVERY
 from market.orders.api import OrderEnded, OrderPlaced, Orders
-from market.orders.jobs import Tell
+from market.orders.jobs import Advance, Tell
 from market.orders.settings import OrderSettings
 from market.orders.steps import PLACE
 from market.payments import service as payments
@@ -169,8 +170,9 @@ def modules(
             provides=Orders,
             factory=orders.build,
             requires=[Catalog, Payments, Notifications, Recommendations, Dashboard, Webhooks],
-            jobs=[Handler(Tell, orders.OrderService.tell)],
+            jobs=[Handler(Tell, orders.OrderService.tell), Handler(Advance, orders.OrderService.advance)],
             workflows=[PLACE],
+            background=[Background(name="adopt", every=ADOPT_EVERY, method=orders.OrderService.adopt)],
             publishes=[OrderPlaced, OrderEnded],
             settings=ordering or OrderSettings.from_environment(),
         ),

@@ -106,6 +106,7 @@ SCATTERED = {
     catalog.CATEGORIES,
     stock.OVERDUE,
     stock.UNSETTLED,
+    orders.DUE,
     payments.DUE_CHARGES,
     payments.DUE_REFUNDS,
     payments.BALANCES,

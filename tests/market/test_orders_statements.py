@@ -44,6 +44,7 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "cart": (store.CART, (BUYER, BUYER)),
     "order": (store.ORDER, (BUYER, ORDER)),
     "lock": (store.LOCK, (BUYER, ORDER)),
+    "due": (f"{store.DUE} order by due_at, id limit 100", (NOW,)),
     "of a cart": (store.OF_CART, (BUYER, BUYER, 1700)),
     "turn": (store.TURN, (BUYER, ORDER, "confirmed", ["placing"], None, None)),
     "history": page(store.HISTORY, store.NEWEST, BUYER, BUYER),

@@ -13,7 +13,7 @@ from market.faults import Conflict, Invalid, NotFound, Refused, Stale
 from market.moments import moment
 from market.money import Money, total
 from market.notifications.api import Notifications
-from market.orders import reasons, rules
+from market.orders import adopting, reasons, rules
 from market.orders.api import (
     Cart,
     Disagreements,
@@ -26,7 +26,7 @@ from market.orders.api import (
     WantedLine,
 )
 from market.orders.comparing import compare
-from market.orders.jobs import Tell
+from market.orders.jobs import Advance, Tell
 from market.orders.record import Placed
 from market.orders.settings import OrderSettings
 from market.orders.steps import PLACE, SHIPPED, Placing
@@ -166,8 +166,8 @@ class OrderService:
                 raise Conflict("order", "has failed: there is nothing to cancel")
             if order.state not in ("cancelling", "cancelled"):
                 order.check_not_shipped()
-                flow = order.flow
-                if flow is None or not await self._flows.cancel(tx, flow, reasons.BUYER.says, hold=HOLD):
+                flow = order.flow or await adopting.begin_last(self._store, self._flows, tx, id)
+                if not await self._flows.cancel(tx, flow, reasons.BUYER.says, hold=HOLD):
                     raise Conflict("order", "cannot be cancelled any more")
             return id
 
@@ -215,6 +215,14 @@ class OrderService:
             for seller in order.sellers:
                 await self._store.put_sale(order.sale(seller))
         await self._teller.tell(order)
+
+    async def adopt(self) -> None:
+        """For the workers, periodically: what the release before has begun."""
+        await adopting.adopt_due(self, self._store, self._flows)
+
+    async def advance(self, job: Advance, run: Run) -> None:
+        """The job of the release before: it goes on with one order."""
+        await adopting.adopt(self, self._store, self._flows, job.order_id)
 
     async def _go_on(self, order: Placed) -> Placed:
         """As far as the request's time goes; what is in the way of it now is the workers' afterwards."""

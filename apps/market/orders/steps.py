@@ -32,7 +32,7 @@ from springtide.flows import Step, StepRun, WaitFor, Workflow
 if TYPE_CHECKING:
     from market.orders.service import OrderService
 
-__all__ = ["PLACE", "SHIPPED", "Placing"]
+__all__ = ["PLACE", "SHIPPED", "Placing", "reserve"]
 
 SHIPPED = "orders.shipped"
 """The event, with the order's id as its key."""
@@ -53,7 +53,7 @@ class Placing(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason | None = None
 
 
-async def reserve(orders: OrderService, order: Placing, run: StepRun) -> Placing:
+async def reserve(orders: OrderService, order: Placing, run: StepRun | None = None) -> Placing:
     if orders.now() >= order.pay_by:
         raise _off(order, reasons.EXPIRED, undo=True)
     wanted = [

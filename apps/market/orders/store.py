@@ -37,6 +37,7 @@ from market.orders.record import Placed
 from springtide.clock import Clock
 from springtide.db import Consistency, Database, Keyset, bucket_of, desc
 from springtide.db.keyset import asc
+from springtide.db.scatter import ASC
 from springtide.flows import Moved
 
 __all__ = ["CartRow", "OrderStore", "follow"]
@@ -99,6 +100,13 @@ update orders.placed
 set lines = $4, version = version + 1, updated_at = greatest($5::timestamptz, updated_at)
 where bucket = $1 and id = $2 and version = $3 and state = 'confirmed'
 returning {_ORDER}
+"""
+
+DUE = "select due_at, id from orders.placed where due_at <= $1"
+
+ADOPTED = """
+update orders.placed set flow = coalesce($3, flow), due_at = null, version = version + 1
+where bucket = $1 and id = $2
 """
 
 HISTORY = f"select {_ORDER} from orders.placed where bucket = $1 and buyer_id = $2 and {{condition}}"
@@ -203,6 +211,19 @@ class OrderStore:
     async def find_in(self, tx: Any, id: int, *, lock: bool = False) -> Placed | None:
         row = await tx.fetch_one(LOCK if lock else ORDER, bucket_of(id), id)
         return None if row is None else _placed(row)
+
+    async def due(self, limit: int) -> list[int]:
+        """Orders that the release before has left something to do of; the longest overdue first."""
+        order = [("due_at", ASC), ("id", ASC)]
+        rows = await self._db.scatter(DUE, moment(self._clock), order=order, limit=limit)
+        return [row["id"] for row in rows]
+
+    async def adopted(self, tx: Any, id: int, flow: UUID | None) -> None:
+        """Nothing is left to do of it but by its flow."""
+        await tx.execute(ADOPTED, bucket_of(id), id, flow)
+
+    async def tell(self, tx: Any, id: int) -> None:
+        await _tell(tx, id)
 
     async def ship(self, tx: Any, order: Placed, seller: int) -> None:
         """The lines of `seller` in an order that `tx` has locked; everybody is told."""
