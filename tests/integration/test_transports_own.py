@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID
 
+import msgspec
 import pytest
-from tests.jobs_support import DO, Deed, Doer, Heard, add, deeds, reach, until, worker, working
+from tests.jobs_support import DO, Doer, Heard, add, deeds, reach, until, worker, working
 
 from springtide.db import Database
 from springtide.errors import TransportUnavailable
-from springtide.jobs import Run, _carrier, _relay
+from springtide.jobs import Handler, Run, _carrier, _relay, job
 from springtide.jobs.transports import Delivery, Message
 from springtide.jobs.transports.seam import Capabilities, line_name
 from springtide.signals import JobsReceived, TransportChanged
@@ -24,6 +25,26 @@ pytestmark = pytest.mark.timeout(600)
 
 STEADY = {"lease": 20.0, "heartbeat": 2.0, "stall": 10.0}
 """Whose worker lives keeps its leases, also on a machine that is busy with other things."""
+
+
+@job(kind="deed.hold", max_run=600.0)
+class Hold(msgspec.Struct, frozen=True):
+    """Keeps a slot busy."""
+
+
+class Holder:
+    """Its jobs go on until `gate` is set."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.calls = 0
+
+    async def hold(self, job: Hold, run: Run) -> None:
+        self.calls += 1
+        await self.gate.wait()
+
+
+HOLD = Handler(Hold, Holder.hold)
 
 
 class Own:
@@ -124,17 +145,13 @@ async def test_a_worker_whose_slots_are_all_busy_finds_its_broker_again(
     database: Database, database_url: str
 ) -> None:
     """It is told while the one slot is busy, which it takes nothing beside: what it was given goes back."""
-    gate, heard, own = asyncio.Event(), Heard(), Own()
-
-    async def hold(deed: Deed, run: Run) -> None:
-        await gate.wait()
-
-    doer = Doer(hold)
+    holder, heard, own = Holder(), Heard(), Own()
     own.error = TransportUnavailable("own", "away")
     options: dict[str, Any] = {"slots": 1, "transport": own, "sink": heard, **STEADY}
-    async with working(database, [database_url], [DO], doer, **options):
-        await add(database, "holds")
-        await until(lambda: doer.calls)
+    async with working(database, [database_url], [HOLD], holder, **options):
+        async with database.write("a") as tx:
+            await tx.enqueue(Hold())
+        await until(lambda: holder.calls)
         assert changes(heard) == [False]
         other = Message(line_name("deeds", next(iter(database.pools)), 1), 0, UUID(int=1), 1)
         own.put(other)
@@ -142,8 +159,8 @@ async def test_a_worker_whose_slots_are_all_busy_finds_its_broker_again(
         await until(lambda: changes(heard) == [False, True])
         await until(lambda: own.returned == [other])
         assert heard.of(JobsReceived) == []
-        assert len(doer.calls) == 1
-        gate.set()
+        assert holder.calls == 1
+        holder.gate.set()
         await until(lambda: sum(one.dropped for one in heard.of(JobsReceived)) == 1)
 
 
@@ -167,25 +184,20 @@ async def test_a_line_that_has_nothing_to_send_knows_nothing_of_the_broker(
 ) -> None:
     """A broker that takes nothing is away as long as there is something that it does not take, whoever else
     has nothing for it; then it carries."""
-    gate, heard, own = asyncio.Event(), Heard(), Own()
-
-    async def hold(deed: Deed, run: Run) -> None:
-        await gate.wait()
-
-    doer = Doer(hold)
+    holder, heard, own = Holder(), Heard(), Own()
     own.full = True
     options: dict[str, Any] = {"slots": 1, "transport": own, "sink": heard, "poll": 0.05, **STEADY}
     async with (
         deeds(database_urls, tmp_path / "migrations", size=20, acquire_timeout=60.0) as database,
-        working(database, database_urls, [DO], doer, **options),
+        working(database, database_urls, [HOLD], holder, **options),
     ):
         async with database.write("a") as tx:
-            await tx.enqueue_many([Deed("holds"), Deed("waits")])
-        await until(lambda: doer.calls)
+            await tx.enqueue_many([Hold(), Hold()])
+        await until(lambda: holder.calls)
         refused = own.refused
         await until(lambda: own.refused >= refused + 5)
         assert changes(heard) == [False]
-        gate.set()
+        holder.gate.set()
         await reach(database, "done", "done")
         await until(lambda: changes(heard) == [False, True])
 
