@@ -43,6 +43,7 @@ from springtide.events._route import Route
 from springtide.events._turn import Turn
 from springtide.events.publish import lane_of
 from springtide.lifecycle import Group as Services
+from springtide.outbox.days import Days
 from springtide.signals import EventsHandled
 from springtide.testing import stress
 from springtide.testing.faults import FaultProxy
@@ -223,6 +224,31 @@ async def test_a_dead_letter_is_kept_and_can_be_tried_again(
         await until(lambda: count(database, 2))
     assert await operating.dead_letters(database, "ears") == []
     assert [row["what"] for row in await seen(database)] == ["after", "bad"]
+
+
+async def test_an_event_is_set_aside_while_its_day_is_made(database: Database) -> None:
+    """Its row moves from the default partition to that of its day: whoever looks for it meanwhile waits, and
+    finds it, so that its group does not pass it without a dead letter."""
+    store, pool = Log(database, "main"), database.pools["main"]
+    await store.register("ears", ["fact.told"], (), "beginning")
+    await tell(database, "a", at="same")
+    await store.number()
+    (lane,) = await store.claim(["ears"], [60.0], ["ears fact.told/1"], 1, "w")
+    (found,) = (await store.read("ears", lane.lane, 0, lane.at, ["fact.told"], 1)).events
+
+    async def waits() -> Any:
+        return await pool.fetch_value(
+            "select count(*) from pg_stat_activity"
+            " where datname = current_database() and wait_event_type = 'Lock'"
+        )
+
+    async with pool.transaction() as making:
+        await Days(pool, "facts", "_event", "at")._make(found.at.date(), making)
+        burying = asyncio.create_task(store.bury(lane, found, attempt=1, error="no", lease=60.0))
+        await until(waits)
+    assert await burying
+    (letter,) = await operating.dead_letters(database, "ears")
+    assert letter.event.position == 1
 
 
 async def test_a_dead_letter_is_tried_again_while_events_keep_coming(database: Database, urls: Urls) -> None:

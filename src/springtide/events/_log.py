@@ -32,6 +32,7 @@ from uuid import UUID
 from springtide.context import Position
 from springtide.db import Database
 from springtide.db.causality import PLACE, position_of
+from springtide.errors import EventError
 from springtide.events._floor import Floor, Look
 from springtide.events.group import Start
 from springtide.events.publish import LANES
@@ -209,6 +210,7 @@ class Log:
             WHERE lane = $2 AND pos = $3
             ON CONFLICT (grp, pos) DO UPDATE SET attempt = excluded.attempt, error = excluded.error,
                 dead_at = excluded.dead_at, retry_at = NULL, token = d.token + 1
+            RETURNING 1
         """  # noqa: S608
         self._again = f"""
             WITH due AS MATERIALIZED (
@@ -340,7 +342,8 @@ class Log:
             name = (lane.group, lane.lane, lane.token)
             if not await tx.fetch(self._pass, *name, event.pos, event.at, 1, lease):
                 return False
-            await tx.execute(self._bury, lane.group, lane.lane, event.pos, attempt, error)
+            if not await tx.fetch(self._bury, lane.group, lane.lane, event.pos, attempt, error):
+                raise EventError(f"group {lane.group}: event {event.pos} is not in the log any more")
         return True
 
     @property

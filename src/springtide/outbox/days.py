@@ -112,8 +112,9 @@ class Days:
         await tx.execute(
             f"CREATE TABLE {name} (LIKE {self._parent} INCLUDING DEFAULTS, CONSTRAINT day CHECK ({within}))"
         )
-        # whoever is about to write into the table waits for this, and then finds the new day
-        await tx.execute(f"LOCK TABLE ONLY {self._parent} IN SHARE ROW EXCLUSIVE MODE")
+        # whoever is about to use the table waits for this, and then finds the new day: a statement that had
+        # been planned without it would look for what moved where it was
+        await tx.execute(f"LOCK TABLE ONLY {self._parent} IN ACCESS EXCLUSIVE MODE")
         move = f"""
             WITH gone AS (DELETE FROM {self._parent}_rest WHERE {within} RETURNING *)
             INSERT INTO {name} SELECT * FROM gone
