@@ -19,13 +19,11 @@ from typing import TypeVar
 import msgspec
 
 from springtide.errors import EventError
-from springtide.outbox.kinds import KIND
+from springtide.outbox.kinds import KIND, declared, declaring
 
 __all__ = ["EventKind", "event", "kind_of"]
 
 S = TypeVar("S", bound=msgspec.Struct)
-
-_ATTRIBUTE = "__springtide_event__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,23 +50,9 @@ class EventKind:
 
 def event(*, kind: str, version: int = 1) -> Callable[[type[S]], type[S]]:
     """Declare a frozen msgspec struct to be an event. Raises EventError."""
-    spec = EventKind(kind=kind, version=version)
-
-    def declare(cls: type[S]) -> type[S]:
-        if not issubclass(cls, msgspec.Struct):
-            raise EventError(f"event {spec.kind}: an event is a msgspec.Struct, got {cls!r}")
-        if not cls.__struct_config__.frozen:
-            raise EventError(f"event {spec.kind}: {cls.__name__} must be frozen (frozen=True)")
-        setattr(cls, _ATTRIBUTE, spec)
-        return cls
-
-    return declare
+    return declaring("event", kind, EventKind(kind=kind, version=version), EventError)
 
 
 def kind_of(event: object) -> EventKind:
     """The declaration of an event or of its class. Raises EventError when there is none."""
-    cls = event if isinstance(event, type) else type(event)
-    spec = cls.__dict__.get(_ATTRIBUTE)  # not inherited: a subclass has other fields
-    if not isinstance(spec, EventKind):
-        raise EventError(f"{cls.__qualname__} is not declared as an event; put @event(kind=...) above it")
-    return spec
+    return declared("event", event, EventKind, EventError)

@@ -25,7 +25,7 @@ import msgspec
 from springtide.context import Priority
 from springtide.errors import JobError, JobLost
 from springtide.jobs._inbox import MAX_PART_CHARS, enter_sql
-from springtide.outbox.kinds import KIND, Upcast
+from springtide.outbox.kinds import KIND, Upcast, declared, declaring
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -37,8 +37,6 @@ S = TypeVar("S", bound=msgspec.Struct)
 Effect = Literal["any", "transactional"]
 
 Overload = Literal["refuse", "slow"]
-
-_ATTRIBUTE = "__springtide_job__"
 
 MAX_PROGRESS_CHARS = 4000
 MAX_BATCH = 1000
@@ -159,24 +157,12 @@ def job(
         overload=overload,
     )
 
-    def declare(cls: type[S]) -> type[S]:
-        if not issubclass(cls, msgspec.Struct):
-            raise JobError(f"job {spec.kind}: a job is a msgspec.Struct, got {cls!r}")
-        if not cls.__struct_config__.frozen:
-            raise JobError(f"job {spec.kind}: {cls.__name__} must be frozen (frozen=True)")
-        setattr(cls, _ATTRIBUTE, spec)
-        return cls
-
-    return declare
+    return declaring("job", kind, spec, JobError)
 
 
 def kind_of(job: object) -> JobKind:
     """The declaration of a job or of its class. Raises JobError when there is none."""
-    cls = job if isinstance(job, type) else type(job)
-    spec = cls.__dict__.get(_ATTRIBUTE)  # not inherited: a subclass has other fields
-    if not isinstance(spec, JobKind):
-        raise JobError(f"{cls.__qualname__} is not declared as a job; put @job(kind=...) above it")
-    return spec
+    return declared("job", job, JobKind, JobError)
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
