@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.jobs_support import DO, Deed, Doer, deeds, reach, rows, states, until, working
@@ -13,7 +14,8 @@ from tests.jobs_support import DO, Deed, Doer, deeds, reach, rows, states, until
 from springtide.context import current
 from springtide.db import Database
 from springtide.errors import JobLost
-from springtide.jobs import Run
+from springtide.jobs import Run, _dispatch
+from springtide.jobs._store import Store
 from springtide.signals import JobFinished, Signal
 
 Urls = tuple[str, str]
@@ -153,3 +155,56 @@ async def test_a_row_that_breaks_on_one_job_goes_on_with_the_others(
 
         await until(others)
         assert [row["attempt"] for row in await rows(database)] == [1, 1, 1]
+
+
+async def test_while_there_is_more_to_do_one_claim_serves_many_slots(
+    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits until half of the slots are free, but not for ever."""
+    free = {what: asyncio.Event() for what in "abcdefgh"}
+    asked: list[int] = []
+    claim, turn = Store.claim, Store.turn
+
+    async def act(deed: Deed, run: Run) -> None:
+        await free[deed.what].wait()
+
+    async def claims(self: Store, names: Any, limit: int, *rest: Any) -> Any:
+        asked.append(limit)
+        return await claim(self, names, limit, *rest)
+
+    async def turns(self: Store, runs: Any, results: Any, names: Any, limit: int, *rest: Any) -> Any:
+        asked.append(limit)
+        return await turn(self, runs, results, names, limit, *rest)
+
+    monkeypatch.setattr(Store, "claim", claims)
+    monkeypatch.setattr(Store, "turn", turns)
+    monkeypatch.setattr(_dispatch, "GATHER", 60.0)
+    await add_together(database, *"abcdefgh")
+    doer = Doer(act)
+    async with working(database, database_urls, [DO], doer, slots=4, **SLOW):
+        await until(lambda: len(doer.calls) == 4)
+        first, second = (free[what] for what, _ in doer.calls[:2])
+        first.set()
+        await until(lambda: rows(database, "state = 'done'"))
+        assert asked == [4]
+        second.set()
+        await until(lambda: len(doer.calls) == 6)
+        assert asked == [4, 2]
+        for one in free.values():
+            one.set()
+        await reach(database, *["done"] * 8)
+
+
+async def test_one_free_slot_is_claimed_for_soon_enough(database: Database, database_urls: Urls) -> None:
+    release = asyncio.Event()
+
+    async def act(deed: Deed, run: Run) -> None:
+        if deed.what != "a":
+            await release.wait()
+
+    await add_together(database, *"abcdefgh")
+    doer = Doer(act)
+    async with working(database, database_urls, [DO], doer, slots=4, **SLOW):
+        await until(lambda: len(doer.calls) == 5)
+        release.set()
+        await reach(database, *["done"] * 8)

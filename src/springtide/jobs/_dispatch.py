@@ -3,7 +3,8 @@
 One loop for all databases of the process. A claim asks for at most the free slots, divided among the lines
 (one module's jobs on one shard) that may have something; lines take turns, and each has one claim under way
 at most, so neither a full nor a frozen database keeps the others waiting.
-A line is due when its bell rang, when its last claim was filled, or when its polling time has come.
+A line is due when its bell rang, when its last claim was filled (as soon as half of the slots are free, or
+GATHER seconds later), or when its polling time has come.
 A slot is free again when the handler has ended; how it ended is written meanwhile, for at most as many runs
 as there are slots. While a transport brings jobs (`_receive.py`), nothing is claimed here.
 
@@ -57,6 +58,10 @@ SEARCH_TIMEOUT = 60.0
 
 READ_CLAIMED, READ_LEAST, READ_BUSY, READ_IDLE = 500, 0.05, 1.0, 5.0
 
+GATHER = 0.005
+"""Seconds at most that a line which has more to do waits until half of the slots are free: a claim costs
+about as much for one job as for ten."""
+
 CHECK, CHECK_SHARE = 60.0, 50.0
 """Seconds between two looks below the cursor; at least so many times what the last one took."""
 
@@ -87,6 +92,8 @@ class Line:
         self.due_at = 0.0
         self.claiming = False
         self.rung = False
+        self.filled = False
+        """Whether the last claim brought all that it asked for: there is more."""
         self.failures = 0
         self.finisher: Finisher  # set with each start, which gives the worker its name
         self.reading = False
@@ -179,7 +186,8 @@ class Dispatcher:
         for line in self._lines:
             if line.store.shard == shard and schema in (None, line.store.schema):
                 line.rung = True
-                line.due_at = 0.0
+                if not line.filled:  # else it is due soon anyway
+                    line.due_at = 0.0
                 if line.store.cursor.pending:
                     line.read_at = 0.0
         if self.relay is not None:
@@ -300,7 +308,12 @@ class Dispatcher:
         if self._carried:
             return 0
         free = self.free
-        due = [line for line in self._lines if line.open and not line.claiming and line.due_at <= now]
+        many = 2 * free >= self._slots
+        due = [
+            line
+            for line in self._lines
+            if line.open and not line.claiming and (line.due_at <= now or (line.filled and many))
+        ]
         while due and free > 0:
             share = -(-free // len(due))
             line = due.pop(0)
@@ -425,6 +438,7 @@ class Dispatcher:
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         now = self._clock.monotonic()
         if error is not None:
+            line.filled = False
             line.failures += 1
             pause = min(self._poll * 2 ** min(line.failures, 10), MAX_PAUSE)
             line.due_at = now + pause * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
@@ -434,9 +448,13 @@ class Dispatcher:
             _log.warning("%s failed: %s", what, error, exc_info=error if unexpected else None)
             return
         asked, claimed = done.result()
-        line.failures = 0
-        more = line.rung or len(claimed) == share
-        line.due_at = now if more else now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - see above
+        line.failures, line.filled = 0, len(claimed) == share
+        if line.filled:
+            line.due_at = now + GATHER
+        elif line.rung:
+            line.due_at = now
+        else:
+            line.due_at = now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
         if claimed:
             self._claimed_some(line, len(claimed), now)
         self.take(line, claimed, asked)
