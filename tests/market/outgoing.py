@@ -98,7 +98,7 @@ class Outgoing:
             return
         self._installed = True
         sys.addaudithook(self._audit)
-        self._wrap(Layers, "__call__", self._in_request)
+        self._watch_requests()
         self._wrap(Platform, "__init__", self._of_platform)
         self._wrap(ThreadPoolExecutor, "submit", self._to_thread)
         for name in ("write", "writelines"):
@@ -158,15 +158,22 @@ class Outgoing:
             self._note("a bucket")
         return call(store, *arguments, **options)
 
-    async def _in_request(self, serve: Callable[..., Any], layers: Any, scope: Any, *rest: Any) -> None:
-        if scope["type"] != "http":
-            await serve(layers, scope, *rest)
-            return
-        token = self._route.set(f"{scope['method']} {scope['path']}")
-        try:
-            await serve(layers, scope, *rest)
-        finally:
-            self._route.reset(token)
+    def _watch_requests(self) -> None:
+        serve = Layers.__call__
+
+        @functools.wraps(serve)
+        async def watched(layers: Layers, scope: Any, receive: Any, send: Any) -> None:
+            """With what it takes written out, because a server asks: else it takes it for a factory."""
+            if scope["type"] != "http":
+                await serve(layers, scope, receive, send)
+                return
+            token = self._route.set(f"{scope['method']} {scope['path']}")
+            try:
+                await serve(layers, scope, receive, send)
+            finally:
+                self._route.reset(token)
+
+        Layers.__call__ = watched  # type: ignore[method-assign]
 
     def _of_platform(
         self, make: Callable[..., Any], platform: Any, topology: Topology, *rest: Any, **o: Any

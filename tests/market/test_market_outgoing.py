@@ -14,6 +14,7 @@ import aiosmtplib
 import httpx
 import obstore
 import pytest
+import uvicorn
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 from tests.market.harness import Api, one_shard
@@ -146,6 +147,18 @@ async def test_what_is_no_request_may_call_whomever_it_wants() -> None:
         await through_layers(apart)
         await thread()
     assert outgoing.take() == []
+
+
+def test_a_server_serves_what_is_watched_as_anything_else() -> None:
+    """It calls it by ASGI 3, and does not take it for a factory of applications."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("nobody asks")
+
+    layers = Layers(app)
+    config = uvicorn.Config(layers, lifespan="off", log_config=None, proxy_headers=False)
+    config.load()
+    assert (config.loaded_app, config.interface) == (layers, "asgi3")
 
 
 @one_shard
