@@ -75,15 +75,18 @@ async def test_a_declined_card_books_nothing_and_another_may_be_tried(both: tupl
     assert await there.agree()
 
 
-async def test_a_slow_provider_costs_the_caller_no_more_than_its_deadline(both: tuple[World, Inbox]) -> None:
+async def test_a_slow_provider_costs_the_caller_no_more_than_its_deadline(
+    both: tuple[World, Inbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The charge is pending, and settled later; the time is in the request's ledger."""
     there, inbox = both
+    monkeypatch.setattr("market.payments.client.SHARE", 0.2)  # a busy machine takes the rest to ask
     await there.provider.behave(answer_delay={"seconds": 30})
-    id, began = order(), asyncio.get_running_loop().time()
+    id = order()
     inbox.refuse = True
-    with within(1.2) as context:
+    with within(4.5) as context:
         charge = await there.payments.charge(id, euros(100), CARD)
-    assert asyncio.get_running_loop().time() - began < 1.6
+        assert (context.remaining(SystemClock().monotonic()) or 0) > 0
     assert charge.state == "succeeded"  # asked for by its key after the answer did not come
     assert context.ledger.parts[Part.CALL].calls == 2
     await there.provider.behave(delay={"seconds": 30})
