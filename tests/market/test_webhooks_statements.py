@@ -71,7 +71,7 @@ def shards() -> int:
 
 @pytest.fixture
 async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
-    """A thousand sellers with five endpoints each, one of which was told 3,000 things; a job for each thing."""
+    """A thousand sellers with five endpoints each, one of which was told 3,000 things; a job for each."""
     async with scaled(urls[0], SCALE) as connection:
         yield connection
 
