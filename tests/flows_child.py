@@ -94,7 +94,9 @@ async def run(folder: str, urls: list[str]) -> None:
         async with running(flows, shop, urls, slots=1):
 
             async def ended() -> bool:
-                return all(map(shop.dead, POINTS)) and not await flows.list()
+                """Also the jobs of those who were killed after the last move of a flow."""
+                jobs = await database.scatter("select id from deeds._job")
+                return all(map(shop.dead, POINTS)) and not jobs and not await flows.list()
 
             await until(ended, seconds=240)
 
