@@ -91,10 +91,13 @@ class Moves:
         """Forward to `step`; to the end when there is none.
 
         `met`: it waits for an event, and `tx` holds what those who send it lock: then whether it was sent is
-        known here, and no job has to look.
+        known here, and a job has to look only if it was.
         """
-        aim = await self._aim(tx, workflow, step, data, row["bucket"] if met else None)
-        return await self._move(tx, workflow, row, aim, data=data, **how)
+        aim = await self._aim(tx, workflow, step, data, met)
+        moved = await self._move(tx, workflow, row, aim, data=data, **how)
+        if met and moved is not None and moved["sent"]:
+            await self.look_now(tx, workflow, moved)
+        return moved
 
     async def turn(
         self,
@@ -149,7 +152,9 @@ class Moves:
         return row
 
     async def look_now(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any) -> None:
-        """What the flow waits for without an end was sent; `row` is locked."""
+        """What the flow waits for was sent; `row` is locked."""
+        if row["job_id"] is not None:
+            await tx.execute(self._statements.drop_job, row["bucket"], row["job_id"])
         id = await tx.enqueue(self._go(workflow, row))
         await tx.execute(self._statements.set_job, row["bucket"], row["id"], id)
 
@@ -176,9 +181,8 @@ class Moves:
         workflow: Workflow[Any],
         step: int,
         data: Any,
-        met: int | None = None,
+        met: bool = False,
     ) -> _Aim:
-        """`met`: the bucket whose events `tx` keeps from being sent."""
         if step == len(workflow.steps):
             return _Aim(state="done", step=step)
         node = workflow.steps[step]
@@ -189,18 +193,15 @@ class Moves:
         until = _until(node, data, await _now(tx))
         return _Aim(state="waiting", step=step, job=node.name, until=until, run_at=until)
 
-    async def _wait(self, tx: WriteTransaction, node: WaitFor, step: int, key: str, met: int | None) -> _Aim:
+    async def _wait(self, tx: WriteTransaction, node: WaitFor, step: int, key: str, met: bool) -> _Aim:
         until = None
         if node.timeout is not None:
             until = await _now(tx) + timedelta(seconds=node.timeout)
-        job, run_at = node.name, None
-        if met is not None and not await tx.fetch_value(self._statements.sent, met, node.event, key):
-            run_at = until
-            if until is None:
-                return _Aim(state="waiting", step=step, event=node.event, key=key)
+        job = None if met and until is None else node.name
         return _Aim(
-            state="waiting", step=step, job=job, run_at=run_at, event=node.event, key=key, until=until
-        )
+            state="waiting", step=step, job=job, run_at=until if met else None, event=node.event, key=key,
+            until=until,
+        )  # fmt: skip
 
     async def _move(
         self,
@@ -234,8 +235,6 @@ class Moves:
         )  # fmt: skip
         if moved is None:
             return None
-        if held not in (None, job):
-            await tx.execute(self._statements.drop_job, bucket, held)
         if outcome is not None:
             self._tell(tx, workflow, row, name, outcome, aim.state)
         if workflow.follow is not None:

@@ -64,8 +64,16 @@ class Statements:
                 INSERT INTO {steps} (bucket, flow_id, seq, step, outcome, attempt, error, at)
                 SELECT bucket, id, $3, $13::text, $14::text, $15::integer, $16::text, updated_at FROM moved
                 WHERE $14::text IS NOT NULL
+            ), dropped AS (
+                DELETE FROM {jobs}
+                WHERE bucket = $1 AND id = $12 AND $12 IS DISTINCT FROM $11 AND state <> 'running'
+                    AND EXISTS (SELECT FROM moved)
             )
-            SELECT {COLUMNS} FROM moved
+            SELECT {COLUMNS}, EXISTS (
+                SELECT FROM {events} AS e
+                WHERE e.bucket = moved.bucket AND e.name = moved.wait_event AND e.key = moved.wait_key
+            ) AS sent
+            FROM moved
         """
         self.set_job = f"UPDATE {flow} SET job_id = $3 WHERE bucket = $1 AND id = $2"
         self.steps = f"""
@@ -76,7 +84,6 @@ class Statements:
         self.put_event = f"""
             INSERT INTO {events} (bucket, name, key, payload, at) VALUES ($1, $2, $3, $4, clock_timestamp())
         """
-        self.sent = f"SELECT EXISTS (SELECT FROM {events} WHERE bucket = $1 AND name = $2 AND key = $3)"
         self.take_event = f"""
             DELETE FROM {events} WHERE bucket = $1 AND id = (
                 SELECT id FROM {events} WHERE bucket = $1 AND name = $2 AND key = $3 ORDER BY id LIMIT 1
