@@ -142,6 +142,16 @@ class Session:
         self._note(Write, key, value, version, began)
         return version
 
+    async def write_one(self, key: str) -> int:
+        """As `write`, by one statement."""
+        value = f"{self.name}-{next(_numbers)}"
+        began = time.monotonic()
+        async with self.request():
+            row = await self.db.write_one(key, WRITE, bucket_of(key), key, value)
+        assert row is not None
+        self._note(Write, key, value, row["version"], began)
+        return int(row["version"])
+
     async def read(self, key: str, *, consistency: Consistency | None = None) -> int:
         began = time.monotonic()
         async with self.request():

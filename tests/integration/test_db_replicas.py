@@ -105,6 +105,17 @@ async def test_a_session_sees_its_writes_and_replicas_serve_the_rest(calm: Clust
         assert not check(ann.history + bob.history)
 
 
+async def test_what_one_statement_has_written_is_seen_by_its_session(calm: Cluster, tmp_path: Path) -> None:
+    """Also while the replicas have not replayed it."""
+    async with registers(calm, tmp_path) as (db, servers):
+        await serving(servers, 1)
+        ann = Session(db, "ann")
+        async with held(calm):
+            version = await ann.write_one("basket")
+            assert await ann.read("basket") == version
+        assert not check(ann.history)
+
+
 async def test_without_a_request_nobody_remembers_so_the_primary_answers(
     calm: Cluster, tmp_path: Path
 ) -> None:

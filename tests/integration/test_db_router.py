@@ -103,6 +103,19 @@ async def test_a_write_on_another_shard_inside_a_write_is_refused(two: Database)
     assert await ids(two, FIRST) == [1]
 
 
+async def test_one_statement_is_a_write_of_its_own_or_of_the_open_one(db: Database) -> None:
+    """Committed at once where no write is open; inside one it is undone with it."""
+    sql = "insert into notes.note (bucket, id) values (0, $1) on conflict do nothing returning id"
+    made = await db.write_one(FIRST, sql, 1)
+    assert made is not None and made["id"] == 1
+    assert await db.write_one(FIRST, sql, 1) is None
+    with pytest.raises(ZeroDivisionError):
+        async with db.write(FIRST):
+            assert await db.write_one(FIRST, sql, 2) is not None
+            raise ZeroDivisionError
+    assert await ids(db, FIRST) == [1]
+
+
 async def test_a_nested_write_is_a_savepoint(db: Database) -> None:
     """What a nested write did is undone alone when it raises, and commits with the outer one otherwise."""
     ran: list[str] = []

@@ -13,7 +13,7 @@ from tests.flowing import PAY, QUICK, RESERVE, SEND, Order, Shop, begin, cancel,
 from tests.jobs_support import deeds, until
 
 from springtide.db import Database, bucket_of
-from springtide.errors import JobFailed, StepLater, StepRefused
+from springtide.errors import JobError, JobFailed, StepLater, StepRefused
 from springtide.flows import Flows, FlowUpkeep, Moved, Pause, Step, StepRun, Workflow
 
 Urls = tuple[str, str]
@@ -109,36 +109,55 @@ async def test_a_step_that_does_not_know_how_far_it_came_is_undone(
     assert {one.parcel for one in seen} == {"late"} and status.reason == "too late"
 
 
+async def write_down(tx: Any, move: Moved) -> None:
+    what = f"{move.data.id} {move.before} {move.state} {move.step} {move.outcome} {move.data.paid}"
+    await tx.execute(
+        "insert into deeds.effect (bucket, what, job) values ($1, $2, $3)",
+        tx.bucket, what, move.reason or "",
+    )  # fmt: skip
+
+
+async def told(database: Database, key: str) -> list[str]:
+    return [what for what in await effects(database, key) if not what.startswith(("do ", "undo "))]
+
+
 async def test_who_follows_writes_in_the_commit_of_every_move(
     database: Database, database_urls: Urls
 ) -> None:
     """Each is told where from and where to, with the data as they are then."""
 
-    async def follow(tx: Any, move: Moved) -> None:
-        what = f"{move.data.id} {move.before} {move.state} {move.step} {move.outcome} {move.data.paid}"
-        await tx.execute(
-            "insert into deeds.effect (bucket, what, job) values ($1, $2, $3)",
-            tx.bucket, what, move.reason or "",
-        )  # fmt: skip
-
-    flow = Workflow("shop.place", Order, [RESERVE, PAY, SEND], follow=follow)
+    flow = Workflow("shop.place", Order, [RESERVE, PAY, SEND], follow=write_down)
     flows, shop = Flows(database, [flow]), Shop(database)
     driven, worked = await begin(flows, "a", flow, hold=3600.0), await begin(flows, "unsendable", flow)
     await flows.drive("a", driven, shop)
     async with running(flows, shop, database_urls):
         await reach(flows, "unsendable", worked, "undone")
 
-    async def told(key: str) -> list[str]:
-        return [what for what in await effects(database, key) if not what.startswith(("do ", "undo "))]
-
-    assert await told("a") == [
+    assert await told(database, "a") == [
         "running running pay done 0", "running running send done 7", "running done None done 7"
     ]  # fmt: skip
-    assert (await told("unsendable"))[2:] == [
+    assert (await told(database, "unsendable"))[2:] == [
         "running undoing pay refused 7", "undoing undoing reserve undone 7", "undoing undone None undone 7"
     ]  # fmt: skip
     reasons = await database.scatter("select job from deeds.effect where what like 'unsendable undoing%'")
     assert {row["job"] for row in reasons} == {"nobody lives there"}
+
+
+async def test_who_follows_some_states_hears_of_no_other(database: Database, database_urls: Urls) -> None:
+    flow = Workflow(
+        "shop.place", Order, [PAY, SEND], follow=write_down, follows=("undoing", "undone", "done")
+    )
+    flows, shop = Flows(database, [flow]), Shop(database)
+    driven, worked = await begin(flows, "a", flow, hold=3600.0), await begin(flows, "unsendable", flow)
+    await flows.drive("a", driven, shop)
+    async with running(flows, shop, database_urls):
+        await reach(flows, "unsendable", worked, "undone")
+    assert await told(database, "a") == ["running done None done 7"]
+    assert await told(database, "unsendable") == [
+        "running undoing pay refused 7", "undoing undone None undone 7"
+    ]  # fmt: skip
+    with pytest.raises(JobError, match=r"follows must be of running, .*, got ended"):
+        Workflow("shop.place", Order, [PAY], follow=write_down, follows=("ended",))  # type: ignore[arg-type]
 
 
 async def test_what_follows_and_fails_undoes_the_move(database: Database, database_urls: Urls) -> None:

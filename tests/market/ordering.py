@@ -148,6 +148,6 @@ class Shop:
 async def shop(
     urls: Sequence[str], home: Path, folder: Path, ordering: OrderSettings | None = None, **settings: Any
 ) -> AsyncIterator[Shop]:
-    options = {"pending_after": 0.0, "call_timeout": 5.0, **settings}
+    options: dict[str, Any] = {"pending_after": 0.0, "call_timeout": 5.0, **settings}
     async with world(urls, home, folder, ordering, **options) as (made, inbox):
         yield Shop(made, inbox)

@@ -126,7 +126,7 @@ def arm(doomed: Doomed, last: Callable[[str], None]) -> None:
             if step.undo is not None:
                 object.__setattr__(step, "undo", armed(step, "undo", step.undo))
 
-    do, undo, move = At.do, At.undo, Moves._move
+    do, undo, move, go_on = At.do, At.undo, Moves._move, Moves.go_on
 
     async def begin(self: At, implementation: Any, go: Any, *args: Any) -> Any:
         pass_by(go.flow, f"do {self._node.name} before")
@@ -146,7 +146,15 @@ def arm(doomed: Doomed, last: Callable[[str], None]) -> None:
                 tx.on_commit(lambda at=at: pass_by(row["id"], f"{way} {name} {at}"))
         return moved
 
-    patches: Any = (At, "do", begin), (At, "undo", turn), (Moves, "_move", record)
+    async def pass_on(self: Moves, database: Any, workflow: Any, row: Any, *args: Any) -> Any:
+        moved = await go_on(self, database, workflow, row, *args)
+        if moved is not None:
+            pass_by(row["id"], f"do {workflow.steps[row['step']].name} recorded")
+        return moved
+
+    patches: Any = (
+        (At, "do", begin), (At, "undo", turn), (Moves, "_move", record), (Moves, "go_on", pass_on),
+    )  # fmt: skip
     for owner, attribute, patch in patches:
         setattr(owner, attribute, patch)
 

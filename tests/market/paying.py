@@ -30,6 +30,7 @@ from market.payments.api import Payments
 from market.payments.settings import PaymentSettings
 from market.platform import modules
 from springtide.platform import Platform
+from springtide.signals import Sink
 
 KEY, SECRET = "key-of-the-tests", "secret-of-the-tests"
 CARD = "card_visa"
@@ -204,6 +205,7 @@ async def world(
     home: Path,
     folder: Path,
     ordering: OrderSettings | None = None,
+    sink: Sink | None = None,
     **settings: Any,
 ) -> AsyncIterator[tuple[World, Inbox]]:
     inbox = Inbox()
@@ -212,7 +214,7 @@ async def world(
         await provider.start()
         given = PaymentSettings(url=provider.url, key=KEY, secret=SECRET, **settings)
         parts = modules(provider=given, ordering=ordering)
-        platform = Platform(topology(urls), modules=parts, home=home, check_calls=True)
+        platform = Platform(topology(urls), modules=parts, home=home, sink=sink, check_calls=True)
         app = application(platform)
         await platform.start()
         try:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from tests.market import tiers
+from tests.market.harness import Recorder, uncached
+from tests.market.ordering import shop
 from tests.market.plans import plan_faults, scaled
 
 from market.orders import store
@@ -59,11 +64,59 @@ def shards() -> int:
     return 1
 
 
+OF_AN_ORDER = [
+    "INSERT INTO orders._idempotency",
+    "BEGIN",  # the order, its workflow, what is said of it and the record of the request
+    "INSERT INTO orders._job",
+    "INSERT INTO orders._flow",
+    "insert into orders.placed",
+    "INSERT INTO orders._event_new",
+    "UPDATE orders._idempotency",
+    "COMMIT",
+    "SELECT bucket, id, kind, version,",  # the workflow, as it is driven
+    "WITH moved AS",  # its stock is reserved
+    "WITH moved AS",  # it is charged
+    "BEGIN",  # it is sold, and waits for its seller
+    "SELECT pg_advisory_xact_lock",
+    "WITH moved AS",
+    "update orders.placed",
+    "INSERT INTO orders._event_new",
+    "INSERT INTO orders._job",
+    "COMMIT",
+    "select id, buyer_id, state, reason,",
+]
+"""That it takes of its own database, beside those of the catalog and the payments."""
+
+
 @pytest.fixture
 async def large(urls: list[str]) -> AsyncIterator[asyncpg.Connection]:
     """30,000 orders, as the planner sees them after ANALYZE."""
     async with scaled(urls[0], SCALE) as connection:
         yield connection
+
+
+@uncached
+@pytest.mark.skipif(tiers.replicated(), reason="over replicas each statement that writes is a transaction")
+async def test_an_order_takes_so_many_statements(urls: list[str], home: Path, tmp_path: Path) -> None:
+    """Each step that is driven is one statement beside its effect; what its seller waits for is a write."""
+    recorder = Recorder()
+    async with shop(urls, home, tmp_path, sink=recorder) as there:
+        await there.open()
+        await there.provider.behave(webhooks_held=True)
+        lamp = await there.listing()
+        await there.place(BUYER, lamp)  # the ids of a block are taken, and what is asked of a server but once
+        recorder.statements.clear()
+        await there.place(BUYER, lamp)
+    said = [signal.statement for signal in recorder.statements]
+    own, others = [], False
+    for number, statement in enumerate(said):
+        if statement.startswith("BEGIN"):
+            others = re.search(r"(catalog|payments)\.", said[number + 1]) is not None
+        if not others:
+            own.append(statement)
+        others = others and statement != "COMMIT"
+    wanted = zip(own, OF_AN_ORDER, strict=True)
+    assert all(statement.startswith(begin) for statement, begin in wanted), own
 
 
 async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:

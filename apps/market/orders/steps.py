@@ -142,4 +142,5 @@ PLACE = Workflow(
     ],
     priority=Priority.CRITICAL,
     follow=follow,
+    follows=("waiting", "undoing", "undone"),
 )

@@ -202,6 +202,22 @@ class Database:
         async with _writing.join(outer, bucket_of(key)) as write:
             yield write
 
+    async def write_one(self, key: Key, sql: str, *args: Any) -> Any | None:
+        """The first row of one statement that changes something on the shard of `key`; None: it has none.
+
+        For a statement that finds out by itself whether it was done before: who hears no answer (Unavailable,
+        DeadlineExceeded, a cancel) does not know whether it was. It commits alone, without the round trips of
+        a transaction; inside an open write, over replicas, and where COMMIT is to be confirmed otherwise than
+        the server does, it is a `write`, and raises as that.
+        """
+        shard = self.shards.shard_of(key)
+        servers = self.servers.get(shard)
+        alone = _writing.innermost(self) is None and self._confirmation.get(shard) is None
+        if alone and (servers is None or not servers.replicated):
+            return await self.pools[shard].fetch_one(sql, *args)
+        async with self.write(key) as tx:
+            return await tx.fetch_one(sql, *args)
+
     @asynccontextmanager
     async def seeing(
         self, shard: str, *, consistency: Consistency | None = None, within: float | None = None

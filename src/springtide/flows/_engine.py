@@ -58,6 +58,8 @@ class At:
         self._workflow = workflow
         self._index = index
         self._node: Node = workflow.steps[index]
+        behind = workflow.steps[index + 1 : index + 2]
+        self._passing = isinstance(next(iter(behind), None), Step) and not workflow.followed("running")
         self._statements = statements
         self._moves = moves
 
@@ -172,6 +174,9 @@ class At:
         self, go: Go, by: By, value: Any, known: Any | None, begun: Any | None = None
     ) -> Any | None:
         """`begun`: the flow as the step found it."""
+        if known is not None and by.held is not None and self._passing:
+            data = self._next(known, value)
+            return await self._moves.go_on(self._database, self._workflow, known, data, by.attempt, by.held)
         async with self._database.write(Bucket(go.bucket)) as tx:
             met = begun is not None and await self._meet_next(tx, go, value, begun)
             row = known or await self._lock(tx, go, by, "running", "waiting")

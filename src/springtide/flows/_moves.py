@@ -1,11 +1,11 @@
 """Record what became of a step: the flow's new state, its history and the job that comes next, in one write.
 
-Every function here is called inside the write transaction that commits all of it, with the row as it was
-read, and answers the row as it is afterwards. A move that is not recorded, because the flow is elsewhere by
-now, is told by None: then nothing was written.
+Every function here but `go_on` is called inside the write transaction that commits all of it, with the row
+as it was read, and answers the row as it is afterwards. A move that is not recorded, because the flow is
+elsewhere by now, is told by None: then nothing was written.
 
-Who drives a flow (`_driving.py`) holds its job. While it goes from step to step the flow keeps that job and
-no other is made; the move that ends this makes the one that comes next, and drops the one that was held.
+Who drives a flow holds its job. While it goes from step to step the flow keeps that job and no other is made;
+the move that ends this makes the one that comes next, and drops the one that was held.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from uuid import UUID
 
 import msgspec
 
+from springtide.db import Bucket
 from springtide.errors import JobFailed
 from springtide.flows._store import Statements
 from springtide.flows.flow import Moved, Pause, Step, WaitFor, Workflow
 from springtide.signals import FlowMoved, Sink
 
 if TYPE_CHECKING:
-    from springtide.db import WriteTransaction
+    from springtide.db import Database, WriteTransaction
 
 __all__ = ["Moves", "data_of", "key_of"]
 
@@ -97,6 +98,17 @@ class Moves:
         moved = await self._move(tx, workflow, row, aim, data=data, **how)
         if met and moved is not None and moved["sent"]:
             await self.look_now(tx, workflow, moved)
+        return moved
+
+    async def go_on(
+        self, database: Database, workflow: Workflow[Any], row: Any, data: Any, attempt: int, held: UUID
+    ) -> Any | None:
+        """Forward to the next step, of who drives the flow; nobody follows it. A commit of its own."""
+        aim = _Aim(state="running", step=row["step"] + 1)
+        values = _values(workflow, row, aim, held, data=data, outcome="done", attempt=attempt, held=held)
+        moved = await database.write_one(Bucket(row["bucket"]), self._statements.move, *values)
+        if moved is not None:
+            self._sink.emit(self._said(workflow, row, "done", aim.state))
         return moved
 
     async def turn(
@@ -226,18 +238,17 @@ class Moves:
                 if there is None or there["seq"] != seq or there["job_id"] != held:
                     return None
             job = await self._enqueue(tx, workflow, bucket, id, seq + 1, aim, hold)
-        # backward, `step` of the row is the one that was undone
-        name = workflow.steps[min(row["step"], len(workflow.steps) - 1)].name
-        moved = await tx.fetch_one(
-            self._statements.move, bucket, id, seq, aim.state, aim.step,
-            None if data is None else msgspec.json.encode(data), reason, aim.event, aim.key, aim.until, job,
-            held, name, outcome, attempt, error[:MAX_CHARS] if error is not None else None,
+        values = _values(
+            workflow, row, aim, job, data=data, reason=reason, outcome=outcome, attempt=attempt, error=error,
+            held=held,
         )  # fmt: skip
+        moved = await tx.fetch_one(self._statements.move, *values)
         if moved is None:
             return None
         if outcome is not None:
-            self._tell(tx, workflow, row, name, outcome, aim.state)
-        if workflow.follow is not None:
+            said = self._said(workflow, row, outcome, aim.state)
+            tx.on_commit(lambda: self._sink.emit(said))
+        if workflow.follow is not None and workflow.followed(aim.state):
             await workflow.follow(tx, _moved(workflow, row, moved, outcome))
         return moved
 
@@ -258,11 +269,36 @@ class Moves:
             return await tx.enqueue(go, run_at=aim.run_at)
         return await tx.enqueue(go, delay=hold)
 
-    def _tell(
-        self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, step: str, outcome: str, state: str
-    ) -> None:
-        moved = FlowMoved(self._module, workflow.kind, workflow.version, str(row["id"]), step, outcome, state)
-        tx.on_commit(lambda: self._sink.emit(moved))
+    def _said(self, workflow: Workflow[Any], row: Any, outcome: str, state: str) -> FlowMoved:
+        step = _name(workflow, row)
+        return FlowMoved(self._module, workflow.kind, workflow.version, str(row["id"]), step, outcome, state)
+
+
+def _name(workflow: Workflow[Any], row: Any) -> str:
+    """The step that a move tells of; backward, `step` of the row is the one that was undone."""
+    step: int = min(row["step"], len(workflow.steps) - 1)
+    return workflow.steps[step].name
+
+
+def _values(
+    workflow: Workflow[Any],
+    row: Any,
+    aim: _Aim,
+    job: UUID | None,
+    *,
+    outcome: str | None,
+    attempt: int,
+    held: UUID | None,
+    data: Any = None,
+    reason: str | None = None,
+    error: str | None = None,
+) -> tuple[Any, ...]:
+    """Of the statement that moves a flow."""
+    return (
+        row["bucket"], row["id"], row["seq"], aim.state, aim.step,
+        None if data is None else msgspec.json.encode(data), reason, aim.event, aim.key, aim.until, job, held,
+        _name(workflow, row), outcome, attempt, error[:MAX_CHARS] if error is not None else None,
+    )  # fmt: skip
 
 
 def data_of(workflow: Workflow[Any], row: Any) -> Any:

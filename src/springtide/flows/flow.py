@@ -16,10 +16,10 @@ one that a release does not know is parked and visible like any job.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
@@ -82,6 +82,10 @@ class Moved:
     outcome: str | None
     reason: str | None
 
+
+State: TypeAlias = Literal["running", "waiting", "undoing", "stuck", "done", "undone"]
+
+STATES: tuple[State, ...] = get_args(State)
 
 Follow: TypeAlias = "Callable[[WriteTransaction, Moved], Awaitable[None]]"
 
@@ -206,6 +210,8 @@ class Workflow(Generic[D]):
     follow:  called in the transaction of every move, before it commits: what it writes is there if and only
              if the flow has moved. So rows of the module say where the flow is. What it raises undoes the
              move; keep it short. The start is no move: who starts a flow has its transaction.
+    follows: the states into which moves are followed; None: all. Without "running" a step that is driven is
+             recorded by one statement, where one comes after it at once.
 
     Raises JobError.
     """
@@ -217,6 +223,7 @@ class Workflow(Generic[D]):
     priority: Priority = field(default=Priority.NORMAL, kw_only=True)
     keep: float = field(default=30 * 86_400.0, kw_only=True)
     follow: Follow | None = field(default=None, kw_only=True)
+    follows: Collection[State] | None = field(default=None, kw_only=True)
     decode: Callable[[bytes], D] = field(init=False, repr=False, compare=False)
     jobs: dict[str, type[Go]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -230,6 +237,10 @@ class Workflow(Generic[D]):
             raise JobError(f"workflow {self.kind}: version must be >= 1, got {self.version}")
         if not self.keep >= 0:
             raise JobError(f"workflow {self.kind}: keep must be >= 0 seconds, got {self.keep}")
+        if unknown := sorted(set(self.follows or ()).difference(STATES)):
+            raise JobError(
+                f"workflow {self.kind}: follows must be of {', '.join(STATES)}, got {', '.join(unknown)}"
+            )
         config = getattr(self.data, "__struct_config__", None)
         if config is None or not config.frozen:
             raise JobError(f"workflow {self.kind}: data must be a frozen msgspec.Struct, got {self.data!r}")
@@ -254,6 +265,10 @@ class Workflow(Generic[D]):
     def name(self) -> str:
         """Kind and version: `orders.place/1`."""
         return f"{self.kind}/{self.version}"
+
+    def followed(self, state: str) -> bool:
+        """Whether somebody follows a move into this state. Pure."""
+        return self.follow is not None and (self.follows is None or state in self.follows)
 
     def undoing(self, step: int) -> int | None:
         """The last step up to `step` that has something to undo; None: there is none. Pure."""
