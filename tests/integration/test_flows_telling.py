@@ -55,7 +55,7 @@ async def test_a_step_that_does_not_know_yet_is_asked_again(
 
 
 async def test_who_waits_to_be_asked_is_woken_or_cancelled(database: Database, database_urls: Urls) -> None:
-    """Long before its time; a pause, and what does not wait, is not woken."""
+    """Long before its time; a pause, and what is at its end, is not woken."""
     known = asyncio.Event()
 
     async def act(what: str, order: Order, run: StepRun) -> None:
@@ -70,7 +70,7 @@ async def test_who_waits_to_be_asked_is_woken_or_cancelled(database: Database, d
         async with database.write(key) as tx:
             return await flows.wake(tx, ids[key])
 
-    assert not await wake("a")
+    assert await wake("a")  # whoever asks it has not begun: it is asked once
     async with running(flows, shop, database_urls):
         for key, id in ids.items():
             await reach(flows, key, id, "waiting")
@@ -86,6 +86,32 @@ async def test_who_waits_to_be_asked_is_woken_or_cancelled(database: Database, d
         await until(resting)
         assert not await wake("a")
     assert shop.calls == ["do pay"] * 2 + ["undo pay", "do pay"]
+
+
+@pytest.mark.parametrize("asked", [1, 3], ids=["for the first time", "again"])
+async def test_who_is_woken_while_it_is_asked_is_asked_again_at_once(
+    database: Database, database_urls: Urls, asked: int
+) -> None:
+    """What it looked for came behind its look and before it says that it does not know."""
+    looks = 0
+
+    async def act(what: str, order: Order, run: StepRun) -> None:
+        nonlocal looks
+        if what == "do pay":
+            looks += 1
+            if looks == asked:
+                async with database.write("a") as tx:
+                    assert await flows.wake(tx, run.flow)
+                raise StepLater(3600.0)
+            if looks < asked:
+                raise StepLater(0.01)
+
+    flow = Workflow("shop.place", Order, [ASKED, SEND])
+    flows, shop = Flows(database, [flow]), Shop(database, act)
+    id = await begin(flows, "a", flow)
+    async with running(flows, shop, database_urls):
+        await reach(flows, "a", id, "done")
+    assert looks == asked + 1
 
 
 async def test_a_step_that_does_not_know_how_far_it_came_is_undone(

@@ -125,11 +125,14 @@ class At:
         except StepRefused as refusal:
             return await self._refuse(go, by, refusal)
         except StepLater as later:
+            assert row is not None
+            asked = row["wait_until"]
             async with self._database.write(Bucket(go.bucket)) as tx:
                 row = await self._lock(tx, go, by, "running", "waiting")
                 if row is None:
                     return None
-                return await self._moves.later(tx, self._workflow, row, later.seconds, by.held)
+                seconds = later.seconds if row["wait_until"] == asked else 0.0  # woken while it was asked
+                return await self._moves.later(tx, self._workflow, row, seconds, by.held)
 
     async def _refuse(self, go: Go, by: By, refusal: StepRefused) -> Any | None:
         if refusal.data is not None:

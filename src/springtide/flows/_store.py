@@ -76,6 +76,7 @@ class Statements:
             FROM moved
         """
         self.set_job = f"UPDATE {flow} SET job_id = $3 WHERE bucket = $1 AND id = $2"
+        self.wake = f"UPDATE {flow} SET wait_until = clock_timestamp() WHERE bucket = $1 AND id = $2"
         self.steps = f"""
             SELECT seq, step, outcome, attempt, error, at FROM {steps}
             WHERE bucket = $1 AND flow_id = $2 ORDER BY seq

@@ -179,13 +179,16 @@ class Flows:
             await self.moves.look_now(tx, workflow, row)
 
     async def wake(self, tx: WriteTransaction, id: UUID) -> bool:
-        """Ask the step again now at which a flow waits, because it raised StepLater; whether it does."""
-        row = await tx.fetch_one(self.statements.look, tx.bucket, id)
-        if row is None or row["state"] != "waiting" or row["job_id"] is None:
+        """Ask the step again now at which a flow waits, because it raised StepLater; one that is being asked
+        is asked again if it raises that. Whether the flow is at a step."""
+        row = await tx.fetch_one(self.statements.lock, tx.bucket, id)
+        if row is None or row["state"] not in ("running", "waiting"):
             return False
         if not isinstance(self._of(row).steps[row["step"]], Step):
             return False
-        await self._hasten(tx, [row["job_id"]])
+        await tx.execute(self.statements.wake, tx.bucket, id)
+        if row["state"] == "waiting" and row["job_id"] is not None:
+            await self._hasten(tx, [row["job_id"]])
         return True
 
     async def cancel(
@@ -297,7 +300,8 @@ class Flows:
         step = None
         if row["ended_at"] is None and workflow is not None:
             step = workflow.steps[row["step"]].name
-        waits_for = row["wait_event"] or ("a time" if row["wait_until"] is not None else None)
+        timed = row["state"] == "waiting" and row["wait_until"] is not None
+        waits_for = row["wait_event"] or ("a time" if timed else None)
         return FlowStatus(
             id=UUID(int=row["id"].int),
             bucket=row["bucket"],
