@@ -1,6 +1,7 @@
 """What a worker knows of its transport: whether it carries, or is away and jobs are to be claimed from SQL.
 
-    carrying -> away      publishing or receiving has failed for AWAY_AFTER seconds, with no success between
+    carrying -> away      publishing or receiving has failed for AWAY_AFTER seconds, with no success between;
+                          a call that fails after a while has failed since it began
     away -> carrying      the failing one works again; or none of those whose messages it did not take has any
                           now (they were claimed from SQL): the next message finds out
 
@@ -49,10 +50,12 @@ class Carrier:
         self._clock = clock
         self._sink = sink
         self._failing: dict[str, tuple[float, int]] = {}
+        self._worked: dict[str, float] = {}
         self._refused: set[object] = set()
 
     async def start(self) -> None:
         self._failing.clear()
+        self._worked.clear()
         self._refused.clear()
         self.carries = True
         self._changed(True)
@@ -72,17 +75,18 @@ class Carrier:
 
     async def publish(self, messages: Sequence[Message], who: object) -> Sequence[bool]:
         """As the transport's, for `who`; what it confirms none of counts as a failure."""
+        begun = self._clock.monotonic()
         try:
             confirmed = await self._transport.publish(messages)
         except Exception as error:
             self._refused.add(who)
-            self._failed(PUBLISHING, _why(error))
+            self._failed(PUBLISHING, begun, _why(error))
             raise
         if any(confirmed):
             self._works(PUBLISHING)
         else:
             self._refused.add(who)
-            self._failed(PUBLISHING, "it confirms nothing")
+            self._failed(PUBLISHING, begun, "it confirms nothing")
         return confirmed
 
     def nothing(self, who: object) -> None:
@@ -92,10 +96,11 @@ class Carrier:
             self._works(PUBLISHING)
 
     async def receive(self, lines: Collection[str], most: int, wait: float) -> Sequence[Delivery]:
+        begun = self._clock.monotonic()
         try:
             deliveries = await self._transport.receive(lines, most, wait)
         except Exception as error:
-            self._failed(RECEIVING, _why(error))
+            self._failed(RECEIVING, begun, _why(error))
             raise
         self._works(RECEIVING)
         return deliveries
@@ -117,14 +122,14 @@ class Carrier:
     def _works(self, what: str) -> None:
         if what == PUBLISHING:
             self._refused.clear()
+        self._worked[what] = self._clock.monotonic()
         if self._failing.pop(what, None) is not None and not self._failing:
             self._become(True, f"{what} works again")
 
-    def _failed(self, what: str, why: str) -> None:
-        now = self._clock.monotonic()
-        since, failures = self._failing.get(what, (now, 0))
+    def _failed(self, what: str, begun: float, why: str) -> None:
+        since, failures = self._failing.get(what, (max(begun, self._worked.get(what, begun)), 0))
         self._failing[what] = since, failures + 1
-        if now - since >= AWAY_AFTER:
+        if self._clock.monotonic() - since >= AWAY_AFTER:
             self._become(False, f"{what}: {why}")
 
     def _become(self, carries: bool, reason: str) -> None:
