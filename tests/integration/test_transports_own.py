@@ -17,6 +17,8 @@ from tests.jobs_support import DO, Doer, Heard, add, deeds, reach, until, worker
 from springtide.db import Database
 from springtide.errors import TransportUnavailable
 from springtide.jobs import Handler, Run, _carrier, _relay, job
+from springtide.jobs._sent import Claim, Sending
+from springtide.jobs._store import Ending, Store
 from springtide.jobs.transports import Delivery, Message
 from springtide.jobs.transports.seam import Capabilities, line_name
 from springtide.signals import JobsReceived, TransportChanged
@@ -162,6 +164,27 @@ async def test_a_worker_whose_slots_are_all_busy_finds_its_broker_again(
         assert holder.calls == 1
         holder.gate.set()
         await until(lambda: sum(one.dropped for one in heard.of(JobsReceived)) == 1)
+
+
+async def test_a_message_that_is_late_finds_its_job(database: Database) -> None:
+    """One whose job was taken back meanwhile brings it; else a broker that is late would bring nothing while
+    jobs are sent again and again. A job that waits for its next run, and one that runs, it does not find."""
+    store = Store(database, database.shards.shard_of("a"))
+    sending, names = Sending(store), ["deed.hold/1"]
+    async with database.write("a") as tx:
+        await tx.enqueue(Hold())
+    (sent,) = await sending.send(names, [10] * 3, 10)
+    assert await sending.recall(everything=True) == 1
+
+    async def came() -> Claim:
+        return await sending.claim([(sent.bucket, sent.id)], names, names, "worker", 60.0, None)
+
+    (claimed,) = (await came()).jobs
+    again = await came()
+    assert (again.jobs, again.dropped) == ([], 1)
+    await store.end(claimed.run, "worker", Ending("ready", "not yet", 3600.0))
+    again = await came()
+    assert (again.jobs, again.dropped) == ([], 1)
 
 
 async def test_a_driver_that_breaks_is_a_broker_that_is_away(database: Database, database_url: str) -> None:

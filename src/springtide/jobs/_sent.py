@@ -1,7 +1,7 @@
 """The rows of jobs that a transport carries: sent, claimed by who received them, or made ready again.
 
     ready -> sent       the relay, committed before it publishes
-    sent  -> running    a claim by ids, of what was received
+    sent  -> running    a claim by ids, of what was received; also one that is ready again meanwhile, and due
           -> held, limited, ready   as with the claim of what is ready: its order or its limit says so
           -> parked     who received it does not know its kind
           -> paused     its kind has been paused meanwhile
@@ -12,8 +12,10 @@ was sent and not claimed (`unclaimed`), at most TRUST * 2**MAX_DOUBLINGS. `turn`
 been sent at all. A row keeps its unique key until it is claimed for a run, and becomes ready by the order on
 the clock that cursors need (`_cursor.py`).
 
-A message says nothing but "look": only a row that is `sent` is claimed, by one who looks. Whatever a broker
-does with messages, the row has one owner.
+A message says nothing but "look": a row that is `sent`, or ready and due, is claimed by one who looks.
+Whatever a broker does with messages, the row has one owner. What is ready again is claimed, for its message
+was only late: were that dropped, a broker that is TRUST seconds behind would bring nothing but late messages,
+while their jobs are sent again behind them.
 """
 
 from __future__ import annotations
@@ -136,7 +138,8 @@ class Sending:
                     SELECT w.ctid, w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key,
                         w.paced, w.priority, w.run_at
                     FROM {table} AS w
-                    WHERE w.bucket = n.bucket AND w.id = n.id AND w.state = 'sent'
+                    WHERE w.bucket = n.bucket AND w.id = n.id
+                        AND (w.state = 'sent' OR w.state = 'ready' AND w.run_at <= statement_timestamp())
                         AND w.kind || '/' || w.version = ANY ($1::text[])
                     FOR UPDATE SKIP LOCKED
                 ) AS found

@@ -4,7 +4,7 @@ A job is owned by SQL from its enqueueing to its end. A broker carries one thing
 message is a reference, and losing, repeating, delaying or reordering it does no harm:
 
 - lost      a job that is `sent` and was not claimed in time is sent again;
-- repeated  the claim takes only what is `sent`, so the second one finds nothing, and is dropped;
+- repeated  the claim takes only what is `sent`, or ready and due, so the second one finds nothing;
 - early, late, out of order: time, order, limits and attempts are judged by SQL when the job is claimed.
 
 A *line* is one queue of the broker: the jobs of one module on one shard with one priority. Its name has
