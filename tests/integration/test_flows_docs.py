@@ -32,6 +32,12 @@ create table shop.sent (
 """
 
 
+SECRETS = """
+update shop._flow set reason = 'Authorization: Bearer hush',
+    data = convert_to('{"id": 1, "cents": 500, "card_token": "tok-1"}', 'UTF8')
+"""
+
+
 class Bank:
     def __init__(self) -> None:
         self.charged: dict[str, int] = {}
@@ -124,7 +130,8 @@ async def test_flows_without_a_platform(
 async def test_operators_see_and_move_flows(
     shop: tuple[Platform, Bank, dict[str, Any]], database_urls: tuple[str, str], tmp_path: Path
 ) -> None:
-    """`ls` and `show` for people and as JSON; `cancel` once, `resume` only of what is stuck."""
+    """`ls` and `show` for people and as JSON, without secrets; `cancel` once, `resume` only of what is
+    stuck."""
     made, _, names = shop
     service: Any = made.service(names["Shop"])
     id = await service.place(1, 500)
@@ -159,6 +166,14 @@ async def test_operators_see_and_move_flows(
     assert (code, status["state"], status["reason"]) == (0, "undoing", "a test")
     code, text = await said("show", str(id))
     assert code == 0 and "reserve  cancelled" in text and "reason  a test" in text
+    for pool in made.database("shop").pools.values():
+        await pool.execute(SECRETS)
+    for arguments in (("show", str(id)), ("show", str(id), "--json"), ("ls", "--json")):
+        code, text = await said(*arguments)
+        assert code == 0 and text.count("[redacted]") == 2
+        assert "tok-1" not in text and "hush" not in text
+    code, text = await said("show", str(id), "--secrets")
+    assert code == 0 and "tok-1" in text and "hush" in text
 
 
 def test_the_numbers_of_the_guide_are_the_defaults() -> None:

@@ -29,6 +29,7 @@ from springtide.context import RequestContext, activate
 from springtide.errors import IdempotencyInFlight, StepRefused, Unavailable
 from springtide.flows import Flows, FlowUpkeep, Step, StepRun
 from springtide.jobs import operating
+from springtide.telemetry._redact import redact_value
 
 pytestmark = one_platform
 
@@ -74,6 +75,13 @@ async def test_an_order_is_paid_once_and_sold(there: Shop) -> None:
     await there.work()
     assert await there.orders.order(order.id, ada) == order
     assert await there.check()
+
+
+async def test_who_shows_the_workflow_of_an_order_hides_what_pays_for_it(there: Shop) -> None:
+    order = await there.place(buyer(), await there.listing())
+    data = (await there.flow(order.id)).data
+    assert CARD in str(data) and CARD not in str(redact_value("", data))
+    assert (await there.placing(order.id)).source == CARD
 
 
 async def test_a_stock_of_one_goes_to_one_of_a_hundred_buyers(there: Shop) -> None:

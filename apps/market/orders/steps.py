@@ -42,12 +42,13 @@ SOONEST, LATEST = 1.0, 60.0
 
 
 class Placing(msgspec.Struct, frozen=True, kw_only=True):
-    """What the steps know of an order. `reason`: why it is off, when a step says so."""
+    """What the steps know of an order. `reason`: why it is off, when a step says so. `source` is stored under
+    a name by which who shows a workflow hides it."""
 
     id: int
     lines: list[OrderLine]
     total: Money
-    source: str
+    source: str = msgspec.field(name="source_token")
     placed_at: datetime
     pay_by: datetime
     reason: Reason | None = None

@@ -1,4 +1,7 @@
-"""`springtide flows ls | show | resume | cancel`: where workflows are, and the hand of an operator."""
+"""`springtide flows ls | show | resume | cancel`: where workflows are, and the hand of an operator.
+
+Secrets in their data are hidden as in logs.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +23,7 @@ from springtide.flows import Flows, FlowStatus
 from springtide.lifecycle import Group
 from springtide.ops.runner.home import Home
 from springtide.platform import Platform
+from springtide.telemetry._redact import redact_text, redact_value
 
 __all__ = ["add_commands"]
 
@@ -39,6 +44,7 @@ def add_commands(subparsers: Any) -> None:
     ls.add_argument("--limit", type=int, default=100, help="at most so many of each module (default: 100)")
     ls.set_defaults(run=_ls)
     show = commands.add_parser("show", help="one: its data, its history, why it turned")
+    show.add_argument("--secrets", action="store_true", help="show what looks like a secret, too")
     show.set_defaults(run=_show)
     resume = commands.add_parser("resume", help="try again to undo the step at which one is stuck")
     resume.set_defaults(run=_resume)
@@ -66,7 +72,7 @@ def _ls(args: argparse.Namespace) -> int:
 
     found = _with_flows(args.file, ask)
     if args.json:
-        print(json.dumps([{"module": module, **_plain(one)} for module, one in found], indent=2))
+        print(json.dumps([{"module": module, **_plain(_hidden(one))} for module, one in found], indent=2))
     else:
         print(_table([_COLUMNS, *(_row(module, one) for module, one in found)]) if found else "no flows")
     return 0
@@ -77,6 +83,7 @@ def _show(args: argparse.Namespace) -> int:
         return (await _find(flows, args.id))[1]
 
     one = _with_flows(args.file, ask)
+    one = one if args.secrets else _hidden(one)
     if args.json:
         print(json.dumps(_plain(one), indent=2))
         return 0
@@ -147,6 +154,16 @@ def _with_flows(file: Path | None, ask: Callable[[dict[str, Flows]], Awaitable[T
             await pools.stop()
 
     return asyncio.run(asked())
+
+
+def _hidden(one: FlowStatus) -> FlowStatus:
+    """Without what looks like a secret."""
+    steps = [replace(step, error=_without(step.error)) for step in one.steps]
+    return replace(one, data=redact_value("", one.data), reason=_without(one.reason), steps=tuple(steps))
+
+
+def _without(text: str | None) -> str | None:
+    return None if text is None else redact_text(text)
 
 
 def _plain(one: FlowStatus) -> dict[str, Any]:
