@@ -82,6 +82,18 @@ shards = ["missing"]
         ("[pool]\nacquire_timeout = 30", "must be < servers.request_timeout, which is 30.0"),
         ("[nodes.db]\nkind = 'postgrse'", "did you mean postgres?"),
         ("[nodes.db]\nport = 8000", "line 5: nodes.db.port: must differ from servers.port, got 8000"),
+        (
+            "[workers]\ncount = 3\nmetrics_port = 7998",
+            "workers.metrics_port: must differ from servers.port: workers have 7998 to 8000, got 7998",
+        ),
+        (
+            "[workers]\nmetrics_port = 7998\n[worker_scaling]\nmax = 3",
+            "workers.metrics_port: must differ from servers.port: workers have 7998 to 8000, got 7998",
+        ),
+        (
+            "[workers]\ncount = 2\nmetrics_port = 65535",
+            "workers.metrics_port: must leave each worker a port: the last one would have 65536, got 65535",
+        ),
         ("[nodes.a]\nport = 5\n[nodes.b]\nport = 5", "line 7: nodes.b.port: must differ from nodes.a.port"),
         ("[nodes.db]\nport = 0", "must be between 1 and 65535, got 0"),
         ("[nodes.app-1]", "belongs to the app servers"),

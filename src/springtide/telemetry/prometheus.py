@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-__all__ = ["MetricsEndpoint", "render"]
+__all__ = ["MetricsEndpoint", "render", "serve"]
 
 OPENMETRICS = "application/openmetrics-text"
 
@@ -29,6 +29,14 @@ class _WithoutCreated(Collector):
                 added = f"{metric.name}_created"
                 metric.samples = [sample for sample in metric.samples if sample.name != added]
             yield metric
+
+
+def serve(registry: CollectorRegistry, host: str, port: int) -> None:
+    """For a process that serves no HTTP: answer with the metrics on `host`:`port` until it ends.
+
+    From threads of its own, so also while the event loop stands still. Raises OSError.
+    """
+    start_http_server(port, host, registry=_WithoutCreated(registry))
 
 
 def render(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:

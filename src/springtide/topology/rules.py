@@ -136,6 +136,16 @@ def _ports(topology: Topology) -> Iterator[TopologyFault]:
         if number and number in taken:
             yield _fault(key, number, f"must differ from {taken[number]}")
         taken.setdefault(number, key)
+    first, key = topology.workers.metrics_port, "workers.metrics_port"
+    if first is None:
+        return
+    scaling = topology.worker_scaling
+    last = first + max(topology.workers.count, scaling.max if scaling is not None else 0, 1) - 1
+    if last > 65535:
+        yield _fault(key, first, f"must leave each worker a port: the last one would have {last}")
+    for number in range(first, last + 1):
+        if number in taken:
+            yield _fault(key, first, f"must differ from {taken[number]}: workers have {first} to {last}")
 
 
 def _origins(topology: Topology) -> Iterator[TopologyFault]:

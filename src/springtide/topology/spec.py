@@ -123,6 +123,13 @@ class WorkerSpec(Checked):
     """The worker processes that do what no request waits for; 0 = none."""
 
     count: Annotated[int, Key(says="worker processes", unit="processes", rule=between(0, 1000))] = 1
+    metrics_port: Annotated[
+        int | None,
+        Key(
+            says="port of worker-1's /metrics on servers.host, worker-2 has the next one; absent = none",
+            rule=PORT,
+        ),
+    ] = None
     cpu: Cpu = None
     memory_bytes: MemoryBytes = None
 

@@ -82,6 +82,8 @@ class Supervisor:
         self.url: str | None = None
         self._source = topology.source.absolute()
         self._port = topology.servers.port if port is None else port
+        host = topology.servers.host
+        self._http = f"http://[{host}]" if ":" in host else f"http://{host}"
         self._drain = drain
         self._clock = clock or SystemClock()
         self._groups: dict[str, Cgroup] = {}
@@ -160,9 +162,8 @@ class Supervisor:
         remedy = "choose another with `springtide up --port N` (0: a free one) or servers.port"
         self._listener = await asyncio.to_thread(ports.bind, spec.host, self._port, remedy=remedy)
         self._port = self._listener.getsockname()[1]
-        host = f"[{spec.host}]" if ":" in spec.host else spec.host
         await self._rotation.start()
-        url = f"http://{host}:{self._port}"
+        url = f"{self._http}:{self._port}"
         around = await asyncio.to_thread(Surroundings, self.topology, self.home, url)
         self._variables = around.variables
         await _together([self._prepare_databases(), self._start_programs(around)])
@@ -358,13 +359,19 @@ class Supervisor:
 
     async def _worker(self, number: int) -> Child:
         workers, name = self.topology.workers, f"worker-{number}"
+        arguments, address = ["--drain", str(self._drain)], None
+        if workers.metrics_port is not None:
+            port = workers.metrics_port + number - 1
+            arguments += ["--metrics-port", str(port)]
+            address = f"{self._http}:{port}/metrics"
         program = PythonProgram(
             name,
             "springtide.ops.runner.worker",
-            ["--drain", str(self._drain)],
+            arguments,
             log=self.home.logs / f"{name}.log",
             folder=self._source.parent,
             env=self._environment(self._variables),
+            address=address,
             drain=self._drain,
             cgroup=await self._limits(name, Limits(cpu=workers.cpu, memory_bytes=workers.memory_bytes)),
         )

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from springtide.errors import SpringtideError
+from springtide.errors import RunnerError, SpringtideError
 from springtide.jobs import Worker
 from springtide.lifecycle import Group
 from springtide.platform import Platform
+from springtide.telemetry.prometheus import serve
 
 __all__ = ["main"]
 
@@ -27,13 +28,15 @@ HAND_BACK = 4.0
 """Seconds of the drain time that are kept for cancelling jobs and handing them back."""
 
 
-async def _work(ready_fd: int, drain: float) -> None:
+async def _work(ready_fd: int, drain: float, metrics_port: int | None) -> None:
     stopping, retiring = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stopping.set)
     loop.add_signal_handler(signal.SIGUSR1, retiring.set)
     platform = Platform.from_topology()  # the one that the supervisor named in the environment
+    if metrics_port is not None:
+        await _show_metrics(platform, metrics_port)
     async with platform:
         work = platform.background(drain=max(drain - HAND_BACK, 1.0))
         background = Group("background", work)
@@ -44,6 +47,15 @@ async def _work(ready_fd: int, drain: float) -> None:
             await _until(stopping, _retired(retiring, [one for one in work if isinstance(one, Worker)]))
         finally:
             await background.stop()
+
+
+async def _show_metrics(platform: Platform, port: int) -> None:
+    host = platform.topology.servers.host
+    try:
+        await asyncio.to_thread(serve, platform.metrics, host, port)
+    except OSError as error:
+        where = f"workers.metrics_port: cannot listen on {host}:{port}"
+        raise RunnerError(f"{where}: {error.strerror}") from error
 
 
 async def _until(stopping: asyncio.Event, retired: Coroutine[Any, Any, None]) -> None:
@@ -67,10 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="springtide worker")
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--drain", type=float, required=True)
+    parser.add_argument("--metrics-port", type=int)
     args = parser.parse_args(arguments)
     os.set_inheritable(args.ready_fd, False)
     try:
-        asyncio.run(_work(args.ready_fd, args.drain))
+        asyncio.run(_work(args.ready_fd, args.drain, args.metrics_port))
     except SpringtideError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
