@@ -254,6 +254,20 @@ async def test_a_job_whose_deadline_has_passed_is_not_run(database: Database, da
     assert 0 < min(seen) <= 3.0 < max(seen) <= 5.0  # max_run
 
 
+async def test_what_is_too_late_is_no_run_that_failed(database: Database, database_urls: Urls) -> None:
+    """Claimed beside others that wait, jobs whose deadline has passed are dead letters at once."""
+
+    async def wait(deed: Deed, run: Run) -> None:
+        await asyncio.sleep(0)
+
+    async with database.write("a") as tx:
+        await tx.enqueue_many([Deed("waits"), Deed("waits")])
+        await tx.enqueue_many([Deed("late")] * 3, deadline=datetime.now(UTC) - timedelta(seconds=1))
+    async with working(database, database_urls, [DO], Doer(wait)):
+        found = await reach(database, "done", "done", "dead", "dead", "dead")
+    assert [row["attempt"] for row in found if row["state"] == "dead"] == [1, 1, 1]
+
+
 async def test_a_run_ends_at_the_deadline_of_its_job(database: Database, database_urls: Urls) -> None:
     """Though it may take longer by max_run; and it is not tried after it."""
 

@@ -169,6 +169,7 @@ class Hands:
         self._watch(runs)
 
     def _watch(self, runs: list[JobRun]) -> None:
+        runs = [run for run in runs if run.limit > 0]  # what is too late ends by itself, unrun
         if runs:
             first = min(OVERRUN_AFTER, *(run.limit for run in runs))
             asyncio.get_running_loop().call_later(first, self._guard, runs)
