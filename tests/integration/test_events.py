@@ -115,7 +115,8 @@ async def test_what_cannot_be_published_is_refused_where_it_is(single: Database)
         for faulty, key, message in (
             (Plain(), None, "Plain is not declared as an event"),
             (Told2(), None, r"does not publish fact.told/2 \(it publishes: fact.told/1\)"),
-            (Told("a"), "", "key must have 1 to"),
+            (Told("a"), "", "key must be a string of 1 to"),
+            (Told("a"), 7, "key must be a string of 1 to 500 characters without NUL, got 7"),
             (Told("a"), "\0", "without NUL"),
             (Told("a" * 70_000), None, "store what it is about"),
         ):

@@ -666,8 +666,21 @@ async def test_replay_from_a_point(database: Database, urls: Urls) -> None:
         go.set()
         await until(lambda: count(database, 11))
     assert [row["what"] for row in await seen(database)] == [*"abcd", *"cd", *"abcde"]
-    with pytest.raises(EventError, match="knows no group 'nobody'"):
-        await operating.replay(database, "nobody", "now")
+    for doing in (
+        operating.replay(database, "nobody", "now"),
+        operating.retry(database, "nobody"),
+        operating.skip(database, "nobody", shard="main", lane=0),
+    ):
+        with pytest.raises(EventError, match="knows no group 'nobody'"):
+            await doing
+    for doing in (
+        operating.replay(database, "ears", "now", lane=16),
+        operating.skip(database, "ears", shard="main", lane=-1),
+    ):
+        with pytest.raises(EventError, match=r"lane must be 0 to 15, got (16|-1)"):
+            await doing
+    with pytest.raises(EventError, match="most must be 1 to 1000, got -1"):
+        await operating.dead_letters(database, "ears", most=-1)
 
 
 async def test_pause_resume_and_remove(database: Database, urls: Urls) -> None:

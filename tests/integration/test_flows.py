@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -462,8 +463,16 @@ async def test_what_cannot_be_started_or_sent_is_refused(database: Database) -> 
             await flows.start(tx, Workflow("shop.other", Order, [PAY]), Order("a"))
         with pytest.raises(JobError, match="65536: store it"):
             await flows.start(tx, PLACE, Order("a" * 70_000))
-        with pytest.raises(JobError, match="key must have 1 to 500"):
+        with pytest.raises(JobError, match="key must be a string of 1 to 500"):
             await flows.send(tx, "e", "")
+        with pytest.raises(JobError, match="key must be a string of 1 to 500 characters without NUL, got 7"):
+            await flows.start(tx, PLACE, Order("a"), key=7)  # type: ignore[arg-type]
+        with pytest.raises(JobError, match="hold must be >= 0 seconds and at most ten years, got -1"):
+            await flows.start(tx, PLACE, Order("a"), hold=-1)
+        with pytest.raises(JobError, match="hold must be >= 0 seconds and at most ten years, got nan"):
+            await flows.cancel(tx, uuid4(), hold=float("nan"))
+    with pytest.raises(JobError, match="limit must be >= 1, got -1"):
+        await flows.list(limit=-1)
     async with database.write("a", isolation="repeatable read") as tx:
         with pytest.raises(JobError, match="read committed write, got 'repeatable read'"):
             await flows.send(tx, "e", "k")

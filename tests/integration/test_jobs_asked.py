@@ -98,10 +98,14 @@ async def test_what_cannot_run_is_refused_with_all_that_came_along(database: Dat
     async with database.write("a") as tx:
         with pytest.raises(JobError, match=r"no handler for deed\.unknown/1"):
             await tx.enqueue_many([Deed("a"), Unknown()])
+        with pytest.raises(JobError, match=r"must be a value, such as Deed\(...\), got the class"):
+            await tx.enqueue(Deed)
         with pytest.raises(JobError, match="store what it is about"):
             await tx.enqueue_many([Deed("a"), Deed("a" * 70_000)])
         for options, message in (
-            ({"ordering_key": ""}, "ordering_key must have 1 to 500"),
+            ({"ordering_key": ""}, "ordering_key must be a string of 1 to 500"),
+            ({"ordering_key": 7}, "ordering_key must be a string of 1 to 500 characters without NUL, got 7"),
+            ({"run_at": 7.5}, "run_at must have a time zone, got 7.5"),
             ({"deadline": 0}, "deadline must be > 0 seconds"),
             ({"deadline": datetime.now(UTC).replace(tzinfo=None)}, "deadline must have a time zone"),
             ({"delay": 1, "run_at": datetime.now(UTC)}, "either delay or run_at"),

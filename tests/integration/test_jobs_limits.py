@@ -76,7 +76,7 @@ async def test_a_limit_key_is_for_limited_kinds(database: Database) -> None:
     async with database.write("a") as tx:
         with pytest.raises(JobError, match=r"jobs of kind deed\.do have no limit, got limit_key 'k'"):
             await tx.enqueue(Deed("a"), limit_key="k")
-        with pytest.raises(JobError, match="limit_key must have 1 to 500"):
+        with pytest.raises(JobError, match="limit_key must be a string of 1 to 500"):
             await tx.enqueue(Two("a"), limit_key="")
     assert await rows(database) == []
 

@@ -192,6 +192,12 @@ async def test_at_most_limit_jobs_change(database: Database) -> None:
     assert sorted(await states(database)) == ["dead"] * 5 + ["ready"] * 4
     with pytest.raises(JobError, match="limit must be 1 to 10000, got 0"):
         await operating.retry([database], Wanted(), limit=0)
+    with pytest.raises(JobError, match="for jobs that are dead, parked, ready, sent, not done, running"):
+        await operating.retry([database], Wanted(states=["dead", "done", "running"]))
+    with pytest.raises(JobError, match=r"for jobs that are .*, not running"):
+        await operating.discard([database], Wanted(states=["running"]))
+    with pytest.raises(JobError, match="for jobs that are dead, discarded, done, not ready"):
+        await operating.replay([database], Wanted(states=["ready"]))
 
 
 async def test_running_jobs_are_left_alone(lone: Database) -> None:

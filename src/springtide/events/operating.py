@@ -18,6 +18,7 @@ from springtide.db import Database
 from springtide.errors import EventError
 from springtide.events._log import EVENT, Log, start_sql
 from springtide.events.group import Start
+from springtide.events.publish import LANES
 
 __all__ = [
     "DeadLetter",
@@ -188,6 +189,8 @@ async def read(
 
 async def dead_letters(database: Database, group: str, *, most: int = 100) -> list[DeadLetter]:
     """What the group could not handle, the oldest first, up to `most` of each shard."""
+    if not 1 <= most <= MAX_READ:
+        raise EventError(f"most must be 1 to {MAX_READ}, got {most}")
     sql = f"SELECT * FROM {database.schema}._event_dead WHERE grp = $1 ORDER BY pos LIMIT $2"  # noqa: S608
     return [
         DeadLetter(_event(shard, row), row["attempt"], row["error"], row["dead_at"], row["retry_at"])
@@ -223,6 +226,7 @@ async def replay(
     What it had passed comes again (`delivery.again`), as far as it is kept. Returns how many lanes were set.
     """
     await lanes(database, group)  # refuses a name that nobody knows
+    _check_lane(lane)
     if isinstance(start, int):
         place = f"""
             SELECT least($1::bigint - 1, h.pos) AS pos, least('epoch'::timestamptz, h.at) AS at
@@ -259,6 +263,7 @@ async def retry(
 
     Dead letters come after what followed them. Returns how many dead letters and lanes there were.
     """
+    await lanes(database, group, shard=shard)  # refuses a name that nobody knows
     letters = f"""
         UPDATE {database.schema}._event_dead SET retry_at = clock_timestamp()
         WHERE grp = $1 AND ($2::bigint IS NULL OR pos = $2) RETURNING 1
@@ -276,7 +281,8 @@ async def retry(
 async def skip(database: Database, group: str, *, shard: str, lane: int) -> int | None:
     """Make a dead letter of the event that a lane is stuck at, and go past it. Returns its position, None
     when the lane is not stuck."""
-    (shard,) = _shards(database, shard)
+    await lanes(database, group, shard=shard)  # refuses a name that nobody knows
+    _check_lane(lane)
     sql = f"""
         WITH stuck AS MATERIALIZED (
             SELECT * FROM {database.schema}._event_lane
@@ -326,6 +332,11 @@ async def _each(database: Database, shard: str | None, sql: str, *args: Any) -> 
     """How many rows `sql` answers on one shard, or on all of them."""
     counts = [len(await database.pools[where].fetch(sql, *args)) for where in _shards(database, shard)]
     return sum(counts)
+
+
+def _check_lane(lane: int | None) -> None:
+    if lane is not None and not 0 <= lane < LANES:
+        raise EventError(f"lane must be 0 to {LANES - 1}, got {lane}")
 
 
 def _shards(database: Database, shard: str | None) -> list[str]:

@@ -151,9 +151,9 @@ def _encoded(event: Any) -> bytes:
     return payload
 
 
-def _check_key(key: str | None) -> None:
-    if key is not None and not (0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
-        raise EventError(f"key must have 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
+def _check_key(key: object) -> None:
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
+        raise EventError(f"key must be a string of 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
 
 
 def _new_id() -> UUID:

@@ -20,7 +20,7 @@ from springtide.errors import JobError
 from springtide.flows._engine import At, By, meeting
 from springtide.flows._moves import MAX_KEY_CHARS, Moves
 from springtide.flows._store import Statements
-from springtide.flows.flow import Step, Workflow
+from springtide.flows.flow import MAX_SECONDS, Step, Workflow
 from springtide.jobs import Enqueuer, Handler
 from springtide.jobs.enqueue import MAX_PAYLOAD_BYTES
 from springtide.signals import NullSink, Sink
@@ -121,6 +121,7 @@ class Flows:
         if not isinstance(data, workflow.data):
             raise JobError(f"a {workflow.kind} carries {workflow.data.__name__}, got {type(data).__name__}")
         _check_key("key", key)
+        _check_hold(hold)
         stored = _encoded(workflow.kind, data)
         id = uuid4()
         step = 0 if at is None else _index(workflow, at)
@@ -205,6 +206,7 @@ class Flows:
 
         Whether it is being undone now, or was; False when it is done, or unknown.
         """
+        _check_hold(hold)
         row = await tx.fetch_one(self.statements.lock, tx.bucket, id)
         if row is None or (row["state"] == "done" and not done):
             return False
@@ -245,6 +247,8 @@ class Flows:
         self, *, kind: str | None = None, state: str | None = None, limit: int = 100
     ) -> list[FlowStatus]:
         """The flows that moved last, on all shards; `state` None: those that have not ended."""
+        if limit < 1:
+            raise JobError(f"limit must be >= 1, got {limit}")
         found = []
         for pool in self.database.pools.values():
             rows = await pool.fetch(self.statements.list, kind, state, limit)
@@ -329,9 +333,14 @@ def _index(workflow: Workflow[Any], name: str) -> int:
     return names.index(name)
 
 
-def _check_key(what: str, key: str | None) -> None:
-    if key is not None and not (0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
-        raise JobError(f"{what} must have 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
+def _check_hold(hold: float) -> None:
+    if not 0 <= hold <= MAX_SECONDS:
+        raise JobError(f"hold must be >= 0 seconds and at most ten years, got {hold}")
+
+
+def _check_key(what: str, key: object) -> None:
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
+        raise JobError(f"{what} must be a string of 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
 
 
 def _encoded(what: str, value: Any) -> bytes:

@@ -38,6 +38,8 @@ def accept(job: Any, names: Collection[str] | None, database: str, *, listed: st
     Raises JobError when there is no declaration, or it is none of `names`.
     """
     spec = kind_of(job)
+    if isinstance(job, type):
+        raise JobError(f"a job must be a value, such as {job.__name__}(...), got the class")
     if names is not None and spec.name not in names:
         known = ", ".join(sorted(names)) or "none"
         raise JobError(
@@ -152,7 +154,7 @@ def _check(
         raise JobError(f"give a job either delay or run_at, got {delay} and {run_at}")
     if delay is not None and not 0 <= delay <= MAX_SECONDS:
         raise JobError(f"delay must be >= 0 seconds and at most ten years, got {delay}")
-    if run_at is not None and run_at.tzinfo is None:
+    if run_at is not None and getattr(run_at, "tzinfo", None) is None:
         raise JobError(f"run_at must have a time zone, got {run_at!r}")
     if isinstance(deadline, datetime):
         if deadline.tzinfo is None:
@@ -162,9 +164,9 @@ def _check(
     _check_key("ordering_key", ordering_key)
 
 
-def _check_key(what: str, key: str | None) -> None:
-    if key is not None and not (0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
-        raise JobError(f"{what} must have 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
+def _check_key(what: str, key: object) -> None:
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
+        raise JobError(f"{what} must be a string of 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
 
 
 def _limit(spec: JobKind, limit_key: str | None) -> str | None:

@@ -84,8 +84,10 @@ class Wanted:
         return any(one not in (None, (), []) and (one == 0 or bool(one)) for one in asked)
 
     def among(self, states: Collection[str]) -> list[str]:
-        """The states to look for, where only `states` can be."""
-        return sorted(set(self.states) & set(states) if self.states else states)
+        """The states to look for, where only `states` can be. Raises JobError when others are asked for."""
+        if others := sorted(set(self.states) - set(states)):
+            raise JobError(f"this is for jobs that are {', '.join(sorted(states))}, not {', '.join(others)}")
+        return sorted(self.states or states)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,12 +273,12 @@ async def replay(databases: Collection[Database], wanted: Wanted, *, limit: int 
 
     The old ones stay as they are. Keys and the trace are kept, deadlines and unique keys are not.
     """
-    changed: list[Changed] = []
-    if dead := wanted.among(("dead",)):
+    states, changed = set(wanted.among(REPLAYABLE)), list[Changed]()
+    if "dead" in states:
         changed += await _change(
-            databases, _in(wanted, dead), limit, lambda texts: texts.replay, lambda many: (new_ids(many),)
+            databases, _in(wanted, ["dead"]), limit, lambda texts: texts.replay, lambda many: (new_ids(many),)
         )
-    if (ended := wanted.among(ENDED)) and (wanted.states or wanted.ids) and len(changed) < limit:
+    if (ended := sorted(states & ENDED)) and (wanted.states or wanted.ids) and len(changed) < limit:
         changed += await _change(
             databases, _in(wanted, ended), limit - len(changed), lambda texts: texts.replay_done,
             lambda many: (new_ids(many),),
