@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from springtide.db import MigrationStatus, Migrator
-from springtide.lifecycle import Group
+from springtide.ops._reaching import reaching
 from springtide.ops.advise import commands as advising
 from springtide.ops.runner.home import Home
 from springtide.platform import Platform
@@ -73,16 +73,12 @@ def _status(args: argparse.Namespace) -> int:
 
 async def _ask(file: Path | None) -> list[MigrationStatus]:
     platform = _platform(file)
-    pools = Group("pools", tuple(platform.pools.values()))
     found: list[MigrationStatus] = []
-    try:
-        await pools.start()
+    async with reaching(platform):
         for module in platform.modules:
             if module.migrations is not None:
                 shards = platform.database(module.name).pools
                 found += await Migrator(module.name, module.migrations, shards).status()
-    finally:
-        await pools.stop()
     return found
 
 

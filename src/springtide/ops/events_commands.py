@@ -10,15 +10,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from springtide.events import operating
-from springtide.lifecycle import Group
+from springtide.ops._reaching import reaching
 from springtide.ops.runner.home import Home
 
 if TYPE_CHECKING:
@@ -301,21 +300,10 @@ def _run(args: argparse.Namespace, body: Callable[[Platform], Awaitable[Any]]) -
     async def run() -> Any:
         Home.beside(args.file).use_environment()
         platform = Platform.from_topology(args.file)
-        async with _reaching(platform):
+        async with reaching(platform):
             return await body(platform)
 
     return asyncio.run(run())
-
-
-@asynccontextmanager
-async def _reaching(platform: Platform) -> AsyncIterator[None]:
-    """The platform's pools are open inside the block; nothing else of it runs."""
-    reached = Group("events", [*platform.servers.values(), *platform.pools.values()])
-    await reached.start()
-    try:
-        yield
-    finally:
-        await reached.stop()
 
 
 def _databases(platform: Platform) -> dict[str, Database]:

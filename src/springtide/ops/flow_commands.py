@@ -20,7 +20,7 @@ import msgspec
 from springtide.db import Bucket
 from springtide.errors import JobError
 from springtide.flows import Flows, FlowStatus
-from springtide.lifecycle import Group
+from springtide.ops._reaching import reaching
 from springtide.ops.runner.home import Home
 from springtide.platform import Platform
 from springtide.telemetry._redact import redact_text, redact_value
@@ -146,12 +146,8 @@ def _with_flows(file: Path | None, ask: Callable[[dict[str, Flows]], Awaitable[T
     }
 
     async def asked() -> T:
-        pools = Group("pools", tuple(platform.pools.values()))
-        try:
-            await pools.start()
+        async with reaching(platform):
             return await ask(flows)
-        finally:
-            await pools.stop()
 
     return asyncio.run(asked())
 

@@ -315,14 +315,10 @@ def _on(args: argparse.Namespace, ask: Callable[[list[Database]], Awaitable[T]])
 
 async def _opened(platform: Platform, ask: Callable[[], Awaitable[T]]) -> T:
     """With the platform's pools open, and nothing else of it."""
-    from springtide.lifecycle import Group
+    from springtide.ops._reaching import reaching
 
-    group = Group("jobs commands", [*platform.servers.values(), *platform.pools.values()])
-    try:
-        await group.start()
+    async with reaching(platform):
         return await ask()
-    finally:
-        await group.stop()
 
 
 def _platform(file: Path | None) -> Platform:

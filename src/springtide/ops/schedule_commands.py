@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from springtide.jobs import Scheduled, scheduled
-from springtide.lifecycle import Group
+from springtide.ops._reaching import reaching
 from springtide.ops.runner.home import Home
 from springtide.platform import Platform
 
@@ -45,17 +45,13 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 async def _ask(platform: Platform) -> list[tuple[str, Scheduled]]:
-    pools = Group("pools", tuple(platform.pools.values()))
-    try:
-        await pools.start()
+    async with reaching(platform):
         return [
             (module.name, one)
             for module in platform.modules
             if module.migrations is not None
             for one in await scheduled(platform.database(module.name))
         ]
-    finally:
-        await pools.stop()
 
 
 def _plain(one: Scheduled) -> dict[str, Any]:
