@@ -220,6 +220,16 @@ def test_series_are_bounded_and_sums_stay_right() -> None:
     assert len(rows) == 11
 
 
+def test_how_many_workers_are_wanted_is_absent_where_nobody_asked() -> None:
+    """Who adds workers by it would take them all away at a 0."""
+    sink = MetricsSink()
+    assert value(sink, "springtide_workers_wanted") is None
+    for workers, slots in ((3, 21.4), (4, 31.0)):
+        sink.emit(WorkersWanted(workers, slots))
+        assert value(sink, "springtide_workers_wanted") == workers
+        assert value(sink, "springtide_worker_slots_wanted") == slots
+
+
 def test_registries_are_separate() -> None:
     first, second = MetricsSink(), MetricsSink()
     first.emit(request())

@@ -408,13 +408,15 @@ class MetricsSink:
             ),
             max_series=max_jobs, open_ended=(2,),
         )  # fmt: skip
+        # registered by the first signal: whoever adds workers must not read 0 where nobody has asked
         self._workers_wanted = Gauge(
             "springtide_workers_wanted", "Workers that the jobs need, within the topology's bounds.",
-            registry=registry,
+            registry=None,
         )  # fmt: skip
         self._slots_wanted = Gauge(
-            "springtide_worker_slots_wanted", "Slots of workers that the jobs need.", registry=registry
+            "springtide_worker_slots_wanted", "Slots of workers that the jobs need.", registry=None
         )  # fmt: skip
+        self._wanted = False
         self._schedule_slots = Series(
             Counter(
                 "springtide_schedule_slots_total", "Slots of schedules, by whether they were run.",
@@ -688,6 +690,10 @@ class MetricsSink:
         elif isinstance(signal, WorkersWanted):
             self._workers_wanted.set(signal.workers)
             self._slots_wanted.set(signal.slots)
+            if not self._wanted:
+                self._wanted = True
+                self.registry.register(self._workers_wanted)
+                self.registry.register(self._slots_wanted)
         elif isinstance(signal, ScheduleFired):
             name = signal.module, signal.schedule
             self._schedule_slots.child(*name, "run").inc(signal.runs)
