@@ -749,6 +749,10 @@ async def test_workers_survive_storms_of_starts_and_stops(database: Database, ur
 MANY = On(Told, Listener.hear_many, batch=2)
 
 
+def _plain(listener: Listener, event: Told, one: Delivery) -> None:
+    raise AssertionError("never called")
+
+
 def test_groups_that_cannot_work_are_refused() -> None:
     for options, message in (
         ({"name": "Ears"}, "a group's name is"),
@@ -761,12 +765,16 @@ def test_groups_that_cannot_work_are_refused() -> None:
             "max_attempts must be >= 2",
         ),
         ({"max_run": 0}, "max_run must be > 0 seconds"),
-        ({"backoff": 2, "max_backoff": 1}, "backoff must be > 0 and <= max_backoff"),
+        ({"max_run": float("inf")}, "max_run must be a finite number of seconds, got inf"),
+        ({"max_run": 10**7}, "max_run must be > 0 seconds and at most 604800"),
+        ({"backoff": 2, "max_backoff": 1}, "backoff must be <= max_backoff"),
         ({"on_dead": "ignore"}, 'on_dead must be "pass" or "block"'),
         ({"ignores": ["fact.told"]}, "ignores are kinds without a handler"),
     ):
         with pytest.raises(EventError, match=message):
             Group(**{"name": "ears", "handlers": [HEAR], **options})  # type: ignore[arg-type]
+    with pytest.raises(EventError, match=r"method must be async .*, got _plain"):
+        On(Told, _plain)  # type: ignore[arg-type]
     with pytest.raises(EventError, match="upcasts must be of each version"):
         On(Told2, Newer.hear, upcasts=[Upcast(2, dict)])
     with pytest.raises(EventError, match="batch must be 1 to 1000"):

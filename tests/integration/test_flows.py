@@ -425,6 +425,10 @@ async def _nothing(shop: Shop, order: Order, run: StepRun) -> None:
     raise JobFailed("never run")
 
 
+def _plain(shop: Shop, order: Order, run: StepRun) -> None:
+    raise AssertionError("never run")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -438,6 +442,8 @@ async def _nothing(shop: Shop, order: Order, run: StepRun) -> None:
         (lambda: Workflow("a", Order, [Step("p", _nothing, max_run=0)]), "workflow a: .* max_run must"),
         (lambda: Step("Pay", _nothing), "step's name must be lower-case .* got 'Pay'"),
         (lambda: Step("pay", "do"), "do must be a function of the implementation, got 'do'"),
+        (lambda: Step("pay", _plain), "do must be async .*, got _plain"),
+        (lambda: Step("pay", _nothing, undo=_plain), "undo must be async .*, got _plain"),
         (lambda: Step("pay", _nothing, effect="twice"), "effect must be .* got 'twice'"),
         (lambda: Step("pay", _nothing, undo_attempts=0), "undo_attempts must be >= 1, got 0"),
         (lambda: WaitFor("w", event="", key=str, timeout=1.0), "event must not be empty"),

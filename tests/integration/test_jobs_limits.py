@@ -64,7 +64,8 @@ def test_only_limited_kinds_have_limits() -> None:
     [
         ({"concurrency": 0}, "concurrency must be >= 1, got 0"),
         ({"rate": 0}, "rate must be >= 1, got 0"),
-        ({"rate": 1, "per": 0.0}, r"per must be > 0 seconds and at most a day, got 0\.0"),
+        ({"rate": 1.5}, r"rate must be a whole number, got 1\.5"),
+        ({"rate": 1, "per": 0.0}, r"per must be > 0 seconds and at most 86400, got 0\.0"),
     ],
 )
 def test_a_faulty_limit_is_refused(options: dict[str, Any], message: str) -> None:

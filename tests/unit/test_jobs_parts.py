@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,9 +65,14 @@ def test_a_kind_is_told_by_the_class_and_by_its_instances() -> None:
         ({"kind": "a.b.c.d.e"}, "1 to 4 words"),
         ({"version": 0}, "version must be >= 1, got 0"),
         ({"max_attempts": 0}, "max_attempts must be >= 1, got 0"),
-        ({"max_run": 0.0}, "max_run must be > 0 seconds, got 0.0"),
-        ({"backoff": 0.0}, "backoff must be > 0 and <= max_backoff, got 0.0 and 3600.0"),
-        ({"backoff": 5.0, "max_backoff": 4.0}, "got 5.0 and 4.0"),
+        ({"version": "1"}, "version must be a whole number, got '1'"),
+        ({"max_attempts": 2.5}, "max_attempts must be a whole number, got 2.5"),
+        ({"max_run": 0.0}, "max_run must be > 0 seconds and at most 604800, got 0.0"),
+        ({"max_run": float("inf")}, "max_run must be a finite number of seconds, got inf"),
+        ({"max_run": "60"}, "max_run must be a finite number of seconds, got '60'"),
+        ({"max_run": 10.0**6}, "max_run must be > 0 seconds and at most 604800, got 1000000"),
+        ({"backoff": 0.0}, "backoff must be > 0 seconds, got 0.0"),
+        ({"backoff": 5.0, "max_backoff": 4.0}, "backoff must be <= max_backoff, got 5.0 and 4.0"),
     ],
 )
 def test_a_faulty_declaration_is_refused(options: dict[str, Any], message: str) -> None:
@@ -96,6 +102,20 @@ def test_a_faulty_handler_is_refused() -> None:
     class Opaque(msgspec.Struct, frozen=True):
         what: Callable[[], None]
 
+    def plain(service: Service, job: Welcome, run: Any) -> None:
+        """Its effect would be there before it is found that there is nothing to await."""
+
+    def typed(service: Service, job: Welcome, run: Any) -> Awaitable[None]:
+        return service.welcome(job, run)
+
+    @functools.wraps(Service.welcome)
+    def wrapped(*args):  # type: ignore[no-untyped-def]
+        return Service.welcome(*args)
+
+    for method in (typed, wrapped, lambda service, job, run: service.welcome(job, run)):
+        assert Handler(Welcome, method).method is method
+    with pytest.raises(JobError, match=r"handler of mail\.welcome/2: method must be async .*, got .*plain"):
+        Handler(Welcome, plain)  # type: ignore[arg-type]
     with pytest.raises(JobError, match="method must be a function"):
         Handler(Welcome, "welcome")  # type: ignore[arg-type]
     with pytest.raises(JobError, match='effect must be "any" or "transactional", got \'once\''):

@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from springtide.errors import EventError
-from springtide.outbox.kinds import KIND, declared, declaring
+from springtide.outbox.kinds import KIND, check_counts, declared, declaring
 
 __all__ = ["EventKind", "event", "kind_of"]
 
@@ -39,8 +39,7 @@ class EventKind:
                 "an event's kind is 1 to 4 words of lower-case letters, digits and _ with dots between,"
                 f" such as orders.placed, got {self.kind!r}"
             )
-        if self.version < 1:
-            raise EventError(f"event {self.kind}: version must be >= 1, got {self.version}")
+        check_counts(f"event {self.kind}", EventError, version=self.version)
 
     @property
     def name(self) -> str:

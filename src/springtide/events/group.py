@@ -18,7 +18,7 @@ import msgspec
 
 from springtide.errors import EventError
 from springtide.events.event import EventKind, kind_of
-from springtide.outbox.kinds import KIND, Upcast
+from springtide.outbox.kinds import KIND, MAX_RUN, Upcast, check_counts, check_method, check_seconds
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -92,11 +92,7 @@ class On(Generic[S]):
 
     def __post_init__(self) -> None:
         spec = kind_of(self.event)
-        if not callable(self.method):
-            raise EventError(
-                f"handler of {spec.name}: method must be a function of the implementation, such as"
-                f" Dashboard.count, got {self.method!r}"
-            )
+        check_method(f"handler of {spec.name}", "method", self.method, EventError)
         if self.effect not in ("any", "transactional"):
             raise EventError(
                 f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
@@ -132,7 +128,8 @@ class Group:
     start:        where it begins when its name is new on a shard: "beginning" (the oldest event that is
                   kept), "now", or an aware time.
     max_attempts: runs before an event is a dead letter; runs that were cut off by a crash count.
-    max_run:      seconds that one call of a handler may take; also the deadline of everything it does.
+    max_run:      seconds that one call of a handler may take, at most a week; also the deadline of everything
+                  it does.
                   A worker that is gone keeps its lanes for so long and a little more.
     backoff:      seconds before the second run; doubled for each further one, up to `max_backoff`, and
                   multiplied by a uniform factor in [0.5, 1.5). The lane waits: that is what order means.
@@ -164,6 +161,9 @@ class Group:
             )
         if not self.handlers:
             raise EventError(f"group {name}: handlers must not be empty")
+        check_counts(f"group {name}", EventError, max_attempts=self.max_attempts)
+        check_seconds(f"group {name}", EventError, most=MAX_RUN, max_run=self.max_run)
+        check_seconds(f"group {name}", EventError, backoff=self.backoff, max_backoff=self.max_backoff)
         if self.max_attempts < 2 and any(handler.batch is not None for handler in self.handlers):
             raise EventError(
                 f"group {name}: max_attempts must be >= 2 with batches, because what fails together is tried"
@@ -182,14 +182,9 @@ class Group:
             )
         if isinstance(self.start, datetime) and self.start.tzinfo is None:
             raise EventError(f"group {name}: start must have a time zone, got {self.start!r}")
-        if self.max_attempts < 1:
-            raise EventError(f"group {name}: max_attempts must be >= 1, got {self.max_attempts}")
-        if not self.max_run > 0:
-            raise EventError(f"group {name}: max_run must be > 0 seconds, got {self.max_run}")
-        if not 0 < self.backoff <= self.max_backoff:
+        if self.backoff > self.max_backoff:
             raise EventError(
-                f"group {name}: backoff must be > 0 and <= max_backoff, got {self.backoff} and"
-                f" {self.max_backoff}"
+                f"group {name}: backoff must be <= max_backoff, got {self.backoff} and {self.max_backoff}"
             )
         if self.on_dead not in ("pass", "block"):
             raise EventError(f'group {name}: on_dead must be "pass" or "block", got {self.on_dead!r}')

@@ -27,6 +27,7 @@ import msgspec
 from springtide.context import Priority
 from springtide.errors import JobError
 from springtide.jobs import Effect, job
+from springtide.outbox.kinds import check_counts, check_method
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -123,16 +124,13 @@ class Step:
     def __post_init__(self) -> None:
         _check_step(self.name)
         for what, function in (("do", self.do), ("undo", self.undo)):
-            if function is not None and not callable(function):
-                raise JobError(
-                    f"step {self.name!r}: {what} must be a function of the implementation, got {function!r}"
-                )
+            if function is not None:
+                check_method(f"step {self.name!r}", what, function, JobError)
         if self.effect not in ("any", "transactional"):
             raise JobError(
                 f'step {self.name!r}: effect must be "any" or "transactional", got {self.effect!r}'
             )
-        if self.undo_attempts < 1:
-            raise JobError(f"step {self.name!r}: undo_attempts must be >= 1, got {self.undo_attempts}")
+        check_counts(f"step {self.name!r}", JobError, undo_attempts=self.undo_attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +231,7 @@ class Workflow(Generic[D]):
                 "a workflow's kind is one or two words of lower-case letters, digits and _ with a dot"
                 f" between, such as orders.place, got {self.kind!r}"
             )
-        if self.version < 1:
-            raise JobError(f"workflow {self.kind}: version must be >= 1, got {self.version}")
+        check_counts(f"workflow {self.kind}", JobError, version=self.version)
         if not self.keep >= 0:
             raise JobError(f"workflow {self.kind}: keep must be >= 0 seconds, got {self.keep}")
         if unknown := sorted(set(self.follows or ()).difference(STATES)):

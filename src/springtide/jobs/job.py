@@ -25,7 +25,16 @@ import msgspec
 from springtide.context import Priority
 from springtide.errors import JobError, JobLost
 from springtide.jobs._inbox import MAX_PART_CHARS, enter_sql
-from springtide.outbox.kinds import KIND, Upcast, declared, declaring
+from springtide.outbox.kinds import (
+    KIND,
+    MAX_RUN,
+    Upcast,
+    check_counts,
+    check_method,
+    check_seconds,
+    declared,
+    declaring,
+)
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -70,28 +79,23 @@ class JobKind:
                 "a job's kind is 1 to 4 words of lower-case letters, digits and _ with dots between,"
                 f" such as mail.welcome, got {self.kind!r}"
             )
-        if self.version < 1:
-            raise JobError(f"job {self.kind}: version must be >= 1, got {self.version}")
-        if self.max_attempts < 1:
-            raise JobError(f"job {self.kind}: max_attempts must be >= 1, got {self.max_attempts}")
-        if not self.max_run > 0:
-            raise JobError(f"job {self.kind}: max_run must be > 0 seconds, got {self.max_run}")
-        if not 0 < self.backoff <= self.max_backoff:
+        what = f"job {self.kind}"
+        check_counts(what, JobError, version=self.version, max_attempts=self.max_attempts)
+        if self.concurrency is not None:
+            check_counts(what, JobError, concurrency=self.concurrency)
+        if self.rate is not None:
+            check_counts(what, JobError, rate=self.rate)
+        check_seconds(what, JobError, most=MAX_RUN, max_run=self.max_run)
+        check_seconds(what, JobError, backoff=self.backoff, max_backoff=self.max_backoff)
+        check_seconds(what, JobError, most=86_400, per=self.per)
+        if self.max_age is not None:
+            check_seconds(what, JobError, max_age=self.max_age)
+        if self.backoff > self.max_backoff:
             raise JobError(
-                f"job {self.kind}: backoff must be > 0 and <= max_backoff,"
-                f" got {self.backoff} and {self.max_backoff}"
+                f"{what}: backoff must be <= max_backoff, got {self.backoff} and {self.max_backoff}"
             )
-
-        if self.concurrency is not None and self.concurrency < 1:
-            raise JobError(f"job {self.kind}: concurrency must be >= 1, got {self.concurrency}")
-        if self.rate is not None and self.rate < 1:
-            raise JobError(f"job {self.kind}: rate must be >= 1, got {self.rate}")
-        if not 0 < self.per <= 86_400:
-            raise JobError(f"job {self.kind}: per must be > 0 seconds and at most a day, got {self.per}")
         if self.overload not in (None, "refuse", "slow"):
             raise JobError(f'job {self.kind}: overload must be "refuse" or "slow", got {self.overload!r}')
-        if self.max_age is not None and not self.max_age > 0:
-            raise JobError(f"job {self.kind}: max_age must be > 0 seconds, got {self.max_age}")
         if (self.max_age is None) != (self.overload is None):
             raise JobError(
                 f"job {self.kind}: max_age and overload go together, got {self.max_age} and {self.overload!r}"
@@ -127,7 +131,8 @@ def job(
     """Declare a frozen msgspec struct to be a job.
 
     max_attempts: runs before the job becomes a dead letter; runs that were cut off by a crash count.
-    max_run:      seconds that one run may take; it is the deadline of everything the handler does.
+    max_run:      seconds that one run may take, at most a week; it is the deadline of everything the handler
+                  does.
     backoff:      seconds before the second run; doubled for each further one, up to `max_backoff`, and
                   multiplied by a uniform factor in [0.5, 1.5). The defaults try for about four hours.
     priority:     who is served first when not all can be; `enqueue` may say otherwise for one job.
@@ -249,11 +254,7 @@ class Handler(Generic[S]):
 
     def __post_init__(self) -> None:
         spec = kind_of(self.job)
-        if not callable(self.method):
-            raise JobError(
-                f"handler of {spec.name}: method must be a function of the implementation,"
-                f" such as Users.send_welcome, got {self.method!r}"
-            )
+        check_method(f"handler of {spec.name}", "method", self.method, JobError)
         if self.effect not in ("any", "transactional"):
             raise JobError(
                 f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'

@@ -6,6 +6,8 @@ code could not read the struct any more. Upcasts make of the fields of one versi
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +17,64 @@ import msgspec
 
 from springtide.errors import SpringtideError
 
-__all__ = ["KIND", "Upcast", "declared", "declaring", "decoder"]
+__all__ = [
+    "KIND",
+    "MAX_RUN",
+    "Upcast",
+    "check_counts",
+    "check_method",
+    "check_seconds",
+    "declared",
+    "declaring",
+    "decoder",
+]
 
 S = TypeVar("S", bound=msgspec.Struct)
 K = TypeVar("K")
 
 KIND = re.compile(r"[a-z][a-z0-9_]{0,47}(\.[a-z][a-z0-9_]{0,47}){0,3}")
 """1 to 4 words of lower-case letters, digits and _ with dots between."""
+
+
+MAX_RUN = 7 * 86_400.0
+"""Seconds that one run may take at most: a lease is renewed for as long, also of a handler that hangs."""
+
+
+def check_counts(what: str, error: type[SpringtideError], **counts: object) -> None:
+    """Each is a whole number from 1 on."""
+    for key, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise error(f"{what}: {key} must be a whole number, got {value!r}")
+        if value < 1:
+            raise error(f"{what}: {key} must be >= 1, got {value}")
+
+
+def check_seconds(
+    what: str, error: type[SpringtideError], *, most: float = math.inf, **seconds: object
+) -> None:
+    """Each is a number above 0, not infinite and at most `most`."""
+    for key, value in seconds.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise error(f"{what}: {key} must be a finite number of seconds, got {value!r}")
+        if not 0 < value <= most:
+            bound = f" and at most {most:g}" if most < math.inf else ""
+            raise error(f"{what}: {key} must be > 0 seconds{bound}, got {value}")
+
+
+def check_method(what: str, key: str, method: object, error: type[SpringtideError]) -> None:
+    """It is a function of the implementation, and async: of a plain one the effect would be there before it
+    is found that there is nothing to await. One whose annotation says that it returns something may return an
+    awaitable."""
+    if not callable(method):
+        raise error(f"{what}: {key} must be a function of the implementation, got {method!r}")
+    inner = inspect.unwrap(method)
+    if (
+        inspect.isfunction(inner)
+        and not inspect.iscoroutinefunction(inner)
+        and inner.__name__ != "<lambda>"
+        and inner.__annotations__.get("return") in (None, "None")
+    ):
+        raise error(f"{what}: {key} must be async (async def), got {inner.__qualname__}")
 
 
 def declaring(
