@@ -111,7 +111,7 @@ async def test_what_cannot_run_is_refused_where_it_is_enqueued(database: Databas
             (Deed("a"), {"delay": -1}, "delay must be >= 0"),
             (Deed("a"), {"delay": 1, "run_at": datetime.now(UTC)}, "either delay or run_at"),
             (Deed("a"), {"run_at": datetime.now(UTC).replace(tzinfo=None)}, "run_at must have a time zone"),
-            (Deed("a"), {"unique_key": ""}, "unique_key must have 1 to"),
+            (Deed("a"), {"unique_key": ""}, "unique_key must be a string of 1 to"),
             (Deed("a"), {"unique_key": "\0"}, "without NUL"),
             (Deed("a" * 70_000), {}, "store what it is about"),
         ):
