@@ -442,7 +442,7 @@ async def test_a_flooded_database_does_not_keep_the_others_waiting(
     async with database.write(quiet) as tx:
         for number in range(5):
             await tx.enqueue(Deed(f"quiet {number}"))
-    doer = Doer()
+    doer = Doer(lambda deed, run: asyncio.sleep(0.02))  # longer than the first connection takes
     async with working(database, database_urls, [DO], doer, slots=slots):
         await until(lambda: sum(what.startswith("quiet") for what, _ in doer.calls) == 5)
         assert len(doer.calls) < 60
