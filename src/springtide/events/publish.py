@@ -23,6 +23,7 @@ from springtide.errors import EventError
 from springtide.events.event import EventKind, kind_of
 from springtide.outbox.bell import Bell
 from springtide.outbox.envelope import Envelope
+from springtide.outbox.kinds import check_key
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["LANES", "MAX_PAYLOAD_BYTES", "Publisher", "lane_of", "publish", "publish_many"]
 
 MAX_PAYLOAD_BYTES = 65_536
-MAX_KEY_CHARS = 500
 MANY = 2000
 """Events that one statement appends at most."""
 
@@ -63,7 +63,7 @@ class Publisher:
     async def __call__(self, tx: WriteTransaction, event: Any, *, key: str | None = None) -> UUID:
         """See `publish`."""
         spec, payload = self._accept(tx, event), _encoded(event)
-        _check_key(key)
+        check_key("key", key, EventError)
         id = _new_id()
         await tx.execute(
             _insert(tx.database.schema),
@@ -83,7 +83,7 @@ class Publisher:
         self, tx: WriteTransaction, events: Sequence[Any], *, key: str | None = None
     ) -> list[UUID]:
         """See `publish_many`."""
-        _check_key(key)
+        check_key("key", key, EventError)
         specs = [self._accept(tx, event) for event in events]
         payloads = [_encoded(event) for event in events]
         ids = [_new_id() for _ in events]
@@ -149,11 +149,6 @@ def _encoded(event: Any) -> bytes:
             " store what it is about and publish its id"
         )
     return payload
-
-
-def _check_key(key: object) -> None:
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
-        raise EventError(f"key must be a string of 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
 
 
 def _new_id() -> UUID:

@@ -21,6 +21,7 @@ from springtide.db import Bucket
 from springtide.errors import JobFailed
 from springtide.flows._store import Statements
 from springtide.flows.flow import Moved, Pause, Step, WaitFor, Workflow
+from springtide.outbox.kinds import MAX_KEY_CHARS
 from springtide.signals import FlowMoved, Sink
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Moves", "data_of", "key_of"]
 
 MAX_CHARS = 2000
-MAX_KEY_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

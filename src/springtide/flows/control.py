@@ -18,11 +18,12 @@ import msgspec
 from springtide.db import Bucket, Consistency, Database, Key, bucket_of
 from springtide.errors import JobError
 from springtide.flows._engine import At, By, meeting
-from springtide.flows._moves import MAX_KEY_CHARS, Moves
+from springtide.flows._moves import Moves
 from springtide.flows._store import Statements
 from springtide.flows.flow import MAX_SECONDS, Step, Workflow
 from springtide.jobs import Enqueuer, Handler
 from springtide.jobs.enqueue import MAX_PAYLOAD_BYTES
+from springtide.outbox.kinds import check_key
 from springtide.signals import NullSink, Sink
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Flows:
         self._check(workflow.name)
         if not isinstance(data, workflow.data):
             raise JobError(f"a {workflow.kind} carries {workflow.data.__name__}, got {type(data).__name__}")
-        _check_key("key", key)
+        check_key("key", key, JobError)
         _check_hold(hold)
         stored = _encoded(workflow.kind, data)
         id = uuid4()
@@ -157,7 +158,7 @@ class Flows:
         """The event `event` with `key`, for one flow in the bucket of `tx` that waits for it or will."""
         if tx.isolation != "read committed":
             raise JobError(f"an event is sent in a read committed write, got {tx.isolation!r}")
-        _check_key("key", key)
+        check_key("key", key, JobError)
         bucket, stored = tx.bucket, _encoded(event, payload)
         await tx.execute(self.statements.meet, meeting(self.database.schema, bucket, event, key))
         await tx.execute(self.statements.put_event, bucket, event, key, stored)
@@ -336,11 +337,6 @@ def _index(workflow: Workflow[Any], name: str) -> int:
 def _check_hold(hold: float) -> None:
     if not 0 <= hold <= MAX_SECONDS:
         raise JobError(f"hold must be >= 0 seconds and at most ten years, got {hold}")
-
-
-def _check_key(what: str, key: object) -> None:
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
-        raise JobError(f"{what} must be a string of 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
 
 
 def _encoded(what: str, value: Any) -> bytes:

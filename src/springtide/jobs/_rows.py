@@ -20,11 +20,11 @@ from springtide.context import Priority
 from springtide.errors import JobError
 from springtide.jobs.job import JobKind, kind_of
 from springtide.outbox.envelope import Envelope
+from springtide.outbox.kinds import check_key
 
 __all__ = ["MANY", "MAX_PAYLOAD_BYTES", "accept", "new_ids", "row", "rows"]
 
 MAX_PAYLOAD_BYTES = 65_536
-MAX_KEY_CHARS = 500
 MAX_SECONDS = 10 * 366 * 86_400.0
 MANY = 2000
 """Jobs that one statement adds at most."""
@@ -64,7 +64,7 @@ def row(
     """Of one job, for `insert_sql`. Raises JobError."""
     payload = _encoded(job)
     _check(delay, run_at, ordering_key, deadline)
-    _check_key("unique_key", unique_key)
+    check_key("unique_key", unique_key, JobError)
     return (
         bucket,
         new_ids(1)[0],
@@ -161,12 +161,7 @@ def _check(
             raise JobError(f"deadline must have a time zone, got {deadline!r}")
     elif deadline is not None and not 0 < deadline <= MAX_SECONDS:
         raise JobError(f"deadline must be > 0 seconds and at most ten years, got {deadline}")
-    _check_key("ordering_key", ordering_key)
-
-
-def _check_key(what: str, key: object) -> None:
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
-        raise JobError(f"{what} must be a string of 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
+    check_key("ordering_key", ordering_key, JobError)
 
 
 def _limit(spec: JobKind, limit_key: str | None) -> str | None:
@@ -175,7 +170,7 @@ def _limit(spec: JobKind, limit_key: str | None) -> str | None:
         if limit_key is not None:
             raise JobError(f"jobs of kind {spec.kind} have no limit, got limit_key {limit_key!r}")
         return None
-    _check_key("limit_key", limit_key)
+    check_key("limit_key", limit_key, JobError)
     return limit_key or ""
 
 

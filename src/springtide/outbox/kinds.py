@@ -19,9 +19,11 @@ from springtide.errors import SpringtideError
 
 __all__ = [
     "KIND",
+    "MAX_KEY_CHARS",
     "MAX_RUN",
     "Upcast",
     "check_counts",
+    "check_key",
     "check_method",
     "check_seconds",
     "declared",
@@ -36,8 +38,17 @@ KIND = re.compile(r"[a-z][a-z0-9_]{0,47}(\.[a-z][a-z0-9_]{0,47}){0,3}")
 """1 to 4 words of lower-case letters, digits and _ with dots between."""
 
 
+MAX_KEY_CHARS = 500
+"""Of what tells jobs, events or workflows of a kind apart, or orders them."""
+
 MAX_RUN = 7 * 86_400.0
 """Seconds that one run may take at most: a lease is renewed for as long, also of a handler that hangs."""
+
+
+def check_key(what: str, key: object, error: type[SpringtideError]) -> None:
+    """It is text that an index takes, or None where there is none."""
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= MAX_KEY_CHARS and "\0" not in key):
+        raise error(f"{what} must be a string of 1 to {MAX_KEY_CHARS} characters without NUL, got {key!r}")
 
 
 def check_counts(what: str, error: type[SpringtideError], **counts: object) -> None:
