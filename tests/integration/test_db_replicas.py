@@ -557,7 +557,7 @@ async def test_sessions_never_go_backwards_while_replicas_lag_freeze_and_die(
             for number in range(6):
                 group.create_task(client(number))
             group.create_task(chaos())
-        assert min(replica.reads for replica in (*first.replicas, *second.replicas)) > 5
+        assert min(replica.reads for replica in (*first.replicas, *second.replicas)) > 20
     assert check(history) == []
     assert len(history) > 1000
 
