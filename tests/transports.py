@@ -183,11 +183,14 @@ def connect(broker: Broker, name: str, *, port: int | None = None) -> Transport:
 def came(transport: Transport, line: str) -> bool:
     """Whether a message of `line` has come as far as it does before somebody asks for it. Kafka's are fetched
     ahead, a moment after they were published; a worker that has been busy for long has left its group. NATS'
-    server sends what it was asked for a moment ago."""
+    server sends what it was asked for a moment ago, RabbitMQ what its consumers have room for."""
     driver: Any = transport
     if transport.name.startswith("kafka "):
         return driver._fetched.count(line) > 0 or driver._in.link is None or not driver._in.link.places
     if transport.name.startswith("nats "):
         link = driver._link.link
         return driver._fetched.count(line) > 0 or not link or not link.asked_for(line, time.monotonic())
+    if transport.name.startswith("rabbitmq "):
+        reader = driver._in.link
+        return reader is None or line not in reader._tags or reader.fetched.count(line) > 0
     return True

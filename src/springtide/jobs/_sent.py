@@ -26,7 +26,7 @@ from uuid import UUID
 
 from springtide.db.causality import PLACE
 from springtide.jobs._limited import Limits, limited_claim
-from springtide.jobs._statements import BATCH, MARKED_NOW, claim_sql, waits_sql
+from springtide.jobs._statements import BATCH, MARKED_NOW, claim_sql, due_sql, waits_sql
 from springtide.jobs._store import MAX_ROUNDS, Claimed, Store
 
 __all__ = ["BATCH", "Claim", "Outgoing", "Sending"]
@@ -71,25 +71,13 @@ class Sending:
         self.store = store
         schema, table = store.schema, f"{store.schema}._job"
         self._send = f"""
-            WITH due AS MATERIALIZED (
-                SELECT found.*, {waits_sql(table, "found")} AS waits
-                FROM unnest($2::timestamptz[], $3::integer[]) WITH ORDINALITY AS class (floor, room, number)
-                CROSS JOIN LATERAL (
-                    SELECT w.ctid, w.bucket, w.id, w.ordering_key, w.enqueued_at FROM {table} AS w
-                    WHERE w.state = 'ready' AND w.priority = class.number - 1
-                        AND w.run_at >= class.floor AND w.run_at <= statement_timestamp()
-                        AND w.kind || '/' || w.version = ANY ($1::text[])
-                    ORDER BY w.run_at, w.id LIMIT class.room
-                    FOR UPDATE SKIP LOCKED
-                ) AS found
-                LIMIT $4
-            )
+            WITH due AS MATERIALIZED ({due_sql(schema, "$1", "$2", "$3", "$4")})
             UPDATE {table} AS j
             SET state = CASE WHEN due.waits THEN 'held' ELSE 'sent' END,
                 turn = j.turn + CASE WHEN due.waits THEN 0 ELSE 1 END,
                 leased_until = CASE WHEN NOT due.waits THEN clock_timestamp()
                     + make_interval(secs => {TRUST} * 2 ^ least(j.unclaimed, {MAX_DOUBLINGS})) END
-            FROM due WHERE j.ctid = due.ctid
+            FROM due WHERE j.ctid = due.place
             RETURNING due.waits, j.bucket, j.id, j.priority, j.turn, j.ordering_key,
                 date_part('epoch', clock_timestamp() - j.run_at), j.unclaimed > 0
         """  # noqa: S608 - the schema is an identifier checked by Database, here and below
@@ -135,8 +123,8 @@ class Sending:
                 SELECT found.*, {waits_sql(table, "found")} AS waits
                 FROM unnest($2::smallint[], $5::uuid[]) AS n (bucket, id)
                 CROSS JOIN LATERAL (
-                    SELECT w.ctid, w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key,
-                        w.paced, w.priority, w.run_at
+                    SELECT w.ctid AS place, w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind,
+                        w.limit_key, w.paced, w.priority, w.run_at
                     FROM {table} AS w
                     WHERE w.bucket = n.bucket AND w.id = n.id
                         AND (w.state = 'sent' OR w.state = 'ready' AND w.run_at <= statement_timestamp())
@@ -146,7 +134,7 @@ class Sending:
         """  # noqa: S608
         returning = store.statements.returning
         more = ", unclaimed = 0"
-        self._claim = claim_sql(schema, received, returning, more=more, found="j.ctid = due.ctid")
+        self._claim = claim_sql(schema, received, returning, more=more)
         self._claim_limited = limited_claim(schema, received, returning, more=more, ready_at=MARKED_NOW)
         self._left = f"""
             WITH named AS MATERIALIZED (

@@ -20,6 +20,7 @@ __all__ = [
     "MEASURED",
     "Statements",
     "claim_sql",
+    "due_sql",
     "insert_many_sql",
     "insert_sql",
     "waits_sql",
@@ -103,6 +104,15 @@ def insert_many_sql(schema: str) -> str:
     """  # noqa: S608
 
 
+def due_sql(schema: str, names: str, floors: str, rooms: str, most: str) -> str:
+    """Rows that are due, locked, in the order in which they are to run; each of them `waits` or not."""
+    return f"""
+                SELECT found.*, {waits_sql(f"{schema}._job", "found")} AS waits
+                FROM {schema}._job_due({names}::text[], {floors}::timestamptz[], {rooms}::integer[], {most})
+                    AS found
+    """  # noqa: S608 - the schema is an identifier checked by Database
+
+
 def waits_sql(table: str, row: str) -> str:
     """Whether an earlier job of this row's ordering key has not ended."""
     return f"""CASE WHEN {row}.ordering_key IS NOT NULL THEN EXISTS (
@@ -113,23 +123,16 @@ def waits_sql(table: str, row: str) -> str:
                 ) ELSE false END"""
 
 
-def claim_sql(
-    schema: str,
-    due: str,
-    returning: str,
-    *,
-    more: str = "",
-    found: str = "j.bucket = due.bucket AND j.id = due.id",
-) -> str:
+def claim_sql(schema: str, due: str, returning: str, *, more: str = "") -> str:
     """Claim the rows that `due` gives, and hold those that wait; $3 is the worker, $4 its lease.
 
-    `found` says which row is meant. By its place (ctid), a row that was changed between the statement's
-    snapshot and its lock is not claimed yet; whoever changed it rings, or it is polled for.
+    A row is found by its place (ctid): one that was changed between the statement's snapshot and its lock is
+    not claimed yet; whoever changed it rings, or it is polled for.
     """
-    return f"WITH due AS MATERIALIZED ({due}) {_take(schema, returning, more=more, found=found)}"
+    return f"WITH due AS MATERIALIZED ({due}) {_take(schema, returning, more=more)}"
 
 
-def _take(schema: str, returning: str, *, more: str = "", found: str) -> str:
+def _take(schema: str, returning: str, *, more: str = "") -> str:
     """Claim what lies in `due`."""
     return f"""
             UPDATE {schema}._job AS j
@@ -140,7 +143,7 @@ def _take(schema: str, returning: str, *, more: str = "", found: str) -> str:
                 leased_until = CASE WHEN NOT due.waits
                     THEN clock_timestamp() + make_interval(secs => $4) END,
                 started_at = clock_timestamp(), finished_at = NULL{more}
-            FROM due WHERE {found}
+            FROM due WHERE j.ctid = due.place
             RETURNING due.waits, {returning}
         """  # noqa: S608
 
@@ -156,21 +159,7 @@ class Statements:
         named = (
             "unnest($1::text::smallint[], $2::text::uuid[], $3::text::integer[]) AS n (bucket, id, attempt)"
         )
-        due = f"""
-                SELECT found.*, {waits_sql(table, "found")} AS waits
-                FROM unnest($5::timestamptz[]) WITH ORDINALITY AS class (floor, number)
-                CROSS JOIN LATERAL (
-                    SELECT w.ctid, w.bucket, w.id, w.ordering_key, w.enqueued_at, w.kind, w.limit_key,
-                        w.paced, w.priority, w.run_at
-                    FROM {table} AS w
-                    WHERE w.state = 'ready' AND w.priority = class.number - 1
-                        AND w.run_at >= class.floor AND w.run_at <= statement_timestamp()
-                        AND w.kind || '/' || w.version = ANY ($1::text[])
-                    ORDER BY w.run_at, w.id LIMIT $2
-                    FOR UPDATE SKIP LOCKED
-                ) AS found
-                LIMIT $2
-        """  # noqa: S608 - the schema is an identifier checked by Database, here and below
+        due = due_sql(schema, "$1", "$5", "NULL", "$2")
         self.returning = returning = """
             j.bucket, j.id, j.attempt, j.kind, j.version, j.payload, j.context::text, j.priority,
             j.max_attempts, j.enqueued_at,
@@ -178,7 +167,7 @@ class Statements:
             j.ordering_key, j.limit_key, date_part('epoch', j.deadline - j.started_at) AS remaining,
             date_part('epoch', j.run_at) AS rank
         """
-        self.claim = claim_sql(schema, due, returning, found="j.ctid = due.ctid")
+        self.claim = claim_sql(schema, due, returning)
         self.claim_limited = limited_claim(schema, due, returning)
         self.claim_placed = f"{self.claim}, {PLACE}"
         self.claim_limited_placed = f"{self.claim_limited}, {PLACE}"
@@ -201,16 +190,7 @@ class Statements:
         self.forget_pace = f"""
             DELETE FROM {schema}._job_pace WHERE begun_at < clock_timestamp() - interval '1 hour' RETURNING 1
         """  # noqa: S608
-        first = f"""
-            ARRAY(
-                SELECT (
-                    SELECT w.run_at FROM {table} AS w
-                    WHERE w.state = 'ready' AND w.priority = class.number - 1 AND w.run_at >= class.floor
-                    ORDER BY w.run_at LIMIT 1
-                ) FROM unnest($1::timestamptz[]) WITH ORDINALITY AS class (floor, number)
-                ORDER BY class.number
-            ) AS first
-        """  # noqa: S608
+        first = f"{schema}._job_first($1::timestamptz[]) AS first"
         self.first = f"SELECT {first}"
         # the clock before the number: whoever has a greater one reads the clock later
         self.read = f"""
@@ -281,12 +261,11 @@ class Statements:
         # The end of some runs and a claim at once: each row has `some`; `waits` is NULL when there is no job.
         # Not for what waits for others: a claim would not see what ends here.
         turn = gone("$6", "$7", "$8", "$3", "$9") + written
-        by_place = "j.ctid = due.ctid"
 
         def turned(returning: str) -> str:
             return f"""{turn},
                 due AS MATERIALIZED ({due}),
-                claimed AS ({_take(schema, returning, found=by_place)})
+                claimed AS ({_take(schema, returning)})
                 SELECT claimed.*, ended.some
                 FROM ({some("$7")}) AS ended LEFT JOIN claimed ON true
             """  # noqa: S608
@@ -431,6 +410,7 @@ class Statements:
             RETURNING j.id
         """  # noqa: S608
         # Workers of the version before history say `done` in place.
+        self.room = f"SELECT {schema}._job_room()"
         self.sweep = f"""
             WITH ended AS MATERIALIZED (
                 SELECT j.bucket, j.id FROM {table} AS j WHERE j.state = 'done'

@@ -340,6 +340,10 @@ class Store:
         rows = await self.pool.fetch(self.statements.let, kinds, limit_keys, list(keys.values()))
         return sum(int(row["many"]) for row in rows)
 
+    async def keep_room(self) -> None:
+        """Let the table be so large that plans go by its indexes (0018_jobs_plans.sql says why)."""
+        await self.pool.fetch(self.statements.room)
+
     async def sweep(self) -> int:
         """Move a batch of jobs that are done but still in the queue to the history; how many."""
         return len(await self.pool.fetch(self.statements.sweep))

@@ -166,6 +166,7 @@ class Upkeep:
         return self._clock.monotonic() - since >= seconds
 
     async def _keep(self) -> None:
+        await self._store.keep_room()
         for _ in range(MAX_SWEEPS):
             if await self._store.sweep() < BATCH:
                 break
