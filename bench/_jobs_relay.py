@@ -15,7 +15,7 @@ from bench._jobs_peers import Counter, Nothing, Springtide
 from springtide.clock import SystemClock
 from springtide.jobs import Handler, _relay
 from springtide.jobs._carrier import Carrier
-from springtide.jobs._dispatch import Line
+from springtide.jobs._line import Line
 from springtide.jobs._run import Route
 from springtide.jobs._store import Store
 from springtide.jobs.transports import Message, driver

@@ -77,13 +77,16 @@ async def test_runs_end_and_others_begin_by_one_statement(database: Database) ->
     done, lost = await claim_one(database, store), await claim_one(database, store)
     await database.pools["main"].execute("update deeds._job set worker = 'x' where id = $1", lost.run.id)
     ids = [await add(database, "a") for _ in range(3)]
-    ended, claimed = await store.turn([done.run, lost.run], None, KINDS, 2, "w", 30.0)
+    wanted = KINDS, 2, "w", 30.0
+    ended, met = await store.turn([done.run, lost.run], None, *wanted)
+    claimed = await store.complete(met, *wanted)
     assert ended == {done.run.id} and [job.run.id for job in claimed] == ids[:2]
     assert [job.payload for job in claimed] == [b'{"what":"a"}'] * 2
     results = ['{"n": 1}', None]
-    ended, claimed = await store.turn([job.run for job in claimed], results, KINDS, 2, "w", 30.0)
+    ended, met = await store.turn([job.run for job in claimed], results, *wanted)
+    claimed = await store.complete(met, *wanted)
     assert ended == set(ids[:2]) and [job.run.id for job in claimed] == ids[2:]
-    assert await store.turn([claimed[0].run], None, KINDS, 2, "w", 30.0) == ({ids[2]}, [])
+    assert await store.turn([claimed[0].run], None, *wanted) == ({ids[2]}, [])
     found = await database.pools["main"].fetch("select id, result::text from deeds._job_done order by id")
     assert [tuple(row) for row in found] == [
         (done.run.id, None), (ids[0], '{"n": 1}'), (ids[1], None), (ids[2], None)

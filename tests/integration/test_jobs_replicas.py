@@ -48,7 +48,9 @@ async def test_a_claim_covers_the_commit_that_enqueued_the_job(
             assert claimed.position is not None and claimed.position >= written
             async with session.request(), db.write("cart") as tx:
                 await enqueue(tx, Look("cart"))
-            _, (turned,) = await store.turn([claimed.run], None, names, 5, "worker", 30.0)
+            wanted = names, 5, "worker", 30.0
+            _, met = await store.turn([claimed.run], None, *wanted)
+            (turned,) = await store.complete(met, *wanted)
             written = CausalityToken.decode(session.token).positions["main"]
             assert turned.position is not None and turned.position >= written
             token = CausalityToken({"main": claimed.position})

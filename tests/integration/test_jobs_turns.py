@@ -1,4 +1,5 @@
-"""Jobs that were claimed together share a task until one of them waits, and none of them notices."""
+"""Jobs that were claimed together share a task until one of them waits, and none of them notices; the next
+ones are claimed meanwhile."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.jobs_support import DO, Deed, Doer, deeds, reach, rows, states, until, working
+from tests.jobs_support import DO, Deed, Doer, Heard, deeds, reach, rows, states, until, working
 
 from springtide.context import current
-from springtide.db import Database
+from springtide.db import Database, bucket_of
 from springtide.errors import JobLost
-from springtide.jobs import Run, _dispatch
+from springtide.jobs import Run, _dispatch, _hands
 from springtide.jobs._store import Store
 from springtide.signals import JobFinished, Signal
 
@@ -163,20 +164,20 @@ async def test_while_there_is_more_to_do_one_claim_serves_many_slots(
     """It waits until half of the slots are free, but not for ever."""
     free = {what: asyncio.Event() for what in "abcdefgh"}
     asked: list[int] = []
-    claim, turn = Store.claim, Store.turn
+    meet, turn = Store.meet, Store.turn
 
     async def act(deed: Deed, run: Run) -> None:
         await free[deed.what].wait()
 
-    async def claims(self: Store, names: Any, limit: int, *rest: Any) -> Any:
+    async def meets(self: Store, names: Any, limit: int, *rest: Any) -> Any:
         asked.append(limit)
-        return await claim(self, names, limit, *rest)
+        return await meet(self, names, limit, *rest)
 
     async def turns(self: Store, runs: Any, results: Any, names: Any, limit: int, *rest: Any) -> Any:
         asked.append(limit)
         return await turn(self, runs, results, names, limit, *rest)
 
-    monkeypatch.setattr(Store, "claim", claims)
+    monkeypatch.setattr(Store, "meet", meets)
     monkeypatch.setattr(Store, "turn", turns)
     monkeypatch.setattr(_dispatch, "GATHER", 60.0)
     await add_together(database, *"abcdefgh")
@@ -208,3 +209,118 @@ async def test_one_free_slot_is_claimed_for_soon_enough(database: Database, data
         await until(lambda: len(doer.calls) == 5)
         release.set()
         await reach(database, *["done"] * 8)
+
+
+# -- ahead ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def under_way(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """As long as there are claims under way that also end jobs. Jobs are swift on a busy machine, too."""
+    monkeypatch.setattr(_hands, "SWIFT", 60.0)
+    turn, found = Store.turn, list[None]()
+
+    async def turned(*arguments: Any) -> Any:
+        found.append(None)
+        try:
+            return await turn(*arguments)
+        finally:
+            found.pop()
+
+    monkeypatch.setattr(Store, "turn", turned)
+    return found
+
+
+async def test_swift_jobs_are_claimed_while_others_run(
+    database: Database, database_urls: Urls, under_way: list[None]
+) -> None:
+    """So neither the database nor the loop waits for the other; and still no more than the slots run."""
+    met, running, most = 0, 0, 0
+
+    async def act(deed: Deed, run: Run) -> None:
+        nonlocal met, running, most
+        running += 1
+        most = max(most, running)
+        if int(deed.what) < 300:
+            met += len(under_way)
+        elif int(deed.what) % 20 == 0:
+            await asyncio.sleep(0.001)
+        running -= 1
+
+    doer = Doer(act)
+    await add_together(database, *map(str, range(500)))
+    async with working(database, database_urls, [DO], doer, slots=10, **SLOW):
+        await reach(database, *["done"] * 500)
+    assert met > 30 and 1 < most <= 10, (met, most)
+    assert sorted(int(what) for what, _ in doer.calls) == list(range(500))
+
+
+async def test_nothing_is_claimed_ahead_of_another_shard(
+    database_urls: Urls, tmp_path: Path, under_way: list[None]
+) -> None:
+    """Its jobs get their share of the slots as soon as there are some."""
+    async with deeds(database_urls, tmp_path / "migrations", size=8) as database:
+        here = next(
+            name for name in map(str, range(99)) if database.shards.shard_of(bucket_of(name)) == "main"
+        )
+        there = next(
+            name for name in map(str, range(99)) if database.shards.shard_of(bucket_of(name)) != "main"
+        )
+        asked = asyncio.Event()
+
+        async def act(deed: Deed, run: Run) -> None:
+            if deed.what == "50":
+                asked.set()
+
+        async def add_some(key: str, *what: str) -> None:
+            async with database.write(key) as tx:
+                await tx.enqueue_many([Deed(one) for one in what])
+
+        doer = Doer(act)
+        await add_some(here, *map(str, range(1500)))
+        async with working(database, database_urls, [DO], doer, slots=5, **{**SLOW, "poll": 0.02}):
+            await asked.wait()
+            await add_some(there, *["there"] * 10)
+            await until(lambda: [what for what, _ in doer.calls].count("there") == 10)
+            assert len(doer.calls) < 1000
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_what_was_claimed_ahead_goes_back_when_jobs_turn_out_long(
+    database: Database,
+    database_urls: Urls,
+    monkeypatch: pytest.MonkeyPatch,
+    under_way: list[None],
+    stopped: bool,
+) -> None:
+    """After a moment, or at once where the worker stops; no attempt is counted."""
+    gate, long = asyncio.Event(), 0
+
+    async def act(deed: Deed, run: Run) -> None:
+        nonlocal long
+        if under_way or long:
+            long += 1
+            await gate.wait()
+
+    if stopped:
+        monkeypatch.setattr(_dispatch, "KEPT", 60.0)
+    doer, heard = Doer(act), Heard()
+    options = {"slots": 5, "drain": 0.1, "sink": heard, **SLOW}
+    await add_together(database, *map(str, range(100)))
+    async with working(database, database_urls, [DO], doer, **options) as made:
+        if stopped:
+            await until(lambda: made.running == 10 and long == 5)
+        else:
+            await until(lambda: _returned(heard) == 5 and made.running == long == 5)
+            assert {row["attempt"] for row in await rows(database, "state = 'ready'")} == {0}
+            gate.set()
+            await reach(database, *["done"] * 100)
+    if stopped:
+        assert _returned(heard) == 10
+        assert {(row["state"], row["attempt"]) for row in await rows(database)} == {("done", 1), ("ready", 0)}
+    else:
+        assert sorted(int(what) for what, _ in doer.calls) == list(range(100))
+
+
+def _returned(heard: Heard) -> int:
+    return sum(one.outcome == "returned" for one in heard.of(JobFinished))

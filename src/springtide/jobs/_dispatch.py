@@ -2,11 +2,15 @@
 
 One loop for all databases of the process. A claim asks for at most the free slots, divided among the lines
 (one module's jobs on one shard) that may have something; lines take turns, and each has one claim under way
-at most, so neither a full nor a frozen database keeps the others waiting.
+at most (and one ahead), so neither a full nor a frozen database keeps the others waiting.
 A line is due when its bell rang, when its last claim was filled (as soon as half of the slots are free, or
 GATHER seconds later), or when its polling time has come.
 A slot is free again when the handler has ended; how it ended is written meanwhile, for at most as many runs
 as there are slots. While a transport brings jobs (`_receive.py`), nothing is claimed here.
+
+Ahead: handlers that only compute keep the loop, and the database idle; a claim keeps the database busy, and
+the loop idle. So where jobs are swift the next claim is begun before those of the last one are: at most as
+many as there are slots wait claimed for a free one. If they wait longer than KEPT, they are handed back.
 
 Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED jobs, within READ_BUSY seconds
 after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending. Every
@@ -26,7 +30,8 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import asyncpg
@@ -37,14 +42,13 @@ from springtide.errors import SpringtideError
 from springtide.jobs._finish import Finisher, results
 from springtide.jobs._hands import Hands
 from springtide.jobs._heart import Heart, Lease
-from springtide.jobs._limited import limits_of
-from springtide.jobs._pausing import paused_kinds
-from springtide.jobs._run import JobRun, Route
-from springtide.jobs._store import Claimed, Store
+from springtide.jobs._line import Line
+from springtide.jobs._run import JobRun
+from springtide.jobs._store import Claimed
 from springtide.lifecycle import StartStop, Supervised
 from springtide.signals import Sink, TaskFailed
 
-__all__ = ["Dispatcher", "Line"]
+__all__ = ["Dispatcher"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +66,10 @@ GATHER = 0.005
 """Seconds at most that a line which has more to do waits until half of the slots are free: a claim costs
 about as much for one job as for ten."""
 
+KEPT, NOT_AHEAD = 0.1, 10.0
+"""Seconds that a job which was claimed ahead waits for a slot before it is handed back; seconds after that in
+which nothing is claimed ahead."""
+
 CHECK, CHECK_SHARE = 60.0, 50.0
 """Seconds between two looks below the cursor; at least so many times what the last one took."""
 
@@ -73,46 +81,6 @@ RETIRED_LOOK = 0.1
 
 CANCEL_TIMEOUT = 2.0
 """Seconds that cancelled handlers have at shutdown."""
-
-
-class Line:
-    """One module's jobs on one shard, as the dispatcher sees them."""
-
-    def __init__(self, store: Store, routes: Mapping[str, Route]) -> None:
-        self.store = store
-        self.routes = dict(routes)
-        self.names = sorted(routes)
-        self.open = list(self.names)
-        """Those of `names` that are not paused."""
-        self.asked = False
-        """Whether it is known what is paused: nothing is claimed before."""
-        self.limits = limits_of([route.kind for route in routes.values()])
-        self.kinds = sorted({route.kind.kind for route in routes.values()})
-        self.ended: dict[tuple[str, str], int] = {}
-        self.due_at = 0.0
-        self.claiming = False
-        self.rung = False
-        self.filled = False
-        """Whether the last claim brought all that it asked for: there is more."""
-        self.failures = 0
-        self.finisher: Finisher  # set with each start, which gives the worker its name
-        self.reading = False
-        self.read_at = 0.0
-        self.unread = 0
-        self.checking = False
-        self.check_at = 0.0
-
-    async def ask(self) -> None:
-        """Know what is paused, before the first claim."""
-        if not self.asked:
-            self.pause(paused_kinds(await self.store.pausing.look(self.store.pool)))
-
-    def pause(self, kinds: Collection[str] | None) -> bool:
-        """Claim no jobs of `kinds` (None: of any kind) from now on; whether that changes something."""
-        before, self.asked = self.open, True
-        paused = set(self.kinds) if kinds is None else kinds
-        self.open = [name for name in self.names if self.routes[name].kind.kind not in paused]
-        return self.open != before
 
 
 class Dispatcher:
@@ -152,6 +120,9 @@ class Dispatcher:
             sink=sink,
         )
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._kept: deque[tuple[Line, list[Claimed], float]] = deque()
+        """Claimed, and not begun yet: their line, and when their claim was sent. Their slots are reserved."""
+        self._ahead_from = 0.0
         self._wake = asyncio.Event()
         self.relay: Callable[[str, str | None], None] | None = None  # set by the worker, which makes both
         self.freed = asyncio.Event()
@@ -166,8 +137,8 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        """How many jobs run now."""
-        return len(self._hands)
+        """How many jobs run now, or are about to."""
+        return len(self._hands) + sum(len(jobs) for _, jobs, _ in self._kept)
 
     async def start(self) -> None:
         await self._life.start()
@@ -213,9 +184,19 @@ class Dispatcher:
     @property
     def free(self) -> int:
         """Slots that nobody has."""
-        if self._retiring or self._hands.unwritten > self._slots:
+        return self._room(0)
+
+    @property
+    def room(self) -> int:
+        """How many jobs may be claimed: for the free slots, and ahead where jobs are swift."""
+        swift = self._hands.swift and self._clock.monotonic() >= self._ahead_from
+        return self._room(self._slots if swift and all(line.limits is None for line in self._lines) else 0)
+
+    def _room(self, ahead: int) -> int:
+        slots = self._slots + ahead
+        if self._draining or self._retiring or self._hands.unwritten > slots:
             return 0
-        return self._slots - self._hands.busy - self._reserved
+        return slots - self._hands.busy - self._reserved
 
     def reserve(self, count: int) -> None:
         """Keep slots for what a transport brings; less than 0 gives some back."""
@@ -224,9 +205,16 @@ class Dispatcher:
             self._wake_up()
 
     def take(self, line: Line, claimed: Sequence[Claimed], asked: float) -> None:
-        """Run jobs of `line` that were claimed for this worker, by a claim that was sent at `asked`."""
-        jobs = [(job, line.routes[f"{job.kind}/{job.version}"]) for job in claimed]
-        self._hands.take(jobs, line.finisher, asked)
+        """Run jobs of `line` that were claimed for this worker, by a claim that was sent at `asked`: now, or
+        when there are slots."""
+        if not claimed:
+            return
+        jobs = list(claimed)
+        self._reserved += len(jobs)
+        self._kept.append((line, jobs, asked))
+        self._take_kept()
+        if jobs:
+            asyncio.get_running_loop().call_later(KEPT, self._give_back, line, jobs, asked)
 
     def carry(self, carried: bool) -> None:
         """From now on a transport brings what is to be run, or does not any more."""
@@ -246,6 +234,7 @@ class Dispatcher:
         # a name per start: (attempt, worker) must name one run, also after attempts were handed back
         self._worker = f"{self._label}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._draining = self._retiring = False
+        self._ahead_from = 0.0
         self._hands.open(self._worker)
         for line in self._lines:
             line.due_at = line.read_at = 0.0
@@ -260,6 +249,7 @@ class Dispatcher:
     async def _close(self) -> None:
         self._draining = True
         self._hands.drain()
+        self._take_kept()
         await self._loop.stop()
         until = self._clock.monotonic() + self._drain
         await self._finished(until)
@@ -295,6 +285,8 @@ class Dispatcher:
             self._wake.clear()
             now = self._clock.monotonic()
             free = self._begin_claims(now)
+            if self._kept:
+                self._take_kept()
             for line in self._lines:
                 self._look(line, now)
             waiting = [line.due_at for line in self._lines if line.open and not line.claiming and free > 0]
@@ -403,37 +395,78 @@ class Dispatcher:
         pause = READ_LEAST if line.unread >= READ_CLAIMED else READ_BUSY
         line.read_at = min(line.read_at, now + pause)
 
-    def _begin_claim(self, line: Line, share: int) -> None:
-        line.claiming, line.rung = True, False
+    def _begin_claim(self, line: Line, share: int, *, ahead: bool = False) -> None:
+        line.claiming += 1
+        line.rung = False
         self._reserved += share
         # a limit counts what runs, so it has to see what ends
         ending = line.finisher.take() if line.limits is None and line.asked else []
+        line.finisher.hold(ahead)
         task = self._spawn(self._claim(line, share, ending), f"{line.store.module} claim")
         task.add_done_callback(lambda done: self._claimed(line, share, done))
 
     async def _claim(self, line: Line, share: int, ending: list[JobRun]) -> tuple[float, list[Claimed]]:
         asked = self._clock.monotonic()
         store, urgent = line.store, Priority.CRITICAL if ending else Priority.NORMAL
+        wanted = line.open, share, self._worker, self._lease
         with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT, priority=urgent)):
             if ending:
                 runs = [run.claimed.run for run in ending]
                 try:
-                    ended, jobs = await store.turn(
-                        runs, results(ending), line.open, share, self._worker, self._lease
-                    )
+                    ended, met = await store.turn(runs, results(ending), *wanted)
                 except Exception as error:  # what it is shows again, and is judged, by the claim alone
                     _log.info("%s: %d jobs are finished one by one: %r", store.module, len(runs), error)
                     line.finisher.turned(ending, ())
                 else:
+                    await self._go_ahead(line, share, len(met))
                     line.finisher.turned(ending, ended)
-                    return asked, jobs
+                    return asked, await store.complete(met, *wanted)
             await line.ask()
-            jobs = await store.claim(line.open, share, self._worker, self._lease, line.limits)
-            return asked, jobs
+            met = await store.meet(*wanted, line.limits)
+            await self._go_ahead(line, share, len(met))
+            return asked, await store.complete(met, *wanted, line.limits)
+
+    async def _go_ahead(self, line: Line, share: int, met: int) -> None:
+        """Where jobs are swift, send the next claim before what this one `met` is read and begun; not where
+        other lines have something, too: their claims and jobs go on beside those of this one anyway."""
+        now = self._clock.monotonic()
+        alone = not any(
+            other.open and (other.filled or other.due_at <= now) for other in self._lines if other is not line
+        )
+        if alone and met == share and line.claiming == 1 and line.open and (room := self.room) > 0:
+            self._begin_claim(line, min(room, share), ahead=True)
+            for _ in range(2):  # until it is begun, and what it has written is sent
+                await asyncio.sleep(0)
+
+    def _take_kept(self) -> None:
+        """Begin what was claimed ahead, as far as slots are free."""
+        while self._kept:
+            line, jobs, asked = self._kept[0]
+            free = len(jobs) if self._draining else self._slots - self._hands.busy
+            if free <= 0:
+                break
+            if len(jobs) <= free:
+                self._kept.popleft()
+            begun, jobs[:] = jobs[:free], jobs[free:]
+            self._begin(line, begun, asked)
+
+    def _give_back(self, line: Line, jobs: list[Claimed], asked: float) -> None:
+        """Those of `jobs` that still have no slot."""
+        if jobs:
+            self._kept.remove((line, jobs, asked))
+            self._ahead_from = self._clock.monotonic() + NOT_AHEAD
+            self._begin(line, jobs, asked, back=True)
+
+    def _begin(self, line: Line, claimed: Sequence[Claimed], asked: float, *, back: bool = False) -> None:
+        self._reserved -= len(claimed)
+        jobs = [(job, line.routes[f"{job.kind}/{job.version}"]) for job in claimed]
+        self._hands.take(jobs, line.finisher, asked, back=back)
 
     def _claimed(self, line: Line, share: int, done: asyncio.Task[tuple[float, list[Claimed]]]) -> None:
         self._reserved -= share
-        line.claiming = False
+        line.claiming -= 1
+        if not line.claiming:
+            line.finisher.hold(False)
         self._wake_up()  # who waits for a slot may have found all of them reserved for this claim
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         now = self._clock.monotonic()

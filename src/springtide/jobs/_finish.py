@@ -56,11 +56,21 @@ class Finisher:
         self._written = written
         self._clock = clock
         self._waiting: list[JobRun] = []
-        self._writing = False
+        self._writing = self._held = False
+
+    def hold(self, held: bool) -> None:
+        """While `held`, runs that are done (none of an ordering key) wait for a caller to `take` them."""
+        self._held = held
+        if self._waiting and not held:
+            self._write()
 
     def done(self, run: JobRun) -> None:
         """The handler has succeeded."""
         self._waiting.append(run)
+        if not self._held or run.claimed.ordering_key is not None:
+            self._write()
+
+    def _write(self) -> None:
         if not self._writing:
             self._writing = True
             asyncio.get_running_loop().call_soon(self._begin)
@@ -85,7 +95,9 @@ class Finisher:
                 self.end(run, Ending("done", result=run.result))
 
     def _begin(self) -> None:
-        if self._waiting:
+        if self._waiting and not (
+            self._held and all(run.claimed.ordering_key is None for run in self._waiting)
+        ):
             self._spawn(self._write_together(), f"{self.store.module} finish")
         else:
             self._writing = False  # a claim has taken them

@@ -33,6 +33,9 @@ ALONE_FROM = 3
 """The attempt from which a job of a batched kind is in a batch of its own: one that kills its worker takes no
 others to the dead letters with it."""
 
+SWIFT = 0.02
+"""Seconds within which jobs that were begun together have all ended when they count as swift."""
+
 OVERRUN_AFTER = 0.05
 """Seconds after a claim when its jobs are first looked at for their `max_run`."""
 
@@ -65,6 +68,8 @@ class Hands:
         self._finishers: dict[JobRun, Finisher] = {}
         self._gathering: dict[tuple[Finisher, JobKind], list[JobRun]] = {}
         self._empty = detached()
+        self._begun_at, self._ended_at = 0.0, float("inf")
+        self._were_swift = False
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -73,6 +78,13 @@ class Hands:
     def busy(self) -> int:
         """Slots that are taken."""
         return len(self._runs) - len(self._ended)
+
+    @property
+    def swift(self) -> bool:
+        """What was begun last has ended soon after, or the one before that, and it may still do so."""
+        if not self.busy:
+            return self._ended_at - self._begun_at < SWIFT
+        return self._were_swift and self._clock.monotonic() - self._begun_at < SWIFT
 
     @property
     def unwritten(self) -> int:
@@ -103,9 +115,18 @@ class Hands:
 
     # -- beginning -------------------------------------------------------------------------------------
 
-    def take(self, claimed: Sequence[tuple[Claimed, Route]], finisher: Finisher, asked: float) -> None:
-        """Begin what a claim that was sent at `asked` has brought."""
+    def take(
+        self,
+        claimed: Sequence[tuple[Claimed, Route]],
+        finisher: Finisher,
+        asked: float,
+        *,
+        back: bool = False,
+    ) -> None:
+        """Begin what a claim that was sent at `asked` has brought; `back`: hand it back."""
         heart, now, until = self._heart(), self._clock.monotonic(), asked + self._lease
+        if not back and not self.busy:
+            self._were_swift, self._begun_at = self.swift, now
         alone = []
         for job, route in claimed:
             lease = Lease(
@@ -120,7 +141,7 @@ class Hands:
             self._runs[lease] = run
             self._finishers[run] = finisher
             heart.hold(lease)
-            if self.draining:
+            if self.draining or back:
                 run.cancel("returned")
                 self._end(run, run.judged(asyncio.CancelledError()))
             elif route.batch is not None:
@@ -223,7 +244,7 @@ class Hands:
         _log.error("%s broke; its lease will run out", task.get_name(), exc_info=task.exception())
 
     def _end(self, run: JobRun, outcome: Outcome) -> None:
-        now = self._clock.monotonic()
+        self._ended_at = now = self._clock.monotonic()
         self._ended[run] = outcome, now - run.begun
         run.route.tally.end(run.asked, now, counts=outcome[0] not in ("lost", "returned"))
         self._changed()

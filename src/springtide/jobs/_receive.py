@@ -30,7 +30,8 @@ from springtide.clock import Clock
 from springtide.context import RequestContext, activate, detached
 from springtide.errors import SpringtideError, TransportUnavailable
 from springtide.jobs._carrier import RECEIVING, Carrier
-from springtide.jobs._dispatch import Dispatcher, Line
+from springtide.jobs._dispatch import Dispatcher
+from springtide.jobs._line import Line
 from springtide.jobs._sent import Sending
 from springtide.jobs.transports.seam import Delivery, line_name
 from springtide.lifecycle import StartStop
@@ -136,7 +137,7 @@ class Receiver:
     async def _receive(self) -> float:
         """Once; how many seconds to rest after it."""
         self._dispatcher.freed.clear()
-        carries, free = self._carrier.carries, self._dispatcher.free
+        carries, free = self._carrier.carries, self._dispatcher.room
         looking = not carries and self._carrier.pause(RECEIVING) > 0
         if free <= 0 and not looking:
             await self._dispatcher.freed.wait()

@@ -28,7 +28,7 @@ from springtide.clock import Clock
 from springtide.context import Priority, RequestContext, activate
 from springtide.errors import SpringtideError, TransportUnavailable
 from springtide.jobs._carrier import PUBLISHING, Carrier
-from springtide.jobs._dispatch import Line
+from springtide.jobs._line import Line
 from springtide.jobs._sent import BATCH, Outgoing, Sending
 from springtide.jobs.transports.seam import Message, line_name
 from springtide.lifecycle import Group, Supervised

@@ -143,7 +143,19 @@ class Store:
 
         `limits` are those of the kinds that have some (`limits_of`).
         """
-        return await self._claim([], names, limit, worker, lease, limits)
+        met = await self.meet(names, limit, worker, lease, limits)
+        return await self.complete(met, names, limit, worker, lease, limits)
+
+    async def meet(
+        self, names: Sequence[str], limit: int, worker: str, lease: float, limits: Limits | None = None
+    ) -> list[Any]:
+        """One statement of a claim: rows that `complete` reads."""
+        placed, texts = self.placed, self.statements
+        if limits is None:
+            sql = texts.claim_placed if placed else texts.claim
+        else:
+            sql = texts.claim_limited_placed if placed else texts.claim_limited
+        return await self._ask(sql, names, limit, worker, lease, self.cursor.floors, *(limits or ()))
 
     async def turn(
         self,
@@ -153,8 +165,8 @@ class Store:
         limit: int,
         worker: str,
         lease: float,
-    ) -> tuple[set[UUID], list[Claimed]]:
-        """`finish` and `claim` by one statement: both are done, or none. Not for runs of an ordering key, and
+    ) -> tuple[set[UUID], list[Any]]:
+        """`finish` and `meet` by one statement: both are done, or none. Not for runs of an ordering key, and
         not where kinds have limits."""
         texts = self.statements
         met = await self._ask(
@@ -163,43 +175,33 @@ class Store:
         )  # fmt: skip
         some = met[0]["some"]
         ended = {run.id for run in runs} if some is None else set(some)
-        if met[0]["waits"] is None:
-            return ended, []
-        return ended, await self._claim(met, names, limit, worker, lease, None)
+        return ended, [] if met[0]["waits"] is None else met
 
-    async def _claim(
+    async def complete(
         self,
         met: list[Any],
         names: Sequence[str],
         limit: int,
         worker: str,
         lease: float,
-        limits: Limits | None,
+        limits: Limits | None = None,
     ) -> list[Claimed]:
-        """Claim beside what was `met` already, until there are enough or no more."""
-        placed, texts = self.placed, self.statements
-        if limits is None:
-            sql = texts.claim_placed if placed else texts.claim
-        else:
-            sql = texts.claim_limited_placed if placed else texts.claim_limited
-        by = limits or ()
+        """What was `met`, and as many more as are missing because some of it has to wait for others."""
         rows: list[Any] = []
         for _ in range(MAX_ROUNDS):
             left = limit - len(rows)
-            if not met:
-                try:
-                    met = await self._ask(sql, names, left, worker, lease, self.cursor.floors, *by)
-                except Exception:
-                    if rows:  # these are ours; what went wrong shows again
-                        break
-                    raise
             rows += [row for row in met if not row["waits"]]
             if len(met) < left or len(rows) == limit:
                 break
-            met = []
+            try:
+                met = await self.meet(names, limit - len(rows), worker, lease, limits)
+            except Exception:
+                if rows:  # these are ours; what went wrong shows again
+                    break
+                raise
         if len(rows) > 1:
             rows.sort(key=_order)
-        return self.claimed(rows, placed=placed)
+        return self.claimed(rows, placed=self.placed)
 
     async def _ask(self, sql: str, *args: Any) -> list[Any]:
         try:

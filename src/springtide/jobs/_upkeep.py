@@ -21,8 +21,8 @@ from collections.abc import Callable
 from springtide.clock import Clock
 from springtide.context import Ledger, Priority, RequestContext, activate
 from springtide.jobs._ages import Ages
-from springtide.jobs._dispatch import Line
 from springtide.jobs._inbox import KEPT
+from springtide.jobs._line import Line
 from springtide.jobs._loads import Loads, Spent
 from springtide.jobs._pausing import paused_kinds
 from springtide.jobs._sent import Sending

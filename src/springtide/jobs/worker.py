@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from springtide.clock import Clock, SystemClock
 from springtide.db import Database
 from springtide.errors import JobError
-from springtide.jobs._dispatch import Dispatcher, Line
+from springtide.jobs._dispatch import Dispatcher
 from springtide.jobs._heart import Heart
+from springtide.jobs._line import Line
 from springtide.jobs._run import Route
 from springtide.jobs._store import Store
 from springtide.jobs._upkeep import Upkeep
