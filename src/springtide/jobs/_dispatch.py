@@ -408,8 +408,9 @@ class Dispatcher:
     async def _claim(self, line: Line, share: int, ending: list[JobRun]) -> tuple[float, list[Claimed]]:
         asked = self._clock.monotonic()
         store, urgent = line.store, Priority.CRITICAL if ending else Priority.NORMAL
-        wanted = line.open, share, self._worker, self._lease
         with activate(RequestContext(deadline=asked + STATEMENT_TIMEOUT, priority=urgent)):
+            await line.ask()
+            wanted = line.open, share, self._worker, self._lease
             if ending:
                 runs = [run.claimed.run for run in ending]
                 try:
@@ -421,7 +422,6 @@ class Dispatcher:
                     await self._go_ahead(line, share, len(met))
                     line.finisher.turned(ending, ended)
                     return asked, await store.complete(met, *wanted)
-            await line.ask()
             met = await store.meet(*wanted, line.limits)
             await self._go_ahead(line, share, len(met))
             return asked, await store.complete(met, *wanted, line.limits)
