@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.jobs_support import DO, Deed, Doer, deeds, reach, rows, states, until, working
+from tests.jobs_support import DO, Deed, Doer, add, deeds, reach, rows, states, until, working
 
 from springtide.db import Database
 from springtide.errors import JobError
@@ -240,3 +240,39 @@ async def test_a_turn_that_was_given_is_not_taken_again(database: Database) -> N
     assert await claim(store) == []
     (row,) = await rows(database, "state = 'ready'")
     assert row["run_at"] - row["started_at"] > timedelta(minutes=10)
+
+
+# -- in order ------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_does_not_hold_what_was_let_go_meanwhile(database: Database) -> None:
+    """It finds a job that became ready after it had begun, whose predecessor it still sees."""
+    pool, store = database.pools["main"], Store(database, "main")
+    ids = [await add(database, "a", ordering_key="k") for _ in range(2)]
+    (first,) = await claim(store)
+    assert first.run.id == ids[0] and await states(database) == ["running", "held"]
+    await pool.execute("alter function deeds._job_due rename to _job_due_then")
+    await pool.execute("""
+        create function deeds._job_due(names text[], floors timestamptz[], rooms integer[], most integer)
+        returns table (
+            place tid, bucket smallint, id uuid, ordering_key text, enqueued_at timestamptz, kind text,
+            limit_key text, paced boolean, priority smallint, run_at timestamptz
+        ) language plpgsql as $$
+        begin
+            perform pg_advisory_xact_lock(1);
+            return query select * from deeds._job_due_then(names, floors, rooms, most);
+        end $$
+    """)
+    async with pool.transaction() as tx:
+        await tx.fetch("select pg_advisory_xact_lock(1)")
+        assert await store.end(first.run, "w", Ending("done"), tx, ordering_key="k")
+        claiming = asyncio.create_task(claim(store))
+        await until(lambda: _waits(database))
+    assert await claiming == []
+    await claim(store)
+    assert await states(database) == ["done", "running"]
+
+
+async def _waits(database: Database) -> bool:
+    locks = "select 1 from pg_locks where locktype = 'advisory' and not granted"
+    return bool(await database.pools["main"].fetch(locks))

@@ -70,7 +70,7 @@ def limited_claim(
                 THEN {schema}._job_running(a.kind, a.limit_key) END AS running
             FROM asked AS a
         ), numbered AS MATERIALIZED (
-            SELECT d.bucket, d.id, d.waits, d.priority, d.run_at,
+            SELECT d.place, d.id, d.waits, d.priority, d.run_at,
                 c.kind, c.limit_key, c.concurrency, c.running, c.rate,
                 CASE WHEN c.rate > 0 AND NOT d.paced THEN greatest(
                     statement_timestamp(),
@@ -103,6 +103,6 @@ def limited_claim(
             run_at = CASE WHEN v.verdict = 'ready' THEN greatest({ready_at}, v.turn) ELSE j.run_at END,
             paced = j.paced OR coalesce(v.rate, 0) > 0,
             started_at = clock_timestamp(), finished_at = NULL{more}
-        FROM judged AS v WHERE j.bucket = v.bucket AND j.id = v.id
+        FROM judged AS v WHERE j.ctid = v.place
         RETURNING v.verdict <> 'running' AS waits, {returning}
     """  # noqa: S608 - the schema is an identifier checked by Database
