@@ -189,10 +189,52 @@ async def test_while_there_is_more_to_do_one_claim_serves_many_slots(
         await until(lambda: rows(database, "state = 'done'"))
         assert asked == [4]
         second.set()
-        await until(lambda: len(doer.calls) == 6)
+        await until(lambda: len(doer.calls) >= 6)
         assert asked == [4, 2]
         for one in free.values():
             one.set()
+        await reach(database, *["done"] * 8)
+
+
+async def test_slots_that_become_free_during_a_claim_wait_for_half_of_them(
+    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where jobs are not swift, a claim that was filled begins no other one."""
+    free = {what: asyncio.Event() for what in "abcdefgh"}
+    asked: list[int] = []
+    answered, meet, turn = asyncio.Event(), Store.meet, Store.turn
+
+    async def act(deed: Deed, run: Run) -> None:
+        await free[deed.what].wait()
+
+    async def meets(self: Store, names: Any, limit: int, *rest: Any) -> Any:
+        asked.append(limit)
+        return await meet(self, names, limit, *rest)
+
+    async def turns(self: Store, runs: Any, results: Any, names: Any, limit: int, *rest: Any) -> Any:
+        asked.append(limit)
+        found = await turn(self, runs, results, names, limit, *rest)
+        await answered.wait()
+        return found
+
+    monkeypatch.setattr(Store, "meet", meets)
+    monkeypatch.setattr(Store, "turn", turns)
+    monkeypatch.setattr(_dispatch, "GATHER", 60.0)
+    monkeypatch.setattr(_hands, "SWIFT", 0.0)
+    await add_together(database, *"abcdefgh")
+    doer = Doer(act)
+    async with working(database, database_urls, [DO], doer, slots=4, **SLOW) as made:
+        await until(lambda: len(doer.calls) == 4)
+        for what in "ab":
+            free[what].set()
+        await until(lambda: asked == [4, 2])
+        free["c"].set()
+        await until(lambda: made._dispatcher._hands.busy == 1)
+        answered.set()
+        await until(lambda: len(doer.calls) >= 6)
+        assert asked == [4, 2]
+        for event in free.values():
+            event.set()
         await reach(database, *["done"] * 8)
 
 
@@ -283,6 +325,24 @@ async def test_nothing_is_claimed_ahead_of_another_shard(
             await add_some(there, *["there"] * 10)
             await until(lambda: [what for what, _ in doer.calls].count("there") == 10)
             assert len(doer.calls) < 1000
+
+
+async def test_nothing_is_claimed_ahead_once_a_transport_brings_jobs(
+    database: Database, database_urls: Urls, under_way: list[None]
+) -> None:
+    """It may come back in the midst of claims, each of which would begin the next one."""
+
+    async def act(deed: Deed, run: Run) -> None:
+        if deed.what == "50":
+            made._dispatcher.carry(True)
+
+    doer = Doer(act)
+    await add_together(database, *map(str, range(500)))
+    async with working(database, database_urls, [DO], doer, slots=5, **SLOW) as made:
+        await until(lambda: len(doer.calls) > 50 and not made.running and not made._dispatcher._reserved)
+        assert len(doer.calls) < 75  # in hand, kept and under way
+        made._dispatcher.carry(False)
+        await reach(database, *["done"] * 500)
 
 
 @pytest.mark.parametrize("stopped", [False, True])

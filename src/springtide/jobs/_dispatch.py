@@ -189,8 +189,13 @@ class Dispatcher:
     @property
     def room(self) -> int:
         """How many jobs may be claimed: for the free slots, and ahead where jobs are swift."""
+        return self._room(self._slots if self._swift else 0)
+
+    @property
+    def _swift(self) -> bool:
+        """Whether jobs are claimed ahead. None where some have limits: those count what has not ended."""
         swift = self._hands.swift and self._clock.monotonic() >= self._ahead_from
-        return self._room(self._slots if swift and all(line.limits is None for line in self._lines) else 0)
+        return swift and all(line.limits is None for line in self._lines)
 
     def _room(self, ahead: int) -> int:
         slots = self._slots + ahead
@@ -429,11 +434,13 @@ class Dispatcher:
     async def _go_ahead(self, line: Line, share: int, met: int) -> None:
         """Where jobs are swift, send the next claim before what this one `met` is read and begun; not where
         other lines have something, too: their claims and jobs go on beside those of this one anyway."""
+        if self._carried or not self._swift or met < share or line.claiming > 1 or not line.open:
+            return
         now = self._clock.monotonic()
         alone = not any(
             other.open and (other.filled or other.due_at <= now) for other in self._lines if other is not line
         )
-        if alone and met == share and line.claiming == 1 and line.open and (room := self.room) > 0:
+        if alone and (room := self.room) > 0:
             self._begin_claim(line, min(room, share), ahead=True)
             for _ in range(2):  # until it is begun, and what it has written is sent
                 await asyncio.sleep(0)
