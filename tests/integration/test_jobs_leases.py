@@ -72,6 +72,23 @@ async def test_a_job_longer_than_its_lease_is_started_once(database: Database, d
     assert len(one.calls) + len(two.calls) == row["attempt"] == 1
 
 
+async def test_what_waited_beyond_its_lease_is_not_begun(database: Database, database_urls: Urls) -> None:
+    """The process stood still between a claim and its jobs: somebody else may have them."""
+    doer, heard = Doer(), Heard()
+    async with working(database, database_urls, [DO], doer, slots=1, sink=heard) as made:
+        dispatcher = made._dispatcher
+        dispatcher.carry(True)  # it claims nothing
+        await add(database, "a")
+        for line in dispatcher._lines:
+            claimed = await line.store.claim(line.names, 1, dispatcher.worker, 30.0)
+            dispatcher.take(line, claimed, asyncio.get_running_loop().time() - 60.0)
+        await until(lambda: heard.of(JobFinished))
+        dispatcher.carry(False)
+        await reach(database, "done")
+    assert [signal.outcome for signal in heard.of(JobFinished)] == ["returned", "done"]
+    assert [run.attempt for _, run in doer.calls] == [1]
+
+
 async def test_a_lost_lease_cancels_the_handler(database: Database, database_urls: Urls) -> None:
     """When somebody else has the job, the handler is told at the next heartbeat, and it cannot finish it."""
     ended: list[str] = []

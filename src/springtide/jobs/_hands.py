@@ -125,6 +125,7 @@ class Hands:
     ) -> None:
         """Begin what a claim that was sent at `asked` has brought; `back`: hand it back."""
         heart, now, until = self._heart(), self._clock.monotonic(), asked + self._lease
+        back = back or self.draining or now > until  # somebody else may have them by now
         if not back and not self.busy:
             self._were_swift, self._begun_at = self.swift, now
         alone = []
@@ -141,7 +142,7 @@ class Hands:
             self._runs[lease] = run
             self._finishers[run] = finisher
             heart.hold(lease)
-            if self.draining or back:
+            if back:
                 run.cancel("returned")
                 self._end(run, run.judged(asyncio.CancelledError()))
             elif route.batch is not None:
