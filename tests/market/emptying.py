@@ -13,9 +13,17 @@ from market.platform import modules
 __all__ = ["empty", "note_migrated"]
 
 NOTE = """
-create table public.migrated as
-select c.oid::regclass::text as name from pg_class as c
-where c.relkind = 'r' and c.relnamespace = any ($schemas$) and pg_relation_size(c.oid) > 0
+do $$
+declare name text;
+begin
+    create table public.migrated (name text);
+    for name in select c.oid::regclass from pg_class as c
+        where c.relkind = 'r' and c.relnamespace = any ($schemas$)
+    loop
+        -- A queue has pages from the beginning, and no rows in them.
+        execute format('insert into public.migrated select %L where exists (select from %s)', name, name);
+    end loop;
+end $$
 """
 
 EMPTY = """
