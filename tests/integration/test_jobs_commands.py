@@ -111,7 +111,12 @@ def test_operators_see_and_mend_the_queues() -> None:
         until(lambda: again["id"] in [row["id"] for row in listed(made, "--state", "dead")])
         assert len(changed(made, "retry", "--state", "dead", "--older", "0s")) == 2
 
-        made.call("jobs", "pause", "--kind", "deed.note", "--reason", "looking at it")
+        mistyped = made.call("jobs", "pause", "--kind", "deed.nots")
+        assert "paused deed.nots of deeds" in mistyped
+        assert "no queue here knows jobs of kind deed.nots (did you mean deed.note?)" in mistyped
+        made.call("jobs", "resume", "--kind", "deed.nots")
+        paused = made.call("jobs", "pause", "--kind", "deed.note", "--reason", "looking at it")
+        assert "no queue here knows" not in paused
         assert "looking at it" in made.call("jobs", "ls")
         until(lambda: made.get("/order/later") == "" and listed(made, "--state", "paused", "--key", "later"))
         assert "can run them all" in made.call("jobs", "check")

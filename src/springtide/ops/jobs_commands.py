@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -250,29 +251,62 @@ def _change(
 
 
 def _pause(args: argparse.Namespace) -> int:
-    return _pausing(args, "paused", pause=True)
+    from springtide.jobs import operating
+
+    platform, options = _platform(args.file), _pausable(args)
+
+    async def begin() -> tuple[list[str], str | None]:
+        databases = _databases(platform)
+        where = await operating.pause(databases, reason=args.reason, **options)
+        return where, await _unknown(platform, databases, **options)
+
+    where, unknown = asyncio.run(_opened(platform, begin))
+    _say(args, "paused", where)
+    if unknown is not None:
+        print(f"springtide: {unknown}", file=sys.stderr)
+    return 0
 
 
 def _resume(args: argparse.Namespace) -> int:
-    return _pausing(args, "resumed", pause=False)
-
-
-def _pausing(args: argparse.Namespace, done: str, *, pause: bool) -> int:
     from springtide.jobs import operating
 
+    options = _pausable(args)
+    _say(args, "resumed", _on(args, lambda databases: operating.resume(databases, **options)))
+    return 0
+
+
+def _pausable(args: argparse.Namespace) -> dict[str, Any]:
     if not (args.kind or args.module):
         raise JobError("say what: --kind, --module, or a kind of a module")
-    options = {"module": args.module, "kind": args.kind}
-    if pause:
-        where = _on(args, lambda databases: operating.pause(databases, reason=args.reason, **options))
-    else:
-        where = _on(args, lambda databases: operating.resume(databases, **options))
+    return {"module": args.module, "kind": args.kind}
+
+
+def _say(args: argparse.Namespace, done: str, where: list[str]) -> None:
     what = args.kind or "all jobs"
     if args.json:
         print(json.dumps({"kind": args.kind, done: where}, indent=2))
     else:
         print("\n".join(f"{done} {what} of {one}" for one in where) or f"{what} was not paused")
-    return 0
+
+
+async def _unknown(
+    platform: Platform, databases: list[Database], *, module: str | None, kind: str | None
+) -> str | None:
+    """What to say of a kind that neither this code nor a queue has, which may be one that comes later."""
+    from springtide.jobs import operating
+    from springtide.topology.suggest import nearest
+
+    modules = [one for one in platform.modules if module in (None, one.name)]
+    known = {handler.kind.kind for one in modules for handler in platform.handlers(one)}
+    if kind is None or kind in known:
+        return None
+    wanted = operating.Wanted(modules=[module] if module else ())
+    known |= {row.kind for row in await operating.overview(databases, wanted) if row.counts}
+    if kind in known:
+        return None
+    guess = nearest(kind, sorted(known))
+    hint = f"did you mean {guess}?" if guess else f"there are: {', '.join(sorted(known)) or 'none'}"
+    return f"no queue here knows jobs of kind {kind} ({hint}); should some come, they are paused"
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -307,10 +341,11 @@ def _scaling(args: argparse.Namespace) -> int:
 
 def _on(args: argparse.Namespace, ask: Callable[[list[Database]], Awaitable[T]]) -> T:
     platform = _platform(args.file)
-    databases = [
-        platform.database(module.name) for module in platform.modules if module.migrations is not None
-    ]
-    return asyncio.run(_opened(platform, lambda: ask(databases)))
+    return asyncio.run(_opened(platform, lambda: ask(_databases(platform))))
+
+
+def _databases(platform: Platform) -> list[Database]:
+    return [platform.database(module.name) for module in platform.modules if module.migrations is not None]
 
 
 async def _opened(platform: Platform, ask: Callable[[], Awaitable[T]]) -> T:
