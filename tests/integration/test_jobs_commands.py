@@ -94,6 +94,7 @@ def test_operators_see_and_mend_the_queues() -> None:
         page = json.loads(made.call("jobs", "ls", "--state", "dead", "--limit", "1", "--json"))
         assert [row["id"] for row in page["jobs"]] == [first]
         assert [row["id"] for row in listed(made, "--state", "dead", "--after", page["after"])] == [second]
+        assert [row["id"] for row in listed(made, "--limit", "1")] == [first]
         assert "DEAD" in made.call("jobs", "ls")
 
         shown = made.call("jobs", "show", first)

@@ -29,6 +29,9 @@ __all__ = ["add_commands"]
 
 T = TypeVar("T")
 
+PAGE = 50
+"""Jobs that `ls` shows at once."""
+
 ABSENT = 3
 """Exit code of `show` when nobody knows the job."""
 
@@ -45,11 +48,11 @@ def add_commands(subparsers: Any) -> None:
     commands = jobs.add_subparsers(dest="jobs_command", required=True, metavar="COMMAND")
 
     ls = commands.add_parser(
-        "ls", help="what is queued, per kind; with a filter or --all the jobs themselves"
+        "ls", help="what is queued, per kind; with a filter, --limit or --all the jobs themselves"
     )
     _filter(ls)
     ls.add_argument("--all", action="store_true", help="every job that is queued")
-    ls.add_argument("--limit", type=_count, default=50, help="jobs of a page (default: 50)")
+    ls.add_argument("--limit", type=_count, help=f"jobs of a page (default: {PAGE})")
     ls.add_argument("--after", type=_id, metavar="CURSOR", help="what the page before ended with")
     ls.set_defaults(run=_ls)
 
@@ -158,11 +161,12 @@ def _ls(args: argparse.Namespace) -> int:
     from springtide.ops import _jobs_showing as showing
 
     wanted = _wanted(args)
-    if not (wanted.narrow or args.all or args.after):
+    if not (wanted.narrow or args.all or args.after or args.limit):
         kinds = _on(args, lambda databases: operating.overview(databases, wanted))
         print(showing.dumped(kinds) if args.json else showing.kinds(kinds))
         return 0
-    found = _on(args, lambda databases: operating.page(databases, wanted, limit=args.limit, after=args.after))
+    limit = args.limit or PAGE
+    found = _on(args, lambda databases: operating.page(databases, wanted, limit=limit, after=args.after))
     if args.json:
         rows = [asdict(row) for row in found.rows]
         print(showing.dumped({"jobs": rows, "after": None if found.after is None else str(found.after)}))
