@@ -525,6 +525,15 @@ async def test_an_old_queue_refuses(way: Open, url: str) -> None:
     assert [kind for kind, _ in await kept(url)] == ["work.greet", "work.refused"]
 
 
+async def test_slots_that_are_none_are_refused_by_name() -> None:
+    """Before anything is opened, and not by what is derived of them."""
+    made = Jobs("work", [Handler(Greet, _nobody)])
+    for slots, rule in ((0, ">= 1, got 0"), (-1, ">= 1, got -1"), (1.5, r"a whole number, got 1\.5")):
+        with pytest.raises(JobError, match=f"worker of work: slots must be {rule}"):
+            async with made.working("postgresql://127.0.0.1:1/work", slots=slots):  # type: ignore[arg-type]
+                pytest.fail("a worker without slots has started")
+
+
 def test_what_nobody_can_slow_is_said() -> None:
     """A kind that slows its producers after their commit is refused where nobody sees the commit."""
     with pytest.raises(JobError, match=r"work\.slowed/1 has overload='slow', which waits after the commit"):

@@ -37,6 +37,7 @@ from springtide.jobs.job import Handler, JobKind
 from springtide.jobs.pressure import READ_EVERY, judge
 from springtide.jobs.worker import Queue, Worker
 from springtide.outbox.bell import CHANNEL, Bell
+from springtide.outbox.kinds import check_counts
 from springtide.signals import Sink
 
 __all__ = ["Jobs"]
@@ -209,8 +210,9 @@ class Jobs:
         dsn:            the address of the server itself, because wake-ups pass no transaction pooler.
         `slots`, `poll` and `drain` are those of `Worker`; it opens up to two connections per slot, and four.
 
-        Raises MigrationError when migrations are pending.
+        Raises MigrationError when migrations are pending, JobError for options that cannot be.
         """
+        check_counts(f"worker of {self.name}", JobError, slots=slots)
         bell = Bell(clock=clock, sink=sink)
         async with Pool(dsn, cluster=SHARD, size=2 * slots + 2, clock=clock, sink=sink) as pool:
             if pending := await self._migrator(pool).pending():
