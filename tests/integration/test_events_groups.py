@@ -777,5 +777,7 @@ def test_groups_that_cannot_work_are_refused() -> None:
         On(Told, _plain)  # type: ignore[arg-type]
     with pytest.raises(EventError, match="upcasts must be of each version"):
         On(Told2, Newer.hear, upcasts=[Upcast(2, dict)])
+    with pytest.raises(EventError, match="an upcast's version must be >= 1, got 0"):
+        On(Told2, Newer.hear, upcasts=[Upcast(0, dict), Upcast(1, dict)])
     with pytest.raises(EventError, match="batch must be 1 to 1000"):
         On(Told, Listener.hear_many, batch=0)

@@ -131,6 +131,12 @@ def test_a_faulty_handler_is_refused() -> None:
     [
         ({"upcasts": [Upcast(2, dict)]}, r"upcasts must be of each version up to 1, oldest first, got \[2\]"),
         ({"upcasts": [Upcast(1, dict), Upcast(1, dict)]}, r"got \[1, 1\]"),
+        (
+            {"upcasts": [Upcast(0, dict), Upcast(1, dict)]},
+            r"handler of mail\.welcome/2: an upcast's version must be >= 1, got 0",
+        ),
+        ({"upcasts": [Upcast(True, dict)]}, "an upcast's version must be a whole number, got True"),
+        ({"upcasts": [Upcast(1.0, dict)]}, r"version must be a whole number, got 1\.0"),  # type: ignore[arg-type]
         ({"batch": 0}, "batch must be 1 to 1000, got 0"),
         ({"wait": 1.0}, "wait must be 0 to 5 seconds, and 0 without batch, got 1.0"),
         ({"batch": 2, "wait": 6.0}, "got 6.0"),

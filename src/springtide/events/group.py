@@ -18,7 +18,15 @@ import msgspec
 
 from springtide.errors import EventError
 from springtide.events.event import EventKind, kind_of
-from springtide.outbox.kinds import KIND, MAX_RUN, Upcast, check_counts, check_method, check_seconds
+from springtide.outbox.kinds import (
+    KIND,
+    MAX_RUN,
+    Upcast,
+    check_counts,
+    check_method,
+    check_seconds,
+    check_upcasts,
+)
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -97,12 +105,7 @@ class On(Generic[S]):
             raise EventError(
                 f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
             )
-        versions = [upcast.version for upcast in self.upcasts]
-        if versions and versions != list(range(versions[0], spec.version)):
-            raise EventError(
-                f"handler of {spec.name}: upcasts must be of each version up to {spec.version - 1}, oldest"
-                f" first, got {versions}"
-            )
+        check_upcasts(f"handler of {spec.name}", self.upcasts, spec.version, EventError)
         if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
             raise EventError(f"handler of {spec.name}: batch must be 1 to {MAX_BATCH}, got {self.batch}")
         try:

@@ -32,6 +32,7 @@ from springtide.outbox.kinds import (
     check_counts,
     check_method,
     check_seconds,
+    check_upcasts,
     declared,
     declaring,
 )
@@ -259,12 +260,7 @@ class Handler(Generic[S]):
             raise JobError(
                 f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
             )
-        versions = [upcast.version for upcast in self.upcasts]
-        if versions and versions != list(range(versions[0], spec.version)):
-            raise JobError(
-                f"handler of {spec.name}: upcasts must be of each version up to {spec.version - 1}, oldest"
-                f" first, got {versions}"
-            )
+        check_upcasts(f"handler of {spec.name}", self.upcasts, spec.version, JobError)
         if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
             raise JobError(f"handler of {spec.name}: batch must be 1 to {MAX_BATCH}, got {self.batch}")
         if not 0 <= self.wait <= MAX_WAIT or (self.wait and self.batch is None):

@@ -26,6 +26,7 @@ __all__ = [
     "check_key",
     "check_method",
     "check_seconds",
+    "check_upcasts",
     "declared",
     "declaring",
     "decoder",
@@ -128,6 +129,17 @@ class Upcast:
 
     version: int
     fields: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def check_upcasts(what: str, upcasts: Sequence[Upcast], newest: int, error: type[SpringtideError]) -> None:
+    """There is one for each version from the oldest that is read to the one before `newest`, in order."""
+    versions = [upcast.version for upcast in upcasts]
+    for version in versions:
+        check_counts(what, error, **{"an upcast's version": version})
+    if versions and versions != list(range(versions[0], newest)):
+        raise error(
+            f"{what}: upcasts must be of each version up to {newest - 1}, oldest first, got {versions}"
+        )
 
 
 def decoder(cls: type[Any], newest: int, upcasts: Sequence[Upcast], version: int) -> Callable[[bytes], Any]:
