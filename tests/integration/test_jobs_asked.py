@@ -77,6 +77,16 @@ async def test_many_jobs_are_one_statement_and_run(database: Database, database_
     assert {what for what, _ in doer.calls} == wanted and len(doer.calls) == 100
 
 
+async def test_a_time_that_has_passed_is_now(database: Database) -> None:
+    """A job waits from when it could run for the first time, so its age tells how far behind the queue is."""
+    long_ago = datetime(2001, 1, 1, tzinfo=UTC)
+    async with database.write("a") as tx:
+        await tx.enqueue(Deed("a"), run_at=long_ago)
+        await enqueue_many(tx, [Deed("b")], run_at=long_ago)
+    found = await database.scatter("select run_at, due_at, enqueued_at from deeds._job")
+    assert [row["due_at"] == row["run_at"] >= row["enqueued_at"] for row in found] == [True, True]
+
+
 async def test_many_wake_the_worker_and_keep_their_options(database: Database) -> None:
     async with database.write("a") as tx:
         await enqueue_many(tx, [Deed("a")], delay=3600, priority=Priority.CRITICAL, deadline=7200.0)

@@ -64,10 +64,9 @@ def insert_sql(schema: str) -> str:
              run_at, due_at, enqueued_at, ordering_key, deadline, limit_key)
         SELECT $1::smallint, $2::uuid, $3::text, $4::integer, $5::bytea, $6::text::jsonb, $7::text,
             $8::smallint, 'ready', $9::integer,
-            greatest(coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now),
-            coalesce($10::timestamptz, t.now + make_interval(secs => $11)), t.now, $12::text,
+            t.due, t.due, t.now, $12::text,
             coalesce($13::timestamptz, t.now + make_interval(secs => $14::float8)), $15::text
-        FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
+        FROM {_due("$10", "$11")}
         ON CONFLICT (bucket, kind, version, unique_key) WHERE unique_key IS NOT NULL
         DO UPDATE SET run_at = least(j.run_at, excluded.run_at), due_at = least(j.due_at, excluded.due_at),
             priority = least(j.priority, excluded.priority),
@@ -93,15 +92,21 @@ def insert_many_sql(schema: str) -> str:
         SELECT $1::smallint, u.id, u.kind, u.version, u.payload, $2::text::jsonb, u.priority, 'ready',
             u.attempts, t.due, t.due, t.now, $11::text,
             coalesce($12::timestamptz, t.now + make_interval(secs => $13::float8)), u.limit_key
-        FROM (
-            SELECT c.now,
-                greatest(coalesce($9::timestamptz, c.now + make_interval(secs => $10)), c.now) AS due
-            FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS c OFFSET 0
-        ) AS t
+        FROM {_due("$9", "$10")}
         CROSS JOIN unnest(
             $3::uuid[], $4::text[], $5::integer[], $6::bytea[], $7::smallint[], $8::integer[], $14::text[]
         ) AS u (id, kind, version, payload, priority, attempts, limit_key)
     """  # noqa: S608
+
+
+def _due(run_at: str, delay: str) -> str:
+    """`t` of one row: the time, and when what is enqueued is due. A time that has passed is now: nothing has
+    waited before it was there."""
+    asked = f"coalesce({run_at}::timestamptz, c.now + make_interval(secs => {delay}))"
+    return f"""(
+            SELECT c.now, greatest({asked}, c.now) AS due
+            FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS c OFFSET 0
+        ) AS t"""  # noqa: S608
 
 
 def due_sql(schema: str, names: str, floors: str, rooms: str, most: str) -> str:

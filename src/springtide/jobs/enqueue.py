@@ -135,7 +135,8 @@ async def enqueue(
 ) -> UUID:
     """Add `job` to the open write `tx`, for a database that was built without a platform.
 
-    delay, run_at: when it is due, in seconds from now or as an aware time; at once when neither is given.
+    delay, run_at: when it is due, in seconds from now or as an aware time; at once when neither is given, or
+                   the time has passed.
     priority:      instead of the kind's.
     unique_key:    a job of the same kind, version, bucket and key that has not begun yet takes its place,
                    with the earlier time of both. One that has begun does not: it may have read old data.
