@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -378,6 +379,32 @@ async def test_a_cancelled_base_backup_leaves_nothing(primary: EmbeddedPostgres)
         assert await asyncio.to_thread(pgdata.servers, data / "r1") == []
     await replica.start()
     await replica.stop()
+
+
+async def test_a_start_that_is_stopped_while_it_clears_up_has_cleared_up(
+    primary: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also just when the copy is in its place: a stop returns when nothing is at work in the folder."""
+    data, remove = primary.home / "data", pgdata.remove
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(folder: Path) -> None:
+        begun.set()
+        go_on.wait()
+        remove(folder)
+
+    monkeypatch.setattr(pgdata, "remove", held)
+    replica = following(primary)
+    starting = asyncio.ensure_future(replica.start())
+    await asyncio.to_thread(begun.wait)
+    stopping = asyncio.ensure_future(replica.stop())
+    try:
+        await asyncio.wait([stopping], timeout=0.1)
+        assert not stopping.done()
+    finally:
+        go_on.set()
+        await asyncio.wait([starting, stopping])
+    assert sorted(path.name for path in data.iterdir()) == ["db", "r1"]
 
 
 async def test_a_primary_that_cannot_be_reached_is_named(primary: EmbeddedPostgres) -> None:

@@ -92,7 +92,7 @@ async def initialise(place: Place) -> None:
     try:
         staging = await uncut(pgdata.Staging, place.data, place.account)
         initdb = place.install.program("initdb")
-        arguments = await asyncio.to_thread(
+        arguments = await uncut(
             staging.arguments,
             initdb,
             place.password,
@@ -102,7 +102,7 @@ async def initialise(place: Place) -> None:
         await place.run("make its data folder", arguments)
         await uncut(staging.finish)
     finally:
-        await asyncio.to_thread(pgdata.Staging.clear, place.data)
+        await uncut(pgdata.Staging.clear, place.data)
 
 
 async def ensure_slot(place: Place, upstream: Upstream) -> None:
@@ -154,9 +154,9 @@ async def copy(place: Place, upstream: Upstream) -> None:
             arguments.append("--no-sync")
         await place.run(f"copy the database of {upstream.node}", arguments)
         await uncut(staging.finish_copy)
-        await asyncio.to_thread(standby.want_repair, place.data, None)
+        await uncut(standby.want_repair, place.data, None)
     finally:
-        await asyncio.to_thread(pgdata.Staging.clear, place.data)
+        await uncut(pgdata.Staging.clear, place.data)
 
 
 async def rewind(place: Place, upstream: Upstream) -> None:
@@ -166,7 +166,7 @@ async def rewind(place: Place, upstream: Upstream) -> None:
     records of its own. No log goes on there, and it would count as the one that goes furthest.
     """
     await _rescue(place)
-    await asyncio.to_thread(standby.want_repair, place.data, "copy")
+    await uncut(standby.want_repair, place.data, "copy")
     try:
         if (await asyncio.to_thread(place.install.control, place.data)).get(STATE) == KILLED_REPLICA:
             raise RunnerError(f"replica {place.node} did not end in order")
@@ -174,10 +174,10 @@ async def rewind(place: Place, upstream: Upstream) -> None:
         # Before PostgreSQL 16 pg_rewind learns of a new timeline only by a checkpoint on it.
         await _ask(place, upstream, "CHECKPOINT;\n", timeout=60.0)
         passfile = place.data / standby.PASSFILE
-        await asyncio.to_thread(standby.write_passfile, passfile, place.password, place.account)
+        await uncut(standby.write_passfile, passfile, place.password, place.account)
         root = await _root(place, place.data)
         # A server that crashed is recovered first, by PostgreSQL in single-user mode, which no standby can.
-        await asyncio.to_thread((place.data / standby.SIGNAL).unlink, missing_ok=True)
+        await uncut((place.data / standby.SIGNAL).unlink, missing_ok=True)
         arguments = [
             str(place.install.program("pg_rewind")),
             f"--target-pgdata={place.data}",
@@ -191,7 +191,7 @@ async def rewind(place: Place, upstream: Upstream) -> None:
         await copy(place, upstream)
         return
     await uncut(standby.make_standby, place.data, place.account)
-    await asyncio.to_thread(standby.want_repair, place.data, None)
+    await uncut(standby.want_repair, place.data, None)
 
 
 async def _rescue(place: Place) -> None:

@@ -248,7 +248,7 @@ class EmbeddedPostgres(Served):
         return self._place
 
     async def _begin(self) -> None:
-        made = await asyncio.to_thread(self._prepare)
+        made = await uncut(self._prepare)
         place = self._known()
         if not await self._adopt(place.data):
             await self._make_ready(place, made=made)
@@ -306,7 +306,7 @@ class EmbeddedPostgres(Served):
             if not made:
                 await making.initialise(place)
             return
-        await asyncio.to_thread(pgdata.clear_stale, place.data)
+        await uncut(pgdata.clear_stale, place.data)
         if not made or repair == "copy":
             await making.copy(place, self.follows)
         elif repair == "rewind" or not await asyncio.to_thread(standby.is_standby, place.data):
@@ -316,7 +316,7 @@ class EmbeddedPostgres(Served):
         """A replica that can never get what it lacks, for example after a rewind, is made anew."""
         assert self.follows is not None
         _log.warning("%s; it is copied anew", why)
-        await asyncio.to_thread(standby.want_repair, place.data, "copy")
+        await uncut(standby.want_repair, place.data, "copy")
         await making.copy(place, self.follows)
         await self._launch(place)
 
@@ -351,12 +351,12 @@ class EmbeddedPostgres(Served):
         return False
 
     async def _launch(self, place: Place) -> None:
-        await asyncio.to_thread(pgdata.clear_stale, place.data)
+        await uncut(pgdata.clear_stale, place.data)
         try:
             self._sockets = await uncut(pgdata.socket_folder, place.data, place.account)
             await self._launch_on_a_port(place)
         except BaseException:
-            await asyncio.to_thread(pgdata.remove_socket_folder, place.data, place.account)
+            await uncut(pgdata.remove_socket_folder, place.data, place.account)
             raise
 
     def _write_settings(self) -> None:
@@ -385,7 +385,7 @@ class EmbeddedPostgres(Served):
         pgdata.write_settings(place.data, text, place.account)
 
     async def _launch_on_a_port(self, place: Place) -> None:
-        await asyncio.to_thread(self._write_settings)
+        await uncut(self._write_settings)
         begin = await asyncio.to_thread(place.log_size)
         for attempt in range(3):
             port = self._wanted_port or self._port if attempt == 0 else None
@@ -426,7 +426,7 @@ class EmbeddedPostgres(Served):
             await self._limit(*await asyncio.to_thread(pgdata.servers, data))  # those it started meanwhile
         except BaseException as error:
             await processes.stop(process, SHUTDOWN[1:])
-            await asyncio.to_thread(pgdata.clear_stale, data)
+            await uncut(pgdata.clear_stale, data)
             if isinstance(error, TimeoutError):
                 what = f"be ready within {self._start_timeout:g} s"
                 raise RunnerError(await place.failure(what, begin, None)) from None
@@ -454,8 +454,8 @@ class EmbeddedPostgres(Served):
 
     async def _clear(self) -> None:
         if (place := self._place) is not None:
-            await asyncio.to_thread(pgdata.clear_stale, place.data)
-            await asyncio.to_thread(pgdata.remove_socket_folder, place.data, place.account)
+            await uncut(pgdata.clear_stale, place.data)
+            await uncut(pgdata.remove_socket_folder, place.data, place.account)
 
 
 class _LogGone(Exception):
