@@ -81,7 +81,7 @@ async def test_what_waited_beyond_its_lease_is_not_begun(database: Database, dat
         await add(database, "a")
         for line in dispatcher._lines:
             claimed = await line.store.claim(line.names, 1, dispatcher.worker, 30.0)
-            dispatcher.take(line, claimed, asyncio.get_running_loop().time() - 60.0)
+            dispatcher.room.take(line, claimed, asyncio.get_running_loop().time() - 60.0)
         await until(lambda: heard.of(JobFinished))
         dispatcher.carry(False)
         await reach(database, "done")

@@ -15,7 +15,7 @@ from tests.jobs_support import DO, Deed, Doer, Heard, deeds, reach, rows, states
 from springtide.context import current
 from springtide.db import Database, bucket_of
 from springtide.errors import JobLost
-from springtide.jobs import Run, _dispatch, _hands
+from springtide.jobs import Run, _dispatch, _hands, _room
 from springtide.jobs._store import Store
 from springtide.signals import JobFinished, Signal
 
@@ -339,7 +339,7 @@ async def test_nothing_is_claimed_ahead_once_a_transport_brings_jobs(
     doer = Doer(act)
     await add_together(database, *map(str, range(500)))
     async with working(database, database_urls, [DO], doer, slots=5, **SLOW) as made:
-        await until(lambda: len(doer.calls) > 50 and not made.running and not made._dispatcher._reserved)
+        await until(lambda: len(doer.calls) > 50 and not made.running and not made._dispatcher.room.reserved)
         assert len(doer.calls) < 75  # in hand, kept and under way
         made._dispatcher.carry(False)
         await reach(database, *["done"] * 500)
@@ -363,7 +363,7 @@ async def test_what_was_claimed_ahead_goes_back_when_jobs_turn_out_long(
             await gate.wait()
 
     if stopped:
-        monkeypatch.setattr(_dispatch, "KEPT", 60.0)
+        monkeypatch.setattr(_room, "KEPT", 60.0)
     doer, heard = Doer(act), Heard()
     options = {"slots": 5, "drain": 0.1, "sink": heard, **SLOW}
     await add_together(database, *map(str, range(100)))

@@ -2,15 +2,11 @@
 
 One loop for all databases of the process. A claim asks for at most the free slots, divided among the lines
 (one module's jobs on one shard) that may have something; lines take turns, and each has one claim under way
-at most (and one ahead), so neither a full nor a frozen database keeps the others waiting.
+at most (and one ahead: `_room.py`), so neither a full nor a frozen database keeps the others waiting.
 A line is due when its bell rang, when its last claim was filled (as soon as half of the slots are free, or
 GATHER seconds later), or when its polling time has come.
 A slot is free again when the handler has ended; how it ended is written meanwhile, for at most as many runs
 as there are slots. While a transport brings jobs (`_receive.py`), nothing is claimed here.
-
-Ahead: handlers that only compute keep the loop, and the database idle; a claim keeps the database busy, and
-the loop idle. So where jobs are swift the next claim is begun before those of the last one are: at most as
-many as there are slots wait claimed for a free one. If they wait longer than KEPT, they are handed back.
 
 Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED jobs, within READ_BUSY seconds
 after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending. Every
@@ -30,7 +26,6 @@ import os
 import random
 import secrets
 import socket
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -43,6 +38,7 @@ from springtide.jobs._finish import Finisher, results
 from springtide.jobs._hands import Hands
 from springtide.jobs._heart import Heart, Lease
 from springtide.jobs._line import Line
+from springtide.jobs._room import Room
 from springtide.jobs._run import JobRun
 from springtide.jobs._store import Claimed
 from springtide.lifecycle import StartStop, Supervised
@@ -65,10 +61,6 @@ READ_CLAIMED, READ_LEAST, READ_BUSY, READ_IDLE = 500, 0.05, 1.0, 5.0
 GATHER = 0.005
 """Seconds at most that a line which has more to do waits until half of the slots are free: a claim costs
 about as much for one job as for ten."""
-
-KEPT, NOT_AHEAD = 0.1, 10.0
-"""Seconds that a job which was claimed ahead waits for a slot before it is handed back; seconds after that in
-which nothing is claimed ahead."""
 
 CHECK, CHECK_SHARE = 60.0, 50.0
 """Seconds between two looks below the cursor; at least so many times what the last one took."""
@@ -101,7 +93,6 @@ class Dispatcher:
         self.name = "jobs dispatch"
         self.heart: Heart  # set by the worker, which makes both
         self._lines = list(lines)
-        self._slots = slots
         self._lease = lease
         self._poll = poll
         self._drain = drain
@@ -109,8 +100,6 @@ class Dispatcher:
         self._clock = clock
         self._sink = sink
         self._worker = ""
-        self._draining = self._retiring = False
-        self._reserved = 0
         self._hands = Hands(
             lease=lease,
             heart=lambda: self.heart,
@@ -119,10 +108,9 @@ class Dispatcher:
             clock=clock,
             sink=sink,
         )
+        limited = any(line.limits is not None for line in lines)
+        self.room = Room(slots, self._hands, limited=limited, freed=self._wake_up, clock=clock)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._kept: deque[tuple[Line, list[Claimed], float]] = deque()
-        """Claimed, and not begun yet: their line, and when their claim was sent. Their slots are reserved."""
-        self._ahead_from = 0.0
         self._wake = asyncio.Event()
         self.relay: Callable[[str, str | None], None] | None = None  # set by the worker, which makes both
         self.freed = asyncio.Event()
@@ -138,7 +126,7 @@ class Dispatcher:
     @property
     def running(self) -> int:
         """How many jobs run now, or are about to."""
-        return len(self._hands) + sum(len(jobs) for _, jobs, _ in self._kept)
+        return len(self._hands) + self.room.kept
 
     async def start(self) -> None:
         await self._life.start()
@@ -148,8 +136,8 @@ class Dispatcher:
 
     async def retire(self) -> None:
         """Claim no more until the next start; return when nothing runs."""
-        self._retiring = True
-        while len(self._hands) or self._reserved:
+        self.room.retire()
+        while len(self._hands) or self.room.reserved:
             await self._clock.sleep(RETIRED_LOOK)
 
     def ring(self, shard: str, schema: str | None) -> None:
@@ -181,46 +169,6 @@ class Dispatcher:
         """Its name since it was started."""
         return self._worker
 
-    @property
-    def free(self) -> int:
-        """Slots that nobody has."""
-        return self._room(0)
-
-    @property
-    def room(self) -> int:
-        """How many jobs may be claimed: for the free slots, and ahead where jobs are swift."""
-        return self._room(self._slots if self._swift else 0)
-
-    @property
-    def _swift(self) -> bool:
-        """Whether jobs are claimed ahead. None where some have limits: those count what has not ended."""
-        swift = self._hands.swift and self._clock.monotonic() >= self._ahead_from
-        return swift and all(line.limits is None for line in self._lines)
-
-    def _room(self, ahead: int) -> int:
-        slots = self._slots + ahead
-        if self._draining or self._retiring or self._hands.unwritten > slots:
-            return 0
-        return slots - self._hands.busy - self._reserved
-
-    def reserve(self, count: int) -> None:
-        """Keep slots for what a transport brings; less than 0 gives some back."""
-        self._reserved += count
-        if count < 0:
-            self._wake_up()
-
-    def take(self, line: Line, claimed: Sequence[Claimed], asked: float) -> None:
-        """Run jobs of `line` that were claimed for this worker, by a claim that was sent at `asked`: now, or
-        when there are slots."""
-        if not claimed:
-            return
-        jobs = list(claimed)
-        self._reserved += len(jobs)
-        self._kept.append((line, jobs, asked))
-        self._take_kept()
-        if jobs:
-            asyncio.get_running_loop().call_later(KEPT, self._give_back, line, jobs, asked)
-
     def carry(self, carried: bool) -> None:
         """From now on a transport brings what is to be run, or does not any more."""
         self._carried = carried
@@ -238,8 +186,7 @@ class Dispatcher:
     async def _open(self) -> None:
         # a name per start: (attempt, worker) must name one run, also after attempts were handed back
         self._worker = f"{self._label}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._draining = self._retiring = False
-        self._ahead_from = 0.0
+        self.room.open()
         self._hands.open(self._worker)
         for line in self._lines:
             line.due_at = line.read_at = 0.0
@@ -252,9 +199,7 @@ class Dispatcher:
         await self._loop.start()
 
     async def _close(self) -> None:
-        self._draining = True
-        self._hands.drain()
-        self._take_kept()
+        self.room.drain()
         await self._loop.stop()
         until = self._clock.monotonic() + self._drain
         await self._finished(until)
@@ -290,8 +235,7 @@ class Dispatcher:
             self._wake.clear()
             now = self._clock.monotonic()
             free = self._begin_claims(now)
-            if self._kept:
-                self._take_kept()
+            self.room.begin()
             for line in self._lines:
                 self._look(line, now)
             waiting = [line.due_at for line in self._lines if line.open and not line.claiming and free > 0]
@@ -304,8 +248,8 @@ class Dispatcher:
         """Claim for the lines that are due; how many slots are free after that."""
         if self._carried:
             return 0
-        free = self.free
-        many = 2 * free >= self._slots
+        free = self.room.free
+        many = 2 * free >= self.room.slots
         due = [
             line
             for line in self._lines
@@ -403,7 +347,7 @@ class Dispatcher:
     def _begin_claim(self, line: Line, share: int, *, ahead: bool = False) -> None:
         line.claiming += 1
         line.rung = False
-        self._reserved += share
+        self.room.reserve(share)
         # a limit counts what runs, so it has to see what ends
         ending = line.finisher.take() if line.limits is None and line.asked else []
         line.finisher.hold(ahead)
@@ -434,47 +378,22 @@ class Dispatcher:
     async def _go_ahead(self, line: Line, share: int, met: int) -> None:
         """Where jobs are swift, send the next claim before what this one `met` is read and begun; not where
         other lines have something, too: their claims and jobs go on beside those of this one anyway."""
-        if self._carried or not self._swift or met < share or line.claiming > 1 or not line.open:
+        if self._carried or not self.room.swift or met < share or line.claiming > 1 or not line.open:
             return
         now = self._clock.monotonic()
         alone = not any(
             other.open and (other.filled or other.due_at <= now) for other in self._lines if other is not line
         )
-        if alone and (room := self.room) > 0:
+        if alone and (room := self.room.ahead) > 0:
             self._begin_claim(line, min(room, share), ahead=True)
             for _ in range(2):  # until it is begun, and what it has written is sent
                 await asyncio.sleep(0)
 
-    def _take_kept(self) -> None:
-        """Begin what was claimed ahead, as far as slots are free."""
-        while self._kept:
-            line, jobs, asked = self._kept[0]
-            free = len(jobs) if self._draining else self._slots - self._hands.busy
-            if free <= 0:
-                break
-            if len(jobs) <= free:
-                self._kept.popleft()
-            begun, jobs[:] = jobs[:free], jobs[free:]
-            self._begin(line, begun, asked)
-
-    def _give_back(self, line: Line, jobs: list[Claimed], asked: float) -> None:
-        """Those of `jobs` that still have no slot."""
-        if jobs:
-            self._kept.remove((line, jobs, asked))
-            self._ahead_from = self._clock.monotonic() + NOT_AHEAD
-            self._begin(line, jobs, asked, back=True)
-
-    def _begin(self, line: Line, claimed: Sequence[Claimed], asked: float, *, back: bool = False) -> None:
-        self._reserved -= len(claimed)
-        jobs = [(job, line.routes[f"{job.kind}/{job.version}"]) for job in claimed]
-        self._hands.take(jobs, line.finisher, asked, back=back)
-
     def _claimed(self, line: Line, share: int, done: asyncio.Task[tuple[float, list[Claimed]]]) -> None:
-        self._reserved -= share
         line.claiming -= 1
         if not line.claiming:
             line.finisher.hold(False)
-        self._wake_up()  # who waits for a slot may have found all of them reserved for this claim
+        self.room.reserve(-share)  # who waits for a slot may have found all of them reserved for this claim
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         now = self._clock.monotonic()
         if error is not None:
@@ -497,7 +416,7 @@ class Dispatcher:
             line.due_at = now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
         if claimed:
             self._claimed_some(line, len(claimed), now)
-        self.take(line, claimed, asked)
+        self.room.take(line, claimed, asked)
 
     def _spawn(self, body: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
         """Run `body` beside the loop; bounded by the slots and the lines."""

@@ -137,26 +137,26 @@ class Receiver:
     async def _receive(self) -> float:
         """Once; how many seconds to rest after it."""
         self._dispatcher.freed.clear()
-        carries, free = self._carrier.carries, self._dispatcher.room
+        carries, free = self._carrier.carries, self._dispatcher.room.ahead
         looking = not carries and self._carrier.pause(RECEIVING) > 0
         if free <= 0 and not looking:
             await self._dispatcher.freed.wait()
             return 0.0
         asked = free if carries else 1
         kept = 0 if looking else asked
-        self._dispatcher.reserve(kept)
+        self._dispatcher.room.reserve(kept)
         try:
             received = await self._carrier.receive(self._names(), asked, WAIT if carries else 0.0)
         except TransportUnavailable:
             return self._carrier.pause(RECEIVING)
         finally:
-            self._dispatcher.reserve(-kept)
+            self._dispatcher.room.reserve(-kept)
         if not received:
             return 0.0 if carries else max(self._carrier.pause(RECEIVING), 0.1)
-        if looking and self._dispatcher.free < len(received):
+        if looking and self._dispatcher.room.free < len(received):
             await self._carrier.give_back(received)
             return 0.0
-        self._dispatcher.reserve(len(received))
+        self._dispatcher.room.reserve(len(received))
         lines: dict[Line, list[Delivery]] = {}
         for delivery in received:
             lines.setdefault(self._by_name[delivery.message.line], []).append(delivery)
@@ -198,7 +198,7 @@ class Receiver:
                         line.limits,
                     )
                 back = [one for one in received if one.message.id in claim.locked]
-                self._dispatcher.take(line, claim.jobs, asked)
+                self._dispatcher.room.take(line, claim.jobs, asked)
                 self._took(line, len(claim.jobs))
                 store = line.store
                 waiting = claim.waiting + len(claim.parked)
@@ -212,7 +212,7 @@ class Receiver:
             self._sink.emit(TaskFailed(what, repr(error), UNCLAIMED))
             _log.warning("%s failed: %s", what, error)
         finally:
-            self._dispatcher.reserve(-len(received))
+            self._dispatcher.room.reserve(-len(received))
         if len(back) < len(received):
             kept = set(map(id, back))
             await self._carrier.ack([one for one in received if id(one) not in kept])
