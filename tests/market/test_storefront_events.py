@@ -13,9 +13,9 @@ from tests.market.harness import Api, one_platform, one_shard
 from tests.market.pages import Browser, browser
 
 from market.notifications.api import Notice, Notifications
-from market.storefront.events.hub import Hub
+from market.storefront.events.hub import Hub, Listener
 from springtide.errors import Unavailable
-from springtide.identity.sessions import SessionService
+from springtide.identity.sessions import Session, SessionService
 
 pytestmark = [one_platform, one_shard]
 
@@ -187,6 +187,32 @@ async def test_listening_keeps_nobody_signed_in(api: Api, monkeypatch: pytest.Mo
         await stream.until('"count":1')
         (after,) = await sessions(api).list_of(await id_of(api, "Jake"))
         assert after.seen_at == before.seen_at
+
+
+async def test_who_comes_during_a_look_is_not_ended(
+    api: Api, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that begins after the question is in no answer to it."""
+    monkeypatch.setattr("market.storefront.events.hub.CHECK_EVERY", 0.0)
+    person, known, came = 5_000_000, hub._sessions, list[Listener]()
+
+    class Slow:
+        """Whose answers are on the way while somebody signs in."""
+
+        async def list_of(self, subject: int) -> list[Session]:
+            found = await known.list_of(subject)
+            if not came:
+                came.append(hub.join(person, (await known.open(person)).session.handle))
+            return found
+
+    monkeypatch.setattr(hub, "_sessions", Slow())
+    gone = hub.join(person, "a handle of none")
+    try:
+        await hub.ask()
+        assert (gone.session_ended, came[0].session_ended) == (True, False)
+    finally:
+        for one in (gone, *came):
+            hub.leave(one)
 
 
 async def test_who_leaves_makes_room(api: Api, hub: Hub) -> None:

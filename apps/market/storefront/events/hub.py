@@ -147,8 +147,9 @@ class Hub:
             if any(now - one.checked_at >= CHECK_EVERY for one in theirs)
         ]
         for person in due[:CHECKS_AT_ONCE]:
+            theirs = tuple(self._listeners.get(person, ()))  # who joins meanwhile is in no answer
             alive = {session.handle for session in await self._sessions.list_of(person)}
-            for listener in self._listeners.get(person, ()):
+            for listener in theirs:
                 listener.checked_at = now
                 if listener.handle not in alive:
                     listener.end(session=True)
