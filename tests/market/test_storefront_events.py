@@ -30,6 +30,7 @@ class Listening:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.text = ""
+        self.over = False
         self.left = asyncio.Event()
         self._changed = asyncio.Condition()
 
@@ -46,11 +47,14 @@ class Listening:
                 self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
             else:
                 self.text += message.get("body", b"").decode()
+                self.over = not message.get("more_body", False)
             self._changed.notify_all()
 
     async def until(self, part: str) -> None:
+        """Fails at once when the stream, or what was answered instead of one, ends without it."""
         async with asyncio.timeout(ALL_TOGETHER), self._changed:
-            await self._changed.wait_for(lambda: re.search(part, self.text) is not None)
+            await self._changed.wait_for(lambda: self.over or re.search(part, self.text))
+        assert re.search(part, self.text), f"answered {self.status}: {self.text}"
 
 
 def events(text: str) -> list[tuple[str, str]]:
