@@ -14,6 +14,7 @@ import pytest
 from tests.jobs_support import DO, Deed, Doer, add, deeds, listening, reach, until, working
 
 from springtide.db import Database, bucket_of
+from springtide.jobs import _dispatch
 from springtide.jobs._cursor import EVERYTHING
 from springtide.jobs._store import Store
 
@@ -241,3 +242,15 @@ async def test_the_retry_of_a_job_is_never_below_the_floor(database: Database) -
     assert await store.release(KINDS) == 3
     assert len(await store.claim(KINDS, 10, "w", 30.0)) == 3
     assert bucket_of("0") != bucket_of("1")
+
+
+async def test_a_worker_has_a_floor_soon_after_its_start(
+    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first claims pass all that was ever claimed: the second reading follows the first one at once."""
+    for pause in ("READ_LEAST", "READ_BUSY", "READ_IDLE"):
+        monkeypatch.setattr(_dispatch, pause, 60.0)
+    async with working(database, database_urls[:1], [DO], Doer()) as made:
+        (line,) = made._dispatcher._lines
+        await until(lambda: min(line.store.cursor.floors) > EVERYTHING)
+        assert line.read_at > asyncio.get_running_loop().time() + 30.0  # and no third one

@@ -70,6 +70,11 @@ class Cursor:
         self._last: Reading | None = None
         self._before: Reading | None = None
 
+    @property
+    def read(self) -> bool:
+        """Whether there were two readings, from which it begins at a floor."""
+        return self._before is not None
+
     def forget(self) -> None:
         """Claim without a floor until two readings have set one."""
         self.floors = [EVERYTHING] * PRIORITIES

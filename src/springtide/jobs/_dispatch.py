@@ -9,8 +9,9 @@ A slot is free again when the handler has ended; how it ended is written meanwhi
 as there are slots. While a transport brings jobs (`_receive.py`), nothing is claimed here.
 
 Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED jobs, within READ_BUSY seconds
-after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending. Every
-CHECK seconds, or less often where that takes long, it looks for jobs that the cursor has passed.
+after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending, and
+after the first reading. Every CHECK seconds, or less often where that takes long, it looks for jobs that the
+cursor has passed.
 
 running (-> retiring) -> draining: no more claims. Retiring, what a claim still brings is run, and all jobs
 are finished, however long they take. Draining, it is handed back; running jobs get `drain` seconds, then they
@@ -309,9 +310,12 @@ class Dispatcher:
         line.reading = False
         now = self._clock.monotonic()
         line.read_at = now + READ_IDLE * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
-        if self._went_well(line, done, "reading the cursor of") and done.result():
+        well = self._went_well(line, done, "reading the cursor of")
+        if well and done.result():
             line.due_at, line.rung = now, True
             line.read_at = now + READ_LEAST
+        elif well and not line.store.cursor.read:
+            line.read_at = now  # until there is a floor, claims pass all that was ever claimed
         elif line.unread:
             self._claimed_some(line, 0, now)
         self._wake.set()  # the loop did not know how long to wait while this line was reading
