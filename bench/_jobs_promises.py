@@ -184,11 +184,11 @@ class HeldOpen:
 
     async def churn(self) -> None:
         """Some jobs more, whose entries cannot be removed."""
-        await drained(self._ours, self._some, 1)
+        await drained(self._ours, self._some // 4, 1)
 
     async def slowdowns(self, seconds: float, rounds: int) -> tuple[float, float]:
         """How much longer a drain takes than before, once the transaction is so old: of our queue, and of the
-        plain one, which begins each claim at its oldest entry."""
+        plain one, which begins each claim at its oldest entry. The start of the worker is part of a drain."""
         await asyncio.sleep(max(self.begun + seconds - time.monotonic(), 0))
         ours = await drained(self._ours, self._some, rounds)
         read = Store.read

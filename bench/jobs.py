@@ -22,9 +22,10 @@ others.
               order; long_job_duplicates: how often too many a job is begun that takes three times its
               lease; stale_first_read: jobs whose handler does not find what was committed with them, beside
               a replica that is a second behind
-    held      held_xmin_slowdown: how much longer a drain takes when a transaction of its database has been
-              held open for five minutes (--quick: as long as the other parts) while jobs were enqueued and
-              drained, over before; held_xmin_slowdown_plain: of the same queue without its cursor
+    held      held_xmin_slowdown: how much longer a drain (of 20,000) takes when a transaction of its
+              database has been held open for five minutes (--quick: as long as the other parts) while jobs
+              were enqueued and drained, over before; held_xmin_slowdown_plain: of the same queue without its
+              cursor
 """
 
 from __future__ import annotations
@@ -283,7 +284,7 @@ async def main() -> None:
             theirs = await stack.enter_async_context(pgqueuer_queue(url))
             held = None
             if "held" in parts:
-                some = 500 if quick else 5000
+                some = 500 if quick else 20_000
                 held = await stack.enter_async_context(held_open(server.url("held"), some, 1 if quick else 5))
             world = World(url, broker.url, ours, theirs, quick=quick)
             figures = await measure(world, parts, held)
