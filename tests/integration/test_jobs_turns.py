@@ -158,16 +158,10 @@ async def test_a_row_that_breaks_on_one_job_goes_on_with_the_others(
         assert [row["attempt"] for row in await rows(database)] == [1, 1, 1]
 
 
-async def test_while_there_is_more_to_do_one_claim_serves_many_slots(
-    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It waits until half of the slots are free, but not for ever."""
-    free = {what: asyncio.Event() for what in "abcdefgh"}
+def claims_asked(monkeypatch: pytest.MonkeyPatch, answered: asyncio.Event | None = None) -> list[int]:
+    """How many jobs each claim asks for; one that also ends jobs is not answered before `answered`."""
     asked: list[int] = []
     meet, turn = Store.meet, Store.turn
-
-    async def act(deed: Deed, run: Run) -> None:
-        await free[deed.what].wait()
 
     async def meets(self: Store, names: Any, limit: int, *rest: Any) -> Any:
         asked.append(limit)
@@ -175,10 +169,26 @@ async def test_while_there_is_more_to_do_one_claim_serves_many_slots(
 
     async def turns(self: Store, runs: Any, results: Any, names: Any, limit: int, *rest: Any) -> Any:
         asked.append(limit)
-        return await turn(self, runs, results, names, limit, *rest)
+        found = await turn(self, runs, results, names, limit, *rest)
+        if answered is not None:
+            await answered.wait()
+        return found
 
     monkeypatch.setattr(Store, "meet", meets)
     monkeypatch.setattr(Store, "turn", turns)
+    return asked
+
+
+async def test_while_there_is_more_to_do_one_claim_serves_many_slots(
+    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits until half of the slots are free, but not for ever."""
+    free = {what: asyncio.Event() for what in "abcdefgh"}
+    asked = claims_asked(monkeypatch)
+
+    async def act(deed: Deed, run: Run) -> None:
+        await free[deed.what].wait()
+
     monkeypatch.setattr(_dispatch, "GATHER", 60.0)
     await add_together(database, *"abcdefgh")
     doer = Doer(act)
@@ -189,7 +199,7 @@ async def test_while_there_is_more_to_do_one_claim_serves_many_slots(
         await until(lambda: rows(database, "state = 'done'"))
         assert asked == [4]
         second.set()
-        await until(lambda: len(doer.calls) >= 6)
+        await until(lambda: len(doer.calls) == 6)
         assert asked == [4, 2]
         for one in free.values():
             one.set()
@@ -201,24 +211,12 @@ async def test_slots_that_become_free_during_a_claim_wait_for_half_of_them(
 ) -> None:
     """Where jobs are not swift, a claim that was filled begins no other one."""
     free = {what: asyncio.Event() for what in "abcdefgh"}
-    asked: list[int] = []
-    answered, meet, turn = asyncio.Event(), Store.meet, Store.turn
+    answered = asyncio.Event()
+    asked = claims_asked(monkeypatch, answered)
 
     async def act(deed: Deed, run: Run) -> None:
         await free[deed.what].wait()
 
-    async def meets(self: Store, names: Any, limit: int, *rest: Any) -> Any:
-        asked.append(limit)
-        return await meet(self, names, limit, *rest)
-
-    async def turns(self: Store, runs: Any, results: Any, names: Any, limit: int, *rest: Any) -> Any:
-        asked.append(limit)
-        found = await turn(self, runs, results, names, limit, *rest)
-        await answered.wait()
-        return found
-
-    monkeypatch.setattr(Store, "meet", meets)
-    monkeypatch.setattr(Store, "turn", turns)
     monkeypatch.setattr(_dispatch, "GATHER", 60.0)
     monkeypatch.setattr(_hands, "SWIFT", 0.0)
     await add_together(database, *"abcdefgh")

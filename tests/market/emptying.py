@@ -10,7 +10,7 @@ import asyncpg
 
 from market.platform import modules
 
-__all__ = ["empty", "note_migrated"]
+__all__ = ["empty", "empty_servers", "note_migrated"]
 
 NOTE = """
 do $$
@@ -55,3 +55,12 @@ async def note_migrated(connection: asyncpg.Connection) -> None:
 async def empty(connection: asyncpg.Connection, *, kept: str = "") -> None:
     """Delete what was written since. Tables called `kept` are left as they are, in whatever schema."""
     await connection.execute(EMPTY.replace("$schemas$", _schemas()).replace("$kept$", kept))
+
+
+async def empty_servers(urls: list[str]) -> None:
+    for url in urls:
+        connection = await asyncpg.connect(url)
+        try:
+            await empty(connection)
+        finally:
+            await connection.close()

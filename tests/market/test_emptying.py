@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncpg
-from tests.market.emptying import empty
+from tests.market.emptying import empty_servers
 from tests.market.harness import Api
 
 
@@ -11,12 +10,7 @@ async def test_jobs_of_another_test_are_gone(api: Api, urls: list[str]) -> None:
     """Their tables have pages from the beginning, but no rows."""
     await api.article(await api.person())
     assert await jobs(api)
-    for url in urls:
-        connection = await asyncpg.connect(url)
-        try:
-            await empty(connection)
-        finally:
-            await connection.close()
+    await empty_servers(urls)
     assert not await jobs(api)
 
 

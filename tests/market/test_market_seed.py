@@ -11,7 +11,7 @@ from datetime import date
 
 import asyncpg
 import pytest
-from tests.market.emptying import empty
+from tests.market.emptying import empty_servers
 from tests.market.harness import Api, Person, settled
 
 import market.seed
@@ -93,22 +93,13 @@ async def fingerprint(urls: list[str]) -> str:
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
-async def empty_again(urls: list[str]) -> None:
-    for url in urls:
-        connection = await asyncpg.connect(url)
-        try:
-            await empty(connection)
-        finally:
-            await connection.close()
-
-
 async def test_the_same_seed_gives_the_same_content(api: Api, urls: list[str]) -> None:
     seen = []
     for number in (1, 1, 2):
         report = await seed(api.platform, users=60, seed=number, progress=Silent())
         assert report.rows["users.account"] == report.rows["content.article"] == 60
         seen.append(await fingerprint(urls))
-        await empty_again(urls)
+        await empty_servers(urls)
     assert seen[0] == seen[1] != seen[2]
 
 
@@ -295,7 +286,7 @@ async def test_memory_does_not_grow_with_the_rows(
         finally:
             tracemalloc.stop()
         peaks.append(holding.peak)
-        await empty_again(urls)
+        await empty_servers(urls)
     assert 0 < peaks[1] - peaks[0] < 300 * 700, peaks
 
 
