@@ -6,7 +6,8 @@ at most (and one ahead: `_room.py`), so neither a full nor a frozen database kee
 A line is due when its bell rang, when its last claim was filled (as soon as half of the slots are free, or
 GATHER seconds later), or when its polling time has come.
 A slot is free again when the handler has ended; how it ended is written meanwhile, for at most as many runs
-as there are slots. While a transport brings jobs (`_receive.py`), nothing is claimed here.
+as there are slots (twice as many ahead). While a transport brings jobs (`_receive.py`), nothing is claimed
+here.
 
 Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED jobs, within READ_BUSY seconds
 after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending, and
