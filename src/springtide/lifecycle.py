@@ -268,7 +268,8 @@ class Supervised:
 class Periodic:
     """Call `body` every `every` seconds, jittered; a call that raises is logged and the next one comes.
 
-    Each pause is every * uniform(1 - jitter, 1 + jitter). Calls never overlap.
+    Each pause is every * uniform(1 - jitter, 1 + jitter), the first one before the first call unless that
+    comes `at_once`. Calls never overlap.
     """
 
     def __init__(
@@ -278,6 +279,7 @@ class Periodic:
         *,
         every: float,
         jitter: float = 0.1,
+        at_once: bool = False,
         clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
@@ -289,6 +291,7 @@ class Periodic:
         self._body = body
         self._every = every
         self._jitter = jitter
+        self._at_once = at_once
         self._clock = clock or SystemClock()
         self._sink = sink or NullSink()
         self._task = Supervised(name, self._loop, clock=self._clock, sink=sink)
@@ -305,9 +308,12 @@ class Periodic:
 
     async def _loop(self) -> None:
         me = asyncio.current_task()
+        pausing = not self._at_once
         while not _ours(me):
-            pause = self._every * random.uniform(1 - self._jitter, 1 + self._jitter)  # noqa: S311 - see above
-            await self._clock.sleep(pause)
+            if pausing:
+                pause = self._every * random.uniform(1 - self._jitter, 1 + self._jitter)  # noqa: S311
+                await self._clock.sleep(pause)
+            pausing = True
             try:
                 await self._body()
             except (Exception, asyncio.CancelledError) as error:

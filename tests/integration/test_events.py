@@ -381,6 +381,17 @@ async def test_the_trace_goes_on_in_the_handler(single: Database, database_urls:
 # -- retention -----------------------------------------------------------------------------------------
 
 
+async def test_a_worker_makes_the_days_when_it_begins(single: Database, database_urls: Urls) -> None:
+    """Not when its upkeep comes for the first time: what is in the log until then would move under a lock."""
+    days = "select count(*) from pg_inherits where inhparent = 'facts._event'::regclass"
+    async with working(single, database_urls[:1], (group(), Listener()), upkeep=3600.0):
+
+        async def made() -> bool:
+            return bool(await single.pools["main"].fetch_value(days) == 4)
+
+        await until(made)
+
+
 async def test_days_go_when_all_groups_have_passed_them(single: Database) -> None:
     """Nothing that a group has not passed is dropped, and that is said; unless the log was told to, and then
     that is said. A lane without events in it keeps nothing. Days go in their order: the log has no gap."""

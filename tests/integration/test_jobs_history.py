@@ -171,6 +171,16 @@ async def test_retention_drops_days_and_leaves_the_queue_alone(database: Databas
     assert await pool.fetch_value("select count(*) from deeds._job_done") == 0
 
 
+async def test_a_worker_makes_the_days_when_it_begins(database: Database, database_urls: Urls) -> None:
+    """Not when its upkeep comes for the first time: what is done until then would move under a lock."""
+    async with working(database, database_urls[:1], [DO], Doer(), upkeep=3600.0):
+
+        async def made() -> bool:
+            return len(await partitions(database)) > 1
+
+        await until(made)
+
+
 async def test_retention_does_not_wait_for_readers(database: Database) -> None:
     """While somebody reads the history in a long transaction, nothing queues behind the drop of a day."""
     history, pool = Days(database.pools["main"], "deeds", "_job_done", "finished_at"), database.pools["main"]

@@ -486,6 +486,24 @@ async def test_a_periodic_body_is_called_again_after_it_raised() -> None:
     assert [type(signal) for signal in sink.signals].count(TaskFailed) == 2
 
 
+async def test_a_first_call_may_come_at_once() -> None:
+    """Without a pause before it; the pauses come between the calls."""
+    clock, calls = ManualClock(), 0
+
+    async def body() -> None:
+        nonlocal calls
+        calls += 1
+
+    task = Periodic("tick", body, every=10.0, at_once=True, clock=clock)
+    await task.start()
+    await clock.until_sleeping()
+    assert calls == 1
+    await clock.advance(12.0)
+    await clock.until_sleeping()
+    assert calls == 2
+    await task.stop()
+
+
 @pytest.mark.parametrize("every", [0, -1.0])
 def test_a_period_must_be_positive(every: float) -> None:
     """The message shows the value."""

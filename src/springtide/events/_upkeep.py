@@ -1,10 +1,10 @@
 """What keeps one log in order, every few seconds in every worker: its days, and what is told of it.
 
-Days are made ahead. A day is dropped when all in it is older than `keep`, every group has passed it, and the
-days before it are gone, so positions have no gap. What a group has not passed is kept for it, and said
-(`LogKept`, an error in the log): a group that nobody works for any more has to be removed by hand
-(`springtide events remove`). With `keep_at_most` a day of that age is dropped all the same; that is said,
-too, because events are lost to those groups then.
+Days are made ahead, the first time as soon as the worker begins. A day is dropped when all in it is older
+than `keep`, every group has passed it, and the days before it are gone, so positions have no gap. What a
+group has not passed is kept for it, and said (`LogKept`, an error in the log): a group that nobody works for
+any more has to be removed by hand (`springtide events remove`). With `keep_at_most` a day of that age is
+dropped all the same; that is said, too, because events are lost to those groups then.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Upkeep:
         self._known: set[str] = set(groups)
         self._said: dict[str, Sequence[str]] = {}
         self.name = f"events upkeep {log.module} {log.shard}"
-        self._task = Periodic(self.name, self._tend, every=every, clock=clock, sink=sink)
+        self._task = Periodic(self.name, self._tend, every=every, at_once=True, clock=clock, sink=sink)
 
     @property
     def state(self) -> str:

@@ -6,9 +6,10 @@ no transport, for whoever had one before.
 Park: jobs that nobody here knows and nobody took for `park_after` seconds are set aside, visible; whichever
 worker knows their kind and version makes them ready again. So a rolling deploy loses nothing in either
 direction. Pause: kinds that operators have paused are claimed no more and set aside (`_pausing.py`).
-History: its partitions are made ahead, and dropped when all in them is older than `keep_done`
-seconds; what the inbox has known for long is forgotten. Measure: depth, age, and how much work the kinds
-bring (`_loads.py`).
+History: its partitions are made ahead, the first time as soon as the worker begins, before there is much in
+the default one that has to move; they are dropped when all in them is older than `keep_done` seconds. What
+the inbox has known for long is forgotten. Measure: depth, age, and how much work the kinds bring
+(`_loads.py`).
 Every statement skips rows that another worker has, so any number of workers may do this at once.
 """
 
@@ -80,6 +81,7 @@ class Upkeep:
         self._sink = sink
         self._measured = self._rescued = self._kept = self._freed = self._recalled = float("-inf")
         self._loaded = float("-inf")
+        self._begun = False
         self._paused: set[str] | None = set()
         self._ages = Ages(self._store.schema)
         self._loads = Loads(self._store.schema)
@@ -88,7 +90,7 @@ class Upkeep:
         self._history = Days(self._store.pool, self._store.schema, "_job_done", "finished_at")
         self._kinds = {route.kind.kind for route in line.routes.values()}
         self.name = f"jobs upkeep {self._store.module} {self._store.shard}"
-        self._task = Periodic(self.name, self._tend, every=every, clock=clock, sink=sink)
+        self._task = Periodic(self.name, self._tend, every=every, at_once=True, clock=clock, sink=sink)
 
     @property
     def state(self) -> str:
@@ -103,6 +105,10 @@ class Upkeep:
     async def _tend(self) -> None:
         deadline = self._clock.monotonic() + TIMEOUT
         with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
+            if not self._begun:
+                self._begun = True
+                await self._keep()
+                return
             await self._pause()
             await self._rescue()
             if self._passed(self._recalled, self._recall_every):
@@ -114,7 +120,6 @@ class Upkeep:
             await self._tell_load()
             if self._passed(self._kept, min(HISTORY, self._keep_done)):
                 await self._keep()
-                self._kept = self._clock.monotonic()
             if self._passed(self._measured, self._measure_every):
                 await self._measure()
                 self._measured = self._clock.monotonic()
@@ -174,6 +179,7 @@ class Upkeep:
             if await self._store.forget(KEPT) < BATCH:
                 break
         await self._history.tend(self._keep_done)
+        self._kept = self._clock.monotonic()
 
     async def _rescue(self) -> None:
         whole = self._passed(self._rescued, RESCUE_ALL)
