@@ -55,6 +55,7 @@ from bench._jobs_promises import (
     stale_first_reads,
 )
 from bench._jobs_relay import published_by_hand, relayed
+from springtide.ops._process import begun
 from springtide.ops.runner.postgres import EmbeddedPostgres
 
 ROUNDS = 5
@@ -287,6 +288,7 @@ async def main() -> None:
                 some = 500 if quick else 20_000
                 held = await stack.enter_async_context(held_open(server.url("held"), some, 1 if quick else 5))
             world = World(url, broker.url, ours, theirs, quick=quick)
+            begun()  # else the collector passes all queues' code in each worker's process
             figures = await measure(world, parts, held)
     finally:
         with contextlib.suppress(Exception):

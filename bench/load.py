@@ -26,10 +26,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from bench._harness import arguments
+from springtide.ops._process import runner
 from springtide.ops.load.arrivals import Phase
 from springtide.ops.load.generator import Generator, Options
 from springtide.ops.load.journeys import Client, Journey
-from springtide.ops.load.processes import runner
 from springtide.ops.load.results import Results
 
 ROOT = Path(__file__).parents[1]

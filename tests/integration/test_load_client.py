@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from springtide.errors import ConfigurationError
+from springtide.ops._process import runner
 from springtide.ops.load.client import HttpClient, RequestFailed
-from springtide.ops.load.processes import runner
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -21,10 +21,11 @@ from typing import cast
 from urllib.parse import urlsplit
 
 from springtide.errors import AlreadySeeded, ConfigurationError, LoadError
+from springtide.ops._process import runner
 from springtide.ops.load.arrivals import DISTRIBUTIONS, PHASES, phases
 from springtide.ops.load.generator import Options, Snapshot
 from springtide.ops.load.journeys import Mix
-from springtide.ops.load.processes import Run, runner
+from springtide.ops.load.processes import Run
 from springtide.ops.load.progress import LiveLine, ProgressBar
 from springtide.ops.load.report import live, summary, table
 from springtide.ops.load.results import Results

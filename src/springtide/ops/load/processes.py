@@ -9,7 +9,6 @@ when told to or when its input ends, so that none outlives a parent that was kil
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import msgspec
 
 from springtide.errors import LoadError, SpringtideError
+from springtide.ops._process import runner
 from springtide.ops.load.generator import Generator, Options, Snapshot
 from springtide.ops.load.histogram import Histogram
 from springtide.ops.load.results import Results
@@ -333,15 +333,6 @@ async def _snapshots(generator: Generator) -> None:
     while True:
         await asyncio.sleep(CHILD_INTERVAL)
         _tell(Seen(generator.snapshot()))
-
-
-def runner() -> asyncio.Runner:
-    """A runner on uvloop where it is installed: half the CPU per request."""
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        return asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    return asyncio.Runner()
 
 
 def main() -> int:

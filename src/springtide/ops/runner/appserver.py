@@ -17,6 +17,7 @@ import sys
 import uvicorn
 
 from springtide._lifespan import DRAIN
+from springtide.ops._process import begun
 
 __all__ = ["main"]
 
@@ -32,6 +33,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            begun()
             os.write(self._ready_fd, b"1")
         os.close(self._ready_fd)
 

@@ -18,6 +18,7 @@ from typing import Any
 from springtide.errors import RunnerError, SpringtideError
 from springtide.jobs import Worker
 from springtide.lifecycle import Group
+from springtide.ops._process import begun, runner
 from springtide.platform import Platform
 from springtide.telemetry.prometheus import serve
 
@@ -41,6 +42,7 @@ async def _work(ready_fd: int, drain: float, metrics_port: int | None) -> None:
         work = platform.background(drain=max(drain - HAND_BACK, 1.0))
         background = Group("background", work)
         await background.start()
+        begun()
         try:
             os.write(ready_fd, b"1")
             os.close(ready_fd)
@@ -83,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     os.set_inheritable(args.ready_fd, False)
     try:
-        asyncio.run(_work(args.ready_fd, args.drain, args.metrics_port))
+        with runner() as running:
+            running.run(_work(args.ready_fd, args.drain, args.metrics_port))
     except SpringtideError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
