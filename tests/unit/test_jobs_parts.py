@@ -137,7 +137,9 @@ def test_a_faulty_handler_is_refused() -> None:
         ),
         ({"upcasts": [Upcast(True, dict)]}, "an upcast's version must be a whole number, got True"),
         ({"upcasts": [Upcast(1.0, dict)]}, r"version must be a whole number, got 1\.0"),  # type: ignore[arg-type]
-        ({"batch": 0}, "batch must be 1 to 1000, got 0"),
+        ({"batch": 0}, "batch must be >= 1, got 0"),
+        ({"batch": 1001}, "batch must be at most 1000, got 1001"),
+        ({"batch": 2.5}, r"handler of mail\.welcome/2: batch must be a whole number, got 2\.5"),
         ({"wait": 1.0}, "wait must be 0 to 5 seconds, and 0 without batch, got 1.0"),
         ({"batch": 2, "wait": 6.0}, "got 6.0"),
     ],

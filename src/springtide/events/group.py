@@ -21,11 +21,11 @@ from springtide.events.event import EventKind, kind_of
 from springtide.outbox.kinds import (
     KIND,
     MAX_RUN,
+    Effect,
     Upcast,
     check_counts,
-    check_method,
+    check_handler,
     check_seconds,
-    check_upcasts,
 )
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ __all__ = ["Delivery", "Effect", "Group", "On", "Start"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-Effect = Literal["any", "transactional"]
-
 Start = Literal["beginning", "now"] | datetime
-
-MAX_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,18 +96,16 @@ class On(Generic[S]):
 
     def __post_init__(self) -> None:
         spec = kind_of(self.event)
-        check_method(f"handler of {spec.name}", "method", self.method, EventError)
-        if self.effect not in ("any", "transactional"):
-            raise EventError(
-                f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
-            )
-        check_upcasts(f"handler of {spec.name}", self.upcasts, spec.version, EventError)
-        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
-            raise EventError(f"handler of {spec.name}: batch must be 1 to {MAX_BATCH}, got {self.batch}")
-        try:
-            msgspec.json.schema(self.event)  # refuses what a decoder would refuse when an event is handled
-        except (TypeError, NameError) as error:
-            raise EventError(f"{self.event.__qualname__} cannot be stored as JSON: {error}") from error
+        check_handler(
+            spec.name,
+            self.event,
+            EventError,
+            newest=spec.version,
+            method=self.method,
+            effect=self.effect,
+            upcasts=self.upcasts,
+            batch=self.batch,
+        )
 
     @property
     def kind(self) -> EventKind:

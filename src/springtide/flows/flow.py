@@ -27,7 +27,7 @@ import msgspec
 from springtide.context import Priority
 from springtide.errors import JobError
 from springtide.jobs import Effect, job
-from springtide.outbox.kinds import check_counts, check_method
+from springtide.outbox.kinds import check_counts, check_effect, check_method
 
 if TYPE_CHECKING:
     from springtide.db import WriteTransaction
@@ -126,10 +126,7 @@ class Step:
         for what, function in (("do", self.do), ("undo", self.undo)):
             if function is not None:
                 check_method(f"step {self.name!r}", what, function, JobError)
-        if self.effect not in ("any", "transactional"):
-            raise JobError(
-                f'step {self.name!r}: effect must be "any" or "transactional", got {self.effect!r}'
-            )
+        check_effect(f"step {self.name!r}", self.effect, JobError)
         check_counts(f"step {self.name!r}", JobError, undo_attempts=self.undo_attempts)
 
 

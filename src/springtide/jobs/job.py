@@ -28,11 +28,11 @@ from springtide.jobs._inbox import MAX_PART_CHARS, enter_sql
 from springtide.outbox.kinds import (
     KIND,
     MAX_RUN,
+    Effect,
     Upcast,
     check_counts,
-    check_method,
+    check_handler,
     check_seconds,
-    check_upcasts,
     declared,
     declaring,
 )
@@ -44,12 +44,9 @@ __all__ = ["Effect", "Handler", "JobKind", "Overload", "Run", "Upcast", "job", "
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-Effect = Literal["any", "transactional"]
-
 Overload = Literal["refuse", "slow"]
 
 MAX_PROGRESS_CHARS = 4000
-MAX_BATCH = 1000
 MAX_WAIT = 5.0
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -255,14 +252,16 @@ class Handler(Generic[S]):
 
     def __post_init__(self) -> None:
         spec = kind_of(self.job)
-        check_method(f"handler of {spec.name}", "method", self.method, JobError)
-        if self.effect not in ("any", "transactional"):
-            raise JobError(
-                f'handler of {spec.name}: effect must be "any" or "transactional", got {self.effect!r}'
-            )
-        check_upcasts(f"handler of {spec.name}", self.upcasts, spec.version, JobError)
-        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
-            raise JobError(f"handler of {spec.name}: batch must be 1 to {MAX_BATCH}, got {self.batch}")
+        check_handler(
+            spec.name,
+            self.job,
+            JobError,
+            newest=spec.version,
+            method=self.method,
+            effect=self.effect,
+            upcasts=self.upcasts,
+            batch=self.batch,
+        )
         if not 0 <= self.wait <= MAX_WAIT or (self.wait and self.batch is None):
             raise JobError(
                 f"handler of {spec.name}: wait must be 0 to {MAX_WAIT:g} seconds, and 0 without batch,"
@@ -272,10 +271,6 @@ class Handler(Generic[S]):
             raise JobError(
                 f"handler of {spec.name}: jobs that keep a result are run one by one, without batch"
             )
-        try:
-            msgspec.json.schema(self.job)  # refuses what a decoder would only refuse when a job is run
-        except (TypeError, NameError) as error:
-            raise JobError(f"{self.job.__qualname__} cannot be stored as JSON: {error}") from error
 
     @property
     def kind(self) -> JobKind:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,14 +19,16 @@ from springtide.errors import SpringtideError
 
 __all__ = [
     "KIND",
+    "Effect",
     "MAX_KEY_CHARS",
     "MAX_RUN",
     "Upcast",
     "check_counts",
+    "check_effect",
+    "check_handler",
     "check_key",
     "check_method",
     "check_seconds",
-    "check_upcasts",
     "declared",
     "declaring",
     "decoder",
@@ -35,12 +37,17 @@ __all__ = [
 S = TypeVar("S", bound=msgspec.Struct)
 K = TypeVar("K")
 
+Effect = Literal["any", "transactional"]
+
 KIND = re.compile(r"[a-z][a-z0-9_]{0,47}(\.[a-z][a-z0-9_]{0,47}){0,3}")
 """1 to 4 words of lower-case letters, digits and _ with dots between."""
 
 
 MAX_KEY_CHARS = 500
 """Of what tells jobs, events or workflows of a kind apart, or orders them."""
+
+MAX_BATCH = 1000
+"""How much one call of a handler gets at most."""
 
 MAX_RUN = 7 * 86_400.0
 """Seconds that one run may take at most: a lease is renewed for as long, also of a handler that hangs."""
@@ -89,6 +96,37 @@ def check_method(what: str, key: str, method: object, error: type[SpringtideErro
         raise error(f"{what}: {key} must be async (async def), got {inner.__qualname__}")
 
 
+def check_effect(what: str, effect: object, error: type[SpringtideError]) -> None:
+    if effect not in ("any", "transactional"):
+        raise error(f'{what}: effect must be "any" or "transactional", got {effect!r}')
+
+
+def check_handler(
+    name: str,
+    cls: type[msgspec.Struct],
+    error: type[SpringtideError],
+    *,
+    newest: int,
+    method: object,
+    effect: object,
+    upcasts: Sequence[Upcast],
+    batch: int | None,
+) -> None:
+    """What handles `name`, stored as `cls` in the version `newest`, can be called with what is read."""
+    what = f"handler of {name}"
+    check_method(what, "method", method, error)
+    check_effect(what, effect, error)
+    _check_upcasts(what, upcasts, newest, error)
+    if batch is not None:
+        check_counts(what, error, batch=batch)
+        if batch > MAX_BATCH:
+            raise error(f"{what}: batch must be at most {MAX_BATCH}, got {batch}")
+    try:
+        msgspec.json.schema(cls)  # refuses what a decoder would only refuse when something is read
+    except (TypeError, NameError) as cause:
+        raise error(f"{cls.__qualname__} cannot be stored as JSON: {cause}") from cause
+
+
 def declaring(
     what: str, kind: str, spec: object, error: type[SpringtideError]
 ) -> Callable[[type[S]], type[S]]:
@@ -131,7 +169,7 @@ class Upcast:
     fields: Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def check_upcasts(what: str, upcasts: Sequence[Upcast], newest: int, error: type[SpringtideError]) -> None:
+def _check_upcasts(what: str, upcasts: Sequence[Upcast], newest: int, error: type[SpringtideError]) -> None:
     """There is one for each version from the oldest that is read to the one before `newest`, in order."""
     versions = [upcast.version for upcast in upcasts]
     for version in versions:
