@@ -103,4 +103,5 @@ async def test_trimming_looks_at_full_inboxes_alone(large: asyncpg.Connection) -
     assert max(node["Actual Rows"] for node in found) == 10
     plan = await explain(large, store.DELETE_NOTICES, (*PLACE, 40, NOW))
     assert not [node for node in nodes(plan) if node["Node Type"] == "Seq Scan"], plan
-    assert max(node["Actual Rows"] for node in nodes(plan)) <= 40
+    # not all 3,000; a bitmap also has the rows that the same statement deleted when it was explained before
+    assert max(node["Actual Rows"] for node in nodes(plan)) <= 200
