@@ -12,7 +12,7 @@ from market.catalog.api import Catalog
 from market.catalog.jobs import ListingChanged, MediaChanged, StockTurned
 from market.content import service as content
 from market.content.api import Content
-from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
+from market.content.jobs import ArticleChanged, ArticleRemoved, Commented, EraseArticle
 from market.dashboard import reports
 from market.dashboard import service as dashboard
 from market.dashboard.api import Dashboard
@@ -110,6 +110,7 @@ def modules(
                 Handler(ArticleChanged, content.ContentService.changed),
                 Handler(ArticleRemoved, content.ContentService.removed),
                 Handler(Commented, content.ContentService.tell_commented),
+                Handler(EraseArticle, content.ContentService.erase),
             ],
         ),
         Module(

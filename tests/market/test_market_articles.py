@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.market.harness import Api, one_platform, one_shard
+from tests.market.working import work
 
 pytestmark = one_platform
 
@@ -175,7 +176,8 @@ async def test_an_update_of_nothing_is_refused(api: Api, changes: dict[str, Any]
 
 
 async def test_deleting_takes_everything_along(api: Api) -> None:
-    """Comments, favourites, tags, counts and every address; the title may be used again."""
+    """Tags, counts and every address, and from every list; comments and favourites are left to a job. The
+    title may be used again."""
     jake, anna = await api.person("Jake"), await api.person("Anna")
     slug = (await api.article(jake, "Old", tagList=["dragons"]))["slug"]
     body = {"article": {"title": "New"}}
@@ -188,6 +190,8 @@ async def test_deleting_takes_everything_along(api: Api) -> None:
     for params in ({}, {"author": "Jake"}, {"tag": "dragons"}, {"favorited": "Anna"}):
         assert await api.titles("/articles", **params) == ([], 0)
     assert (await api.call("GET", "/tags", expect=200))["tags"] == []
+    assert await rows_left(api) == 2
+    await work(api.platform, ["content"])
     assert await rows_left(api) == 0
     for title in ("Old", "New"):
         assert (await api.article(anna, title))["slug"] == title.lower()

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from tests.market.harness import PASSWORD, Api, one_platform
+from tests.market.working import work
 
 pytestmark = one_platform
 
@@ -169,6 +170,7 @@ async def test_nothing_hangs_on_a_deleted_article(api: Api) -> None:
         assert set(statuses) <= {200, 201, 204, 404}
         assert statuses.count(204) == 1
         await api.call("GET", f"/articles/{slug}", expect=404)
+    await work(api.platform, ["content"])
     assert await consistent(api)
 
 

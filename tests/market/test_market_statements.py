@@ -169,8 +169,8 @@ HOT: dict[str, tuple[str, tuple[Any, ...]]] = {
     "count of a feed": (lists.COUNT_FEED, (list(range(100, 120)),)),
     "lock": (content.LOCK, (7, ARTICLE)),
     "comment's author": (content.COMMENT_AUTHOR, (7, 1 << 10, ARTICLE)),
-    "delete comments": (content.DELETE_COMMENTS, (7, ARTICLE)),
-    "delete favourites": (content.DELETE_FAVORITES, (7, ARTICLE)),
+    "erase comments": (content.ERASE_COMMENTS, (7, ARTICLE, 1000)),
+    "erase favourites": (content.ERASE_FAVORITES, (7, ARTICLE, 1000)),
 }
 
 

@@ -30,6 +30,14 @@ def change(article: Article, **changes: Any) -> dict[str, Any]:
     return {**nothing, "forget": (), "at": article.updated_at, **changes}
 
 
+async def lock_waits(api: Api, article: Article) -> int:
+    """How many wait for a lock on the article's shard."""
+    db = api.platform.database("content")
+    sql = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+    sql += " and datname = current_database()"
+    return int(await db.pools[db.shards.shard_of(article.id)].fetch_value(sql))
+
+
 async def test_an_article_is_not_deleted_with_slugs_that_are_not_its_own_any_more(api: Api) -> None:
     """Otherwise a slug would stay reserved for an article that does not exist."""
     store, article = await known(api, "One")
@@ -94,11 +102,6 @@ async def test_who_adds_to_an_article_waits_for_its_deletion(api: Api) -> None:
     db = api.platform.database("content")
     bucket, at = article.id & 1023, article.updated_at
 
-    async def waiting() -> int:
-        sql = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
-        sql += " and datname = current_database()"
-        return int(await db.pools[db.shards.shard_of(article.id)].fetch_value(sql))
-
     deleting = await asyncpg.connect(api.platform.topology.cluster_url(db.shards.shard_of(article.id)))
     try:
         async with deleting.transaction():
@@ -107,7 +110,7 @@ async def test_who_adds_to_an_article_waits_for_its_deletion(api: Api) -> None:
                 asyncio.create_task(store.comment(article.id, ids[0], 1 << 10, "x", at)),
                 asyncio.create_task(store.favorite(article.id, 1 << 10, wanted=True)),
             ]
-            while await waiting() < 2:
+            while await lock_waits(api, article) < 2:
                 assert not any(task.done() for task in tasks), "it did not wait"
     finally:
         await deleting.close()

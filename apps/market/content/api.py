@@ -143,7 +143,7 @@ class Content(Protocol):
 
     @raises(NotFound, Forbidden)
     async def delete(self, slug: str, author: int) -> None:
-        """With its comments, favourites, tags and slugs. Raises NotFound, Forbidden."""
+        """With all that hangs on it, which nobody sees from then on. Raises NotFound, Forbidden."""
 
     @raises(Invalid)
     async def articles(self, query: ArticleQuery, viewer: int | None) -> ArticlePage:

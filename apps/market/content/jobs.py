@@ -1,12 +1,13 @@
-"""What the content module has to tell others, as jobs in the transaction of the change."""
+"""What the content module has to tell others, and to do later, as jobs in the transaction of the change."""
 
 from __future__ import annotations
 
 import msgspec
 
+from springtide.context import Priority
 from springtide.jobs import job
 
-__all__ = ["ArticleChanged", "ArticleRemoved", "Commented"]
+__all__ = ["ArticleChanged", "ArticleRemoved", "Commented", "EraseArticle"]
 
 
 @job(kind="content.changed")
@@ -30,3 +31,10 @@ class Commented(msgspec.Struct, frozen=True):
 
     article_id: int
     comment_id: int
+
+
+@job(kind="content.erase", priority=Priority.BULK)
+class EraseArticle(msgspec.Struct, frozen=True):
+    """The comments and favourites of an article that is gone."""
+
+    article_id: int

@@ -3,7 +3,8 @@
 Newest first is always an index walk: over the articles themselves, over one author's, over a tag's rows or
 over a person's favourites, which carry the article's creation time for that purpose. With several filters
 the narrowest leads (favourites, then author, then tag) and the others are tested on the article's row.
-Counting reads counters; only a combination of filters counts rows.
+Counting reads counters; only favourites and combinations of filters count rows, those of articles that are
+still there: a favourite outlives its article until a job has erased it.
 Argument 1 is always the viewer; the caller adds order, limit and offset.
 """
 
@@ -122,8 +123,6 @@ def _counting(
         return (COUNT_ALL, ()) if tag is None else (COUNT_TAG, (tag,))
     if fan is None and tag is None and author is not None:
         return COUNT_AUTHOR, (bucket_of(author), author)
-    if author is None and tag is None:
-        return "select count(*) from content.favorite where user_id = $1", (fan,)
     # $1, the viewer, has no part in the condition, and PostgreSQL wants every argument used
     text = f"\nselect count(*) from {source}{condition} and ($1::bigint is null or true)\n"
     return text, tuple(args)

@@ -22,7 +22,7 @@ from market.content.api import (
     NewArticle,
 )
 from market.content.indexing import document
-from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
+from market.content.jobs import ArticleChanged, ArticleRemoved, Commented, EraseArticle
 from market.content.lists import listing
 from market.content.store import ContentStore, Gone, Renamed, TitleTaken
 from market.content.tags import PopularTags
@@ -227,6 +227,10 @@ class ContentService:
     async def removed(self, job: ArticleRemoved, run: Run) -> None:
         """A job's handler."""
         await self._search.remove("article", job.article_id, job.version)
+
+    async def erase(self, job: EraseArticle, run: Run) -> None:
+        """A job's handler."""
+        await self._store.erase(job.article_id)
 
     async def index(self) -> None:
         """For the workers, periodically."""

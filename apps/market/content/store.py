@@ -3,6 +3,7 @@
 An article, its comments, favourites and tags are in one bucket, its author's. Whoever changes what hangs on
 an article locks the article's row first, so that nothing is added to an article that is being deleted, and
 two who change it never wait for each other in a circle. Counters come last, always in the same order.
+Comments and favourites outlive their article until a job has erased them: who reads them asks for it, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from market.content.api import Article, ArticleSummary, Comment
-from market.content.jobs import ArticleChanged, ArticleRemoved, Commented
+from market.content.jobs import ArticleChanged, ArticleRemoved, Commented, EraseArticle
 from market.content.lists import COUNT_FEED, FEED, Statement
 from market.content.tags import Counted
 from market.search.api import Versioned
@@ -23,6 +24,9 @@ from springtide.db import ASC, DESC, Consistency, Database, WriteTransaction, bu
 __all__ = ["COMMENTS", "TAGS", "ContentStore", "Gone", "Renamed", "Said", "TitleTaken", "comment_of"]
 
 NEWEST_FIRST = [("created_at", DESC), ("id", DESC)]
+
+ERASED = 1000
+"""Comments or favourites that one transaction of `erase` deletes."""
 
 COLUMNS = """id, author_id, slug, title, description, body, tags, favorites, version,
     created_at, updated_at"""
@@ -98,9 +102,21 @@ REMOVE_TAGS = """
 delete from content.article_tag where bucket = $1 and article_id = $2 and tag = any($3::text[])
 """
 
-DELETE_COMMENTS = "delete from content.comment where bucket = $1 and article_id = $2"
+# Locked as they are chosen: rows that another run has just deleted are passed over, so fewer than $3 are the
+# last ones.
+ERASE_COMMENTS = """
+delete from content.comment
+where bucket = $1 and id = any(array(
+    select id from content.comment where bucket = $1 and article_id = $2 limit $3 for update
+))
+"""
 
-DELETE_FAVORITES = "delete from content.favorite where bucket = $1 and article_id = $2"
+ERASE_FAVORITES = """
+delete from content.favorite
+where bucket = $1 and article_id = $2 and user_id = any(array(
+    select user_id from content.favorite where bucket = $1 and article_id = $2 limit $3 for update
+))
+"""
 
 FORMER_SLUGS = """
 select slug from content.former_slug where bucket = $1 and article_id = $2 order by created_at, slug
@@ -187,11 +203,16 @@ COMMENTS = """
 select id, article_id, author_id, body, created_at, updated_at
 from content.comment
 where bucket = $1 and article_id = $2
+    and exists (select 1 from content.article where bucket = $1 and id = $2)
 order by created_at desc, id desc
 limit $3
 """
 
-COMMENT_AUTHOR = "select author_id from content.comment where bucket = $1 and id = $2 and article_id = $3"
+COMMENT_AUTHOR = """
+select author_id from content.comment
+where bucket = $1 and id = $2 and article_id = $3
+    and exists (select 1 from content.article where bucket = $1 and id = $3)
+"""
 
 DELETE_COMMENT = """
 delete from content.comment where bucket = $1 and id = $2 and article_id = $3 and author_id = $4 returning 1
@@ -318,7 +339,10 @@ class ContentStore:
         return [row[0] for row in await reader.fetch(FORMER_SLUGS, bucket_of(id), id)]
 
     async def delete(self, known: Article, former: list[str]) -> None:
-        """With everything that hangs on it. Raises Gone, also when its slugs are other ones by now."""
+        """With its tags and slugs; comments and favourites are left to a job, so that nobody waits for them.
+
+        Raises Gone, also when its slugs are other ones by now.
+        """
         id, bucket = known.id, bucket_of(known.id)
         async with self._db.reserving(id, release={"slug": [known.slug, *former]}) as tx:
             before = await tx.fetch_one(LOCK, bucket, id)
@@ -326,16 +350,23 @@ class ContentStore:
                 raise Gone
             if [row[0] for row in await tx.fetch(FORMER_SLUGS, bucket, id)] != former:
                 raise Gone
-            await tx.execute(DELETE_COMMENTS, bucket, id)
-            await tx.execute(DELETE_FAVORITES, bucket, id)
             await tx.execute(REMOVE_TAGS, bucket, id, before["tags"])
             await tx.execute(DROP_FORMER_SLUGS, bucket, id, former)
             await tx.execute(DELETE, bucket, id)
             await _count(tx, known.author_id, -1, dict.fromkeys(before["tags"], -1))
-            await tx.enqueue(ArticleRemoved(id, before["version"] + 1))
+            await tx.enqueue_many([ArticleRemoved(id, before["version"] + 1), EraseArticle(id)])
             self._stale_article(tx, id)
             self._stale_lists(tx, known.author_id, before["tags"])
             self._stale_comments(tx, id)
+
+    async def erase(self, id: int) -> None:
+        """The comments and favourites of an article that is gone, ERASED at a time."""
+        for sql in (ERASE_COMMENTS, ERASE_FAVORITES):
+            erased = ERASED
+            while erased == ERASED:
+                async with self._db.write(id) as tx:
+                    done = await tx.execute(sql, bucket_of(id), id, ERASED)
+                erased = int(done.rpartition(" ")[2])
 
     async def favorite(self, id: int, user: int, *, wanted: bool) -> Article:
         """Make `user` a favouriter of the article, or not; answers it as that user sees it. Raises Gone."""
