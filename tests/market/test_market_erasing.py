@@ -56,6 +56,11 @@ async def left(api: Api, article: Article) -> tuple[int, int]:
     return comments, favorites
 
 
+async def erasing(api: Api) -> int:
+    db = api.platform.database("content")
+    return await db.scatter_sum("select count(*) from content.erasing", consistency=Consistency.STRONG)
+
+
 async def others(api: Api, article: Article) -> int:
     db = api.platform.database("content")
     sql = "select (select count(*) from content.comment where article_id <> $1)"
@@ -90,8 +95,8 @@ async def test_a_deletion_leaves_what_hangs_on_the_article_to_a_job(api: Api) ->
     await work(api.platform, ["content"])
     assert (await left(api, article), await others(api, article)) == ((0, 0), 2)
     ran = [one.statement.split() for one in api.recorder.statements]
-    for table in ("content.comment", "content.favorite"):
-        assert sum(words[:3] == ["delete", "from", table] for words in ran) == 3
+    for table, times in (("content.comment", 3), ("content.favorite", 3), ("content.erasing", 1)):
+        assert sum(words[:3] == ["delete", "from", table] for words in ran) == times
 
 
 async def test_what_has_lost_its_article_is_not_seen(api: Api) -> None:
@@ -100,17 +105,22 @@ async def test_what_has_lost_its_article_is_not_seen(api: Api) -> None:
     await api.article(jake, "One")
     comment = await api.comment(anna, "one")
     await api.call("POST", "/articles/one/favorite", by=anna, expect=200)
-    assert await api.titles("/articles", favorited="Anna") == (["One"], 1)
+    await api.article(jake, "Other")
+    await api.call("POST", "/articles/other/favorite", by=anna, expect=200)
+    assert await api.titles("/articles", favorited="Anna") == (["Other", "One"], 2)
     article = await api.service(Content).article("one", None)
     await api.call("DELETE", "/articles/one", by=jake, expect=204)
     assert await left(api, article) == (1, 1)
-    assert await api.titles("/articles", favorited="Anna") == ([], 0)
+    assert await api.titles("/articles", favorited="Anna") == (["Other"], 1)
     await api.call("GET", "/articles/one/comments", expect=404)
     await api.call("DELETE", f"/articles/one/comments/{comment['id']}", by=anna, expect=404)
     await settled(api.platform)
     store = implementation(api.platform, "content")._store
     assert await store.comments(article.id, 10) == []
     assert await store.comment_author(article.id, comment["id"]) is None
+    await work(api.platform, ["content"])
+    assert await left(api, article) == (0, 0)
+    assert await api.titles("/articles", favorited="Anna") == (["Other"], 1)
 
 
 @pytest.mark.parametrize("adding", ["comment", "favorite"])
@@ -138,14 +148,14 @@ async def test_an_erasure_goes_on_where_another_was_cut_off(api: Api) -> None:
     await store.delete(article, [])
     async with somebody(api, article) as holder:
         await holder.execute("select from content.favorite where article_id = $1 for update", article.id)
-        erasing = asyncio.create_task(store.erase(article.id))
-        await meets(api, article, erasing)
-        erasing.cancel()
+        erasure = asyncio.create_task(store.erase(article.id))
+        await meets(api, article, erasure)
+        erasure.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await erasing
-    assert await left(api, article) == (0, HUNG[1])
+            await erasure
+    assert (await left(api, article), await erasing(api)) == ((0, HUNG[1]), 1)
     await work(api.platform, ["content"])
-    assert await left(api, article) == (0, 0)
+    assert (await left(api, article), await erasing(api)) == ((0, 0), 0)
     for pool in api.platform.database("content").pools.values():
         await pool.execute(jobs_support.again("content", "kind = 'content.erase'"))
     assert await work(api.platform, ["content"]) == 1
@@ -161,7 +171,7 @@ async def test_an_erasure_that_meets_another_is_not_over_before_all_is_gone(api:
     await store.delete(article, [])
     async with somebody(api, article) as other:
         await other.execute(sql, article.id & 1023, article.id, 3)
-        erasing = asyncio.create_task(store.erase(article.id))
-        await meets(api, article, erasing)
-    await erasing
+        erasure = asyncio.create_task(store.erase(article.id))
+        await meets(api, article, erasure)
+    await erasure
     assert await left(api, article) == (0, 0)

@@ -3,8 +3,8 @@
 Newest first is always an index walk: over the articles themselves, over one author's, over a tag's rows or
 over a person's favourites, which carry the article's creation time for that purpose. With several filters
 the narrowest leads (favourites, then author, then tag) and the others are tested on the article's row.
-Counting reads counters; only favourites and combinations of filters count rows, those of articles that are
-still there: a favourite outlives its article until a job has erased it.
+Counting reads counters; only favourites and combinations of filters count rows. A favourite outlives its
+article until a job has erased it: the articles that wait for that are few, and looked up.
 Argument 1 is always the viewer; the caller adds order, limit and offset.
 """
 
@@ -72,6 +72,15 @@ COUNT_AUTHOR = """
 select coalesce(sum(articles), 0)::bigint from content.author_count where bucket = $1 and author_id = $2
 """
 
+COUNT_FAN = """
+select (select count(*) from content.favorite where user_id = $1)
+    - (select count(*) from content.erasing as gone cross join lateral (
+        select 1 from content.favorite as lost
+        where lost.bucket = gone.bucket and lost.article_id = gone.article_id and lost.user_id = $1
+        offset 0
+    ) as lost)
+"""
+
 
 class Statement(msgspec.Struct, frozen=True):
     """`key` is whose bucket holds every row; None when the rows are on all shards. For whom it asks what."""
@@ -123,6 +132,8 @@ def _counting(
         return (COUNT_ALL, ()) if tag is None else (COUNT_TAG, (tag,))
     if fan is None and tag is None and author is not None:
         return COUNT_AUTHOR, (bucket_of(author), author)
+    if author is None and tag is None:
+        return COUNT_FAN, (fan,)
     # $1, the viewer, has no part in the condition, and PostgreSQL wants every argument used
     text = f"\nselect count(*) from {source}{condition} and ($1::bigint is null or true)\n"
     return text, tuple(args)

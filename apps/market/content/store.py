@@ -102,6 +102,10 @@ REMOVE_TAGS = """
 delete from content.article_tag where bucket = $1 and article_id = $2 and tag = any($3::text[])
 """
 
+BEGIN_ERASING = "insert into content.erasing (bucket, article_id) values ($1, $2)"
+
+END_ERASING = "delete from content.erasing where bucket = $1 and article_id = $2"
+
 # Locked as they are chosen: rows that another run has just deleted are passed over, so fewer than $3 are the
 # last ones.
 ERASE_COMMENTS = """
@@ -353,6 +357,7 @@ class ContentStore:
             await tx.execute(REMOVE_TAGS, bucket, id, before["tags"])
             await tx.execute(DROP_FORMER_SLUGS, bucket, id, former)
             await tx.execute(DELETE, bucket, id)
+            await tx.execute(BEGIN_ERASING, bucket, id)
             await _count(tx, known.author_id, -1, dict.fromkeys(before["tags"], -1))
             await tx.enqueue_many([ArticleRemoved(id, before["version"] + 1), EraseArticle(id)])
             self._stale_article(tx, id)
@@ -367,6 +372,8 @@ class ContentStore:
                 async with self._db.write(id) as tx:
                     done = await tx.execute(sql, bucket_of(id), id, ERASED)
                 erased = int(done.rpartition(" ")[2])
+        async with self._db.write(id) as tx:
+            await tx.execute(END_ERASING, bucket_of(id), id)
 
     async def favorite(self, id: int, user: int, *, wanted: bool) -> Article:
         """Make `user` a favouriter of the article, or not; answers it as that user sees it. Raises Gone."""
