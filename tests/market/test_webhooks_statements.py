@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -84,3 +85,21 @@ async def test_hot_statements_walk_indexes(large: asyncpg.Connection) -> None:
 async def test_what_is_erased_is_found_by_its_endpoint(large: asyncpg.Connection) -> None:
     erase = {"erase": (store.ERASE, (*PLACE, 1500, 100))}
     assert not await plan_faults(large, erase, rows=200)
+
+
+async def test_an_erasure_that_meets_another_deletes_as_many(
+    large: asyncpg.Connection, urls: list[str]
+) -> None:
+    """Fewer would mean to it that nothing is left."""
+    erase = store.ERASE, *PLACE, 1500, 100
+    other = await asyncpg.connect(urls[0])
+    try:
+        async with other.transaction():
+            await other.execute(*erase)
+            erasing = asyncio.create_task(large.execute(*erase))
+            waits = "select count(*) from pg_locks where not granted and pid = $1"
+            while not await other.fetchval(waits, large.get_server_pid()):
+                assert not erasing.done(), "it did not wait"
+        assert await erasing == "DELETE 100"
+    finally:
+        await other.close()

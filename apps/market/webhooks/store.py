@@ -71,10 +71,11 @@ returning {_ENDPOINT}
 
 DELETE = "delete from webhooks.endpoint where bucket = $1 and seller_id = $2 and id = $3 returning id"
 
+# Locked as they are chosen: what another run has just deleted is passed over, so fewer than $4 are the last.
 ERASE = """
 delete from webhooks.delivery
 where bucket = $1 and seller_id = $2 and id = any(array(
-    select id from webhooks.delivery where bucket = $1 and endpoint_id = $3 limit $4
+    select id from webhooks.delivery where bucket = $1 and endpoint_id = $3 limit $4 for update
 ))
 """
 
