@@ -14,7 +14,7 @@ import pytest
 from tests.jobs_support import DO, Deed, Doer, add, deeds, listening, reach, until, working
 
 from springtide.db import Database, bucket_of
-from springtide.jobs import _dispatch
+from springtide.jobs import _readings
 from springtide.jobs._cursor import EVERYTHING
 from springtide.jobs._store import Store
 
@@ -249,7 +249,7 @@ async def test_a_worker_has_a_floor_soon_after_its_start(
 ) -> None:
     """Its first claims pass all that was ever claimed: the second reading follows the first one at once."""
     for pause in ("READ_LEAST", "READ_BUSY", "READ_IDLE"):
-        monkeypatch.setattr(_dispatch, pause, 60.0)
+        monkeypatch.setattr(_readings, pause, 60.0)
     async with working(database, database_urls[:1], [DO], Doer()) as made:
         (line,) = made._dispatcher._lines
         await until(lambda: min(line.store.cursor.floors) > EVERYTHING)

@@ -9,10 +9,7 @@ A slot is free again when the handler has ended; how it ended is written meanwhi
 as there are slots (twice as many ahead). While a transport brings jobs (`_receive.py`), nothing is claimed
 here.
 
-Beside its claims a line moves its cursor (`_cursor.py`): after READ_CLAIMED jobs, within READ_BUSY seconds
-after some, and every READ_IDLE seconds; at once when a bell rings while old transactions are pending, and
-after the first reading. Every CHECK seconds, or less often where that takes long, it looks for jobs that the
-cursor has passed.
+Beside its claims a line moves its cursor (`_readings.py`).
 
 running (-> retiring) -> draining: no more claims. Retiring, what a claim still brings is run, and all jobs
 are finished, however long they take. Draining, it is handed back; running jobs get `drain` seconds, then they
@@ -40,6 +37,7 @@ from springtide.jobs._finish import Finisher, results
 from springtide.jobs._hands import Hands
 from springtide.jobs._heart import Heart, Lease
 from springtide.jobs._line import Line
+from springtide.jobs._readings import Readings
 from springtide.jobs._room import Room
 from springtide.jobs._run import JobRun
 from springtide.jobs._store import Claimed
@@ -55,17 +53,9 @@ T = TypeVar("T")
 STATEMENT_TIMEOUT = 5.0
 """Seconds that a claim may take before it counts as failed."""
 
-SEARCH_TIMEOUT = 60.0
-"""Seconds for a statement that may have to pass everything that a held transaction keeps."""
-
-READ_CLAIMED, READ_LEAST, READ_BUSY, READ_IDLE = 500, 0.05, 1.0, 5.0
-
 GATHER = 0.005
 """Seconds at most that a line which has more to do waits until half of the slots are free: a claim costs
 about as much for one job as for ten."""
-
-CHECK, CHECK_SHARE = 60.0, 50.0
-"""Seconds between two looks below the cursor; at least so many times what the last one took."""
 
 MAX_PAUSE = 10.0
 """Longest pause, in seconds, between claims on a database that fails."""
@@ -114,6 +104,7 @@ class Dispatcher:
         self.room = Room(slots, self._hands, limited=limited, freed=self._wake_up, clock=clock)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._wake = asyncio.Event()
+        self._readings = Readings(spawn=self._spawn, wake=self._wake.set, clock=clock)
         self.relay: Callable[[str, str | None], None] | None = None  # set by the worker, which makes both
         self.freed = asyncio.Event()
         """Set when there may be more free slots."""
@@ -180,7 +171,7 @@ class Dispatcher:
 
     def took(self, line: Line, count: int) -> None:
         """Ready rows of `line` are not ready any more: its cursor moves soon."""
-        self._claimed_some(line, count, self._clock.monotonic())
+        self._readings.claimed(line, count)
         self._wake.set()
 
     # -- life ------------------------------------------------------------------------------------------
@@ -191,10 +182,9 @@ class Dispatcher:
         self.room.open()
         self._hands.open(self._worker)
         for line in self._lines:
-            line.due_at = line.read_at = 0.0
-            line.check_at = self._clock.monotonic() + CHECK * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
+            line.due_at = 0.0
             line.asked, line.open = False, list(line.names)
-            line.store.cursor.forget()
+            self._readings.open(line)
             line.finisher = Finisher(
                 line.store, self._worker, spawn=self._spawn, written=self._hands.written, clock=self._clock
             )
@@ -239,7 +229,7 @@ class Dispatcher:
             free = self._begin_claims(now)
             self.room.begin()
             for line in self._lines:
-                self._look(line, now)
+                self._readings.look(line, now)
             waiting = [line.due_at for line in self._lines if line.open and not line.claiming and free > 0]
             waiting += [line.read_at for line in self._lines if not line.reading]
             with contextlib.suppress(TimeoutError):
@@ -283,7 +273,9 @@ class Dispatcher:
         """What could not be let go is found by upkeep."""
         keys, line.ended = line.ended, {}
         try:
-            if await self._within(STATEMENT_TIMEOUT, line.store.let(keys)):
+            with activate(RequestContext(deadline=self._clock.monotonic() + STATEMENT_TIMEOUT)):
+                let = await line.store.let(keys)
+            if let:
                 self.ring(line.store.shard, line.store.schema)
         except (SpringtideError, asyncpg.PostgresError) as error:
             _log.info("%s: limited jobs wait for the next upkeep: %s", line.store.module, error)
@@ -291,63 +283,6 @@ class Dispatcher:
     def _wake_up(self) -> None:
         self._wake.set()
         self.freed.set()
-
-    def _look(self, line: Line, now: float) -> None:
-        """Move the cursor of a line, and look below it, when it is time."""
-        if not line.reading and line.read_at <= now:
-            line.reading, line.unread = True, 0
-            task = self._spawn(self._within(SEARCH_TIMEOUT, line.store.read()), f"{line.store.module} read")
-            task.add_done_callback(lambda done: self._read(line, done))
-        if not line.checking and line.check_at <= now:
-            line.checking = True
-            task = self._spawn(self._within(SEARCH_TIMEOUT, line.store.check()), f"{line.store.module} check")
-            task.add_done_callback(lambda done: self._checked(line, now, done))
-
-    async def _within(self, seconds: float, body: Coroutine[Any, Any, T]) -> T:
-        with activate(RequestContext(deadline=self._clock.monotonic() + seconds)):
-            return await body
-
-    def _read(self, line: Line, done: asyncio.Task[bool]) -> None:
-        line.reading = False
-        now = self._clock.monotonic()
-        line.read_at = now + READ_IDLE * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
-        well = self._went_well(line, done, "reading the cursor of")
-        if well and done.result():
-            line.due_at, line.rung = now, True
-            line.read_at = now + READ_LEAST
-        elif well and not line.store.cursor.read:
-            line.read_at = now  # until there is a floor, claims pass all that was ever claimed
-        elif line.unread:
-            self._claimed_some(line, 0, now)
-        self._wake.set()  # the loop did not know how long to wait while this line was reading
-
-    def _checked(self, line: Line, begun: float, done: asyncio.Task[bool]) -> None:
-        line.checking = False
-        now = self._clock.monotonic()
-        pause = max(CHECK, CHECK_SHARE * (now - begun))
-        line.check_at = now + pause * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
-        if self._went_well(line, done, "looking for passed jobs of") and done.result():
-            _log.warning("a job of %s was not found at its time; it is now", line.store.module)
-            line.due_at, line.rung = now, True
-            self._wake.set()
-
-    def _went_well(self, line: Line, done: asyncio.Task[Any], what: str) -> bool:
-        if done.cancelled():
-            return False
-        if (error := done.exception()) is not None:
-            unexpected = not isinstance(error, SpringtideError | asyncpg.PostgresError)
-            where = f"{line.store.module} on {line.store.shard}"
-            _log.log(
-                logging.WARNING if unexpected else logging.INFO,
-                "%s %s failed: %s", what, where, error, exc_info=error if unexpected else None,
-            )  # fmt: skip
-        return error is None
-
-    def _claimed_some(self, line: Line, count: int, now: float) -> None:
-        """After claims the cursor moves soon."""
-        line.unread += count
-        pause = READ_LEAST if line.unread >= READ_CLAIMED else READ_BUSY
-        line.read_at = min(line.read_at, now + pause)
 
     def _begin_claim(self, line: Line, share: int, *, ahead: bool = False) -> None:
         line.claiming += 1
@@ -420,7 +355,7 @@ class Dispatcher:
         else:
             line.due_at = now + self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
         if claimed:
-            self._claimed_some(line, len(claimed), now)
+            self._readings.claimed(line, len(claimed))
         self.room.take(line, claimed, asked)
 
     def _spawn(self, body: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
