@@ -111,16 +111,17 @@ async def test_a_proof_never_covers_a_write_that_was_not_heard(
         await reader.begin()
 
         async def write(number: int) -> None:
-            for turn in range(30):
+            turn = 0
+            while turn < 30 or reader.checked < 3:  # a proof may come late, however fast they write
                 await invalidate(db, f"{number}-{turn}")
                 reader.answered[f"k:{number}-{turn}"] = time.monotonic()
+                turn += 1
 
         async with asyncio.timeout(HANGS), asyncio.TaskGroup() as group:
             writing = [group.create_task(write(number)) for number in range(4)]
             while not (all(task.done() for task in writing) and reader.done):
                 await reader.follow()
                 await asyncio.sleep(0.001)
-        assert reader.checked
         await until(lambda: none_left(db))
 
 
