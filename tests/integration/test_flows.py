@@ -17,7 +17,8 @@ from tests.jobs_support import Heard, deeds, until
 from springtide.db import Database, bucket_of
 from springtide.errors import JobError, JobFailed, StepRefused
 from springtide.flows import Flows, FlowUpkeep, Pause, Step, StepRun, WaitFor, Workflow
-from springtide.jobs import Run
+from springtide.jobs import Run, operating
+from springtide.jobs.operating import Wanted
 from springtide.signals import FlowMoved, FlowsMeasured
 
 Urls = tuple[str, str]
@@ -314,6 +315,32 @@ async def test_a_pause_lasts_until_its_time(database: Database, database_urls: U
     (reserved, _, sent) = [one for one in status.steps if one.step in ("reserve", "short", "send")]
     assert sent.at - reserved.at >= timedelta(seconds=0.3)
     assert shop.calls == ["do reserve", "do send"]
+
+
+async def test_a_pause_whose_job_is_retried_waits_on_until_its_time(
+    database: Database, database_urls: Urls
+) -> None:
+    """A job in the place of the one that ran early; it is over when its time has come."""
+    flow = Workflow("shop.place", Order, [Pause("night", seconds=3600.0), SEND])
+    flows, shop = Flows(database, [flow]), Shop(database)
+    id = await begin(flows, "a", flow)
+    begun = await reach(flows, "a", id, "waiting")
+    assert begun.job_id is not None
+    assert len(await operating.retry([database], Wanted(ids=[begun.job_id]))) == 1
+    async with running(flows, shop, database_urls):
+
+        async def moved() -> Any:
+            status = await flows.look("a", id)
+            return status if status is not None and status.job_id != begun.job_id else None
+
+        status = await until(moved)
+        assert (status.state, status.step, status.wait_until) == ("waiting", "night", begun.wait_until)
+        (job,) = await database.scatter(f"select run_at from deeds._job where id = '{status.job_id}'")
+        assert job["run_at"] == begun.wait_until
+        for pool in database.pools.values():
+            await pool.execute("update deeds._flow set wait_until = now()")
+        await operating.retry([database], Wanted(ids=[status.job_id]))
+        await reach(flows, "a", id, "done")
 
 
 @pytest.mark.parametrize("at", ["begun", "waiting", "in a step", "done"])

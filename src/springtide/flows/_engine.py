@@ -87,7 +87,7 @@ class At:
             return await self._meet(node, go, by)
         if isinstance(node, Step):
             return await self._do(node, implementation, go, by, known)
-        return await self._record(go, by, None, known)  # the job came when the time had
+        return await self._pass(go, by)
 
     async def undo(self, implementation: Any, go: Go, by: By, known: Any | None = None) -> Any | None:
         """The flow after the step was undone, as `do`."""
@@ -162,8 +162,7 @@ class At:
             if payload is not None:
                 sent = msgspec.json.decode(payload, type=node.payload)
                 return await self._go_on(tx, row, by, node.then(data, sent) if node.then else None)
-            until = row["wait_until"]
-            if until is None or await tx.fetch_value("SELECT clock_timestamp() < $1::timestamptz", until):
+            if row["wait_until"] is None or await _early(tx, row):
                 return await self._moves.wait_on(tx, self._workflow, row)
             if node.late == "go_on":
                 value = node.then(data, None) if node.then else None
@@ -172,6 +171,16 @@ class At:
             return await self._moves.turn(
                 tx, self._workflow, row, self._index - 1, reason, outcome="late", attempt=by.attempt
             )
+
+    async def _pass(self, go: Go, by: By) -> Any | None:
+        """Go on when it is time; a job that comes before, because somebody had it run now, waits on."""
+        async with self._database.write(Bucket(go.bucket)) as tx:
+            row = await self._lock(tx, go, by, "waiting")
+            if row is None:
+                return None
+            if await _early(tx, row):
+                return await self._moves.wait_on(tx, self._workflow, row)
+            return await self._go_on(tx, row, by, None)
 
     async def _record(
         self, go: Go, by: By, value: Any, known: Any | None, begun: Any | None = None
@@ -255,3 +264,9 @@ class At:
 
 def _there(row: Any | None, go: Go, *states: str) -> Any | None:
     return row if row is not None and row["seq"] == go.seq and row["state"] in states else None
+
+
+async def _early(tx: WriteTransaction, row: Any) -> bool:
+    """Whether it is not yet as late as the flow waits for."""
+    early: bool = await tx.fetch_value("SELECT clock_timestamp() < $1::timestamptz", row["wait_until"])
+    return early

@@ -156,7 +156,7 @@ class Moves:
         return await self._move(tx, workflow, row, aim, outcome=None, held=held)
 
     async def wait_on(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any) -> Any:
-        """Nothing has come: look again when it is late, or when it is sent."""
+        """Nothing has come: look again when it is time, or when it is sent."""
         id = None
         if row["wait_until"] is not None:
             id = await tx.enqueue(self._go(workflow, row), run_at=row["wait_until"])
