@@ -8,6 +8,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -679,6 +680,9 @@ async def test_replay_from_a_point(database: Database, urls: Urls) -> None:
     ):
         with pytest.raises(EventError, match=r"lane must be 0 to 15, got (16|-1)"):
             await doing
+    for start in ("begining", datetime(2026, 11, 26, 9), None):  # noqa: DTZ001 - that is what is wrong
+        with pytest.raises(EventError, match=r'ears: start must be "beginning", .* with its zone, got '):
+            await operating.replay(database, "ears", start)  # type: ignore[arg-type]
     with pytest.raises(EventError, match="most must be 1 to 1000, got -1"):
         await operating.dead_letters(database, "ears", most=-1)
 

@@ -224,18 +224,27 @@ async def replay(
     """Set the group back (or on) to `start`: a position, the first to be handled, or what `Group` takes.
 
     What it had passed comes again (`delivery.again`), as far as it is kept. Returns how many lanes were set.
+    Raises EventError.
     """
-    await lanes(database, group)  # refuses a name that nobody knows
-    _check_lane(lane)
+    given: tuple[Any, Any]
+    place = start_sql(database.schema)
     if isinstance(start, int):
         place = f"""
             SELECT least($1::bigint - 1, h.pos) AS pos, least('epoch'::timestamptz, h.at) AS at
             FROM {database.schema}._event_head AS h WHERE $2::text IS NULL
         """  # noqa: S608
-        given: tuple[Any, Any] = (max(start, 1), None)
+        given = (max(start, 1), None)
+    elif isinstance(start, datetime) and start.tzinfo is not None:
+        given = ("time", start)
+    elif start in ("beginning", "now"):
+        given = (start, None)
     else:
-        place = start_sql(database.schema)
-        given = (start, None) if isinstance(start, str) else ("time", start)
+        raise EventError(
+            f'group {group}: start must be "beginning", "now", a position or a time with its zone,'
+            f" got {start!r}"
+        )
+    await lanes(database, group)  # refuses a name that nobody knows
+    _check_lane(lane)
     sql = f"""
         UPDATE {database.schema}._event_lane AS l
         SET pos = start.pos, at = start.at, token = token + 1, attempt = 0, worker = NULL,
