@@ -73,6 +73,7 @@ def test_a_kind_is_told_by_the_class_and_by_its_instances() -> None:
         ({"max_run": 10.0**6}, "max_run must be > 0 seconds and at most 604800, got 1000000"),
         ({"backoff": 0.0}, "backoff must be > 0 seconds, got 0.0"),
         ({"backoff": 5.0, "max_backoff": 4.0}, "backoff must be <= max_backoff, got 5.0 and 4.0"),
+        ({"per": 5.0}, "per is the time of a rate, and there is none, got 5.0"),
     ],
 )
 def test_a_faulty_declaration_is_refused(options: dict[str, Any], message: str) -> None:

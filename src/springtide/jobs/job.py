@@ -86,6 +86,8 @@ class JobKind:
         check_seconds(what, JobError, most=MAX_RUN, max_run=self.max_run)
         check_seconds(what, JobError, backoff=self.backoff, max_backoff=self.max_backoff)
         check_seconds(what, JobError, most=86_400, per=self.per)
+        if self.rate is None and self.per != 1:
+            raise JobError(f"{what}: per is the time of a rate, and there is none, got {self.per}")
         if self.max_age is not None:
             check_seconds(what, JobError, max_age=self.max_age)
         if self.backoff > self.max_backoff:
