@@ -157,8 +157,9 @@ async def test_what_operators_see_and_do(notes: tuple[Path, Database, Any], data
     finally:
         await worker.stop()
     assert await springtide(project, "remove", "notes", "ears") == (0, "ears is forgotten\n")
-    code, text = await springtide(project, "replay", "notes", "ears", "--from", "now")
-    assert code == 2 and "knows no group 'ears'" in text
+    for command in (("replay", "--from", "now"), ("discard", "--shard", "main", "--position", "1"), ("remove",)):
+        code, text = await springtide(project, *command, "notes", "ears")
+        assert code == 2 and "knows no group 'ears'" in text, text
 
 
 async def dead(database: Database, count: int) -> bool:

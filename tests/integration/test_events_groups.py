@@ -671,6 +671,8 @@ async def test_replay_from_a_point(database: Database, urls: Urls) -> None:
         operating.replay(database, "nobody", "now"),
         operating.retry(database, "nobody"),
         operating.skip(database, "nobody", shard="main", lane=0),
+        operating.discard(database, "nobody", shard="main", position=1),
+        operating.remove(database, "nobody"),
     ):
         with pytest.raises(EventError, match="knows no group 'nobody'"):
             await doing

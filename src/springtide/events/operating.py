@@ -317,7 +317,7 @@ async def skip(database: Database, group: str, *, shard: str, lane: int) -> int 
 
 async def discard(database: Database, group: str, *, shard: str, position: int) -> bool:
     """Throw a dead letter away; whether it was there."""
-    (shard,) = _shards(database, shard)
+    await lanes(database, group, shard=shard)  # refuses a name that nobody knows
     sql = f"DELETE FROM {database.schema}._event_dead WHERE grp = $1 AND pos = $2 RETURNING 1"  # noqa: S608
     return bool(await database.pools[shard].fetch(sql, group, position))
 
@@ -325,6 +325,7 @@ async def discard(database: Database, group: str, *, shard: str, position: int) 
 async def remove(database: Database, group: str) -> int:
     """Forget a group with its positions and dead letters, so that nothing is kept for it any more. Workers
     that still handle it do nothing for it until they are started again; then it is new."""
+    await lanes(database, group)  # refuses a name that nobody knows
     sql = f"DELETE FROM {database.schema}._event_group WHERE grp = $1 RETURNING 1"  # noqa: S608
     return await _each(database, None, sql, group)
 

@@ -276,7 +276,7 @@ def _remove(args: argparse.Namespace) -> int:
     return _do(
         args,
         lambda database: operating.remove(database, args.group),
-        lambda shards: f"{args.group} is forgotten" if shards else f"nobody knows {args.group}",
+        lambda _: f"{args.group} is forgotten",
     )
 
 
