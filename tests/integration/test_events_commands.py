@@ -36,6 +36,7 @@ from springtide.services import Module
 @event(kind="note.made")
 class Made(msgspec.Struct, frozen=True):
     text: str
+    password: str = "very secret"
 
 
 class Notes(Protocol):
@@ -68,7 +69,7 @@ class Ears:
 
     async def hear(self, event: Any, delivery: Delivery) -> None:
         if self.broken and event.text.startswith("bad"):
-            raise EventFailed("no such text")
+            raise EventFailed("no such text at postgresql://ears:heard@nowhere")
 
 
 async def springtide(project: Path, *arguments: str) -> tuple[int, str]:
@@ -135,7 +136,12 @@ async def test_what_operators_see_and_do(notes: tuple[Path, Database, Any], data
         code, text = await springtide(project, "show", "notes", "ears")
         assert "EventFailed: no such text" in text and "note bad" in text, text
         code, text = await springtide(project, "read", "notes", "--key", "note 2")
-        assert code == 0 and '{"text":"text 2"}' in text and "text 1" not in text, text
+        assert code == 0 and '{"text":"text 2","password":"[redacted]"}' in text, text
+        assert "text 1" not in text
+        code, text = await springtide(project, "show", "notes", "ears", "--json")
+        assert "[redacted]" in text and "heard" not in text and "very secret" not in text, text
+        code, text = await springtide(project, "show", "notes", "ears", "--json", "--secrets")
+        assert "[redacted]" not in text and "heard" in text and "very secret" in text, text
         ears.broken = False
         code, text = await springtide(project, "retry", "notes", "ears")
         assert code == 0 and "1 dead letters and lanes" in text
@@ -157,9 +163,8 @@ async def test_what_operators_see_and_do(notes: tuple[Path, Database, Any], data
     finally:
         await worker.stop()
     assert await springtide(project, "remove", "notes", "ears") == (0, "ears is forgotten\n")
-    for command in (("replay", "--from", "now"), ("discard", "--shard", "main", "--position", "1"), ("remove",)):
-        code, text = await springtide(project, *command, "notes", "ears")
-        assert code == 2 and "knows no group 'ears'" in text, text
+    code, text = await springtide(project, "remove", "notes", "ears")
+    assert code == 2 and "knows no group 'ears'" in text
 
 
 async def dead(database: Database, count: int) -> bool:

@@ -2,7 +2,8 @@
 
 What the logs of a platform hold, how far each group is, and what operators do about it, by
 `springtide.events.operating`. A log is named by the module that publishes it. All of it is asked of the
-databases, so it does not matter on which machine it is run.
+databases, so it does not matter on which machine it is run. Secrets in events and errors are hidden as in
+logs.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import argparse
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from springtide.events import operating
 from springtide.ops._reaching import reaching
 from springtide.ops.runner.home import Home
+from springtide.telemetry._redact import redact_text, redact_value
 
 if TYPE_CHECKING:
     from springtide.db import Database
@@ -90,6 +94,8 @@ def add_commands(subparsers: Any) -> None:
     check = commands.add_parser("check", help="read all logs: are positions without a gap? exit code 3 = no")
     check.set_defaults(run=_check)
 
+    for command in (show, read):
+        command.add_argument("--secrets", action="store_true", help="show what looks like a secret, too")
     for command in (show, replay, retry, skip, discard, pause, resume, remove):
         command.add_argument("module", help="the module whose events the group reads")
         command.add_argument("group")
@@ -162,6 +168,9 @@ def _show(args: argparse.Namespace) -> int:
         return lanes, await operating.dead_letters(database, args.group, most=args.n)
 
     lanes, dead = _run(args, look)
+    if not args.secrets:
+        lanes = [replace(lane, error=_without(lane.error)) for lane in lanes]
+        dead = [replace(one, event=_hidden(one.event), error=redact_text(one.error)) for one in dead]
     if args.json:
         print(_json({"lanes": [asdict(lane) for lane in lanes], "dead": [asdict(one) for one in dead]}))
         return 0
@@ -195,6 +204,8 @@ def _read(args: argparse.Namespace) -> int:
         return found
 
     events = _run(args, look)
+    if not args.secrets:
+        events = [_hidden(event) for event in events]
     if args.json:
         print(_json([asdict(event) for event in events]))
         return 0
@@ -317,6 +328,19 @@ def _databases(platform: Platform) -> dict[str, Database]:
 
 
 # -- text ----------------------------------------------------------------------------------------------
+
+
+def _hidden(event: operating.LoggedEvent) -> operating.LoggedEvent:
+    """Without what looks like a secret."""
+    try:
+        payload = redact_value("", msgspec.json.decode(event.payload))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return replace(event, payload=redact_text(event.payload.decode("utf-8", "replace")).encode())
+    return replace(event, payload=msgspec.json.encode(payload))
+
+
+def _without(text: str | None) -> str | None:
+    return None if text is None else redact_text(text)
 
 
 def _json(value: Any) -> str:
