@@ -200,6 +200,41 @@ async def test_at_most_limit_jobs_change(database: Database) -> None:
         await operating.replay([database], Wanted(states=["ready"]))
 
 
+async def test_what_is_changed_is_what_the_preview_showed(database: Database, database_urls: Urls) -> None:
+    """The same jobs in the same order over all shards and states, where the limit leaves some as they are."""
+    done = [await add(database, str(number)) for number in range(4)]
+    async with working(database, database_urls, [DO], Doer()):
+        await reach(database, *["done"] * 4)
+    for number in range(12):
+        await add(database, str(number))
+    dead = await bury(database)
+    for act, of, wanted, ids in (
+        (operating.replay, operating.REPLAYABLE, Wanted(kinds=["deed.do"]), dead[:6]),
+        (operating.replay, operating.REPLAYABLE, Wanted(states=["dead", "done"]), [*done, *dead[:2]]),
+        (operating.retry, operating.RETRYABLE, Wanted(states=["dead"]), dead[:6]),
+        (operating.discard, operating.DISCARDABLE, Wanted(states=["dead"]), dead[6:]),
+    ):
+        shown = await operating.preview([database], wanted, of, limit=6)
+        changed = await act([database], wanted, limit=6)
+        assert [row.id for row in shown] == [one.replayed or one.id for one in changed] == ids
+
+
+async def test_a_preview_refuses_what_the_change_refuses(lone: Database) -> None:
+    """Before anything is chosen: the preview of a command that cannot be is no list of jobs."""
+    for asked in (
+        operating.retry([lone], Wanted(), attempts=5000),
+        operating.preview([lone], Wanted(), operating.RETRYABLE, limit=1, attempts=5000),
+    ):
+        with pytest.raises(JobError, match="attempts must be 1 to 1000, got 5000"):
+            await asked
+    for asked in (
+        operating.discard([lone], Wanted(), reason="x" * 600),
+        operating.preview([lone], Wanted(), operating.RETRYABLE, limit=1, reason="x" * 600),
+    ):
+        with pytest.raises(JobError, match="a reason has at most 500 characters, got 600"):
+            await asked
+
+
 async def test_running_jobs_are_left_alone(lone: Database) -> None:
     id = await add(lone, "a")
     await Store(lone, "main").claim(KINDS, 1, "w", 30.0)

@@ -18,7 +18,7 @@ SINCE = """
 """Since when a job is what it is; for one that waits: since when it is due."""
 
 FILTER = f"""
-    ($1::uuid[] IS NULL OR w.id = ANY ($1)) AND ($2::text[] IS NULL OR w.state = ANY ($2))
+    ($1::uuid[] IS NULL OR w.id = ANY ($1)) AND w.state = ANY ($2::text[])
     AND ($3::text[] IS NULL OR w.kind = ANY ($3))
     AND ($4::float8 IS NULL OR {SINCE} <= statement_timestamp() - make_interval(secs => $4))
     AND ($5::float8 IS NULL OR {SINCE} > statement_timestamp() - make_interval(secs => $5))
@@ -75,7 +75,6 @@ class Texts:
         chosen = f"""
             WITH chosen AS MATERIALIZED (
                 SELECT w.bucket, w.id FROM {table} AS w WHERE {FILTER}
-                    AND w.state = ANY ($10::text[])
                 ORDER BY w.id LIMIT $8 FOR UPDATE SKIP LOCKED
             )
         """  # noqa: S608

@@ -6,8 +6,9 @@
     replay                   what is done or dead once more, as a new job with an id of its own
     pause, resume            a kind, or a whole module
 
-Everything that changes jobs takes the same filter as the lists, changes at most `limit` of them, and says
-which. `preview` is the same choice without the change. What is running is never touched: it ends by itself.
+Everything that changes jobs takes the same filter as the lists, changes at most `limit` of them, the oldest
+first, and says which. `preview` is the choice without the change: all of them begin with it. What is running
+is never touched: it ends by itself.
 
 Replay does again what the job has done: with a transactional effect too, because "once" is promised for one
 job, and this is another one with another `run.key`.
@@ -19,8 +20,8 @@ modules and shards. Each shard is asked once per call, on its primary.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -84,10 +85,13 @@ class Wanted:
         return any(one not in (None, (), []) and (one == 0 or bool(one)) for one in asked)
 
     def among(self, states: Collection[str]) -> list[str]:
-        """The states to look for, where only `states` can be. Raises JobError when others are asked for."""
+        """The states to look for, where only `states` can be: of what has ended only by ids or by its state.
+
+        Raises JobError when others are asked for.
+        """
         if others := sorted(set(self.states) - set(states)):
             raise JobError(f"this is for jobs that are {', '.join(sorted(states))}, not {', '.join(others)}")
-        return sorted(self.states or states)
+        return sorted(self.states or (states if self.ids else set(states) - ENDED))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,12 +238,24 @@ async def overview(databases: Collection[Database], wanted: Wanted) -> list[Kind
 
 
 async def preview(
-    databases: Collection[Database], wanted: Wanted, states: Collection[str], *, limit: int
+    databases: Collection[Database],
+    wanted: Wanted,
+    states: Collection[str],
+    *,
+    limit: int,
+    attempts: int = 5,
+    reason: str = "",
 ) -> list[JobRow]:
-    """What `retry` (states `RETRYABLE`), `discard` or `replay` with this filter and limit would change."""
-    _check_limit(limit)
+    """What `retry` (states `RETRYABLE`), `discard` (`DISCARDABLE`) or `replay` (`REPLAYABLE`) with the same
+    arguments would change, in the order of enqueueing; it refuses what they refuse."""
+    if not 1 <= limit <= MAX_CHANGED:
+        raise JobError(f"limit must be 1 to {MAX_CHANGED}, got {limit}")
+    if not 1 <= attempts <= 1000:
+        raise JobError(f"attempts must be 1 to 1000, got {attempts}")
+    _check_reason(reason)
+    among = wanted.among(states)
     found = await _everywhere(
-        databases, wanted, lambda store: _listed(store, wanted, wanted.among(states), after=None, limit=limit)
+        databases, wanted, lambda store: _listed(store, wanted, among, after=None, limit=limit)
     )
     return sorted((row for part in found for row in part), key=lambda row: row.id)[:limit]
 
@@ -253,37 +269,35 @@ async def retry(
     more runs; a deadline that has passed is forgotten. Its ordering key has gone on without it, so it runs
     after those. What no worker knows is parked again.
     """
-    if not 1 <= attempts <= 1000:
-        raise JobError(f"attempts must be 1 to 1000, got {attempts}")
-    states = wanted.among(RETRYABLE)
-    return await _change(databases, wanted, limit, lambda texts: texts.retry, lambda _: (attempts, states))
+    chosen = await preview(databases, wanted, RETRYABLE, limit=limit, attempts=attempts)
+    return await _change(
+        databases, wanted, RETRYABLE, chosen, lambda texts, _: texts.retry, lambda _: (attempts,)
+    )
 
 
 async def discard(
     databases: Collection[Database], wanted: Wanted, *, limit: int = 100, reason: str = ""
 ) -> list[Changed]:
     """Take jobs that do not run out of the queue; the history keeps them as discarded, with the reason."""
-    text = f"discarded: {_reason(reason) or 'by an operator'}"
-    states = wanted.among(DISCARDABLE)
-    return await _change(databases, wanted, limit, lambda texts: texts.discard, lambda _: (text, states))
+    chosen = await preview(databases, wanted, DISCARDABLE, limit=limit, reason=reason)
+    text = f"discarded: {reason or 'by an operator'}"
+    return await _change(
+        databases, wanted, DISCARDABLE, chosen, lambda texts, _: texts.discard, lambda _: (text,)
+    )
 
 
 async def replay(databases: Collection[Database], wanted: Wanted, *, limit: int = 100) -> list[Changed]:
     """Enqueue what is done, discarded or dead once more, as new jobs with ids of their own.
 
-    The old ones stay as they are. Keys and the trace are kept, deadlines and unique keys are not.
+    The old ones stay as they are. Keys and the trace are kept, deadlines and unique keys are not. Without
+    ids or states only dead letters are.
     """
-    states, changed = set(wanted.among(REPLAYABLE)), list[Changed]()
-    if "dead" in states:
-        changed += await _change(
-            databases, _in(wanted, ["dead"]), limit, lambda texts: texts.replay, lambda many: (new_ids(many),)
-        )
-    if (ended := sorted(states & ENDED)) and (wanted.states or wanted.ids) and len(changed) < limit:
-        changed += await _change(
-            databases, _in(wanted, ended), limit - len(changed), lambda texts: texts.replay_done,
-            lambda many: (new_ids(many),),
-        )  # fmt: skip
-    return changed
+    chosen = await preview(databases, wanted, REPLAYABLE, limit=limit)
+    return await _change(
+        databases, wanted, REPLAYABLE, chosen,
+        lambda texts, state: texts.replay_done if state in ENDED else texts.replay,
+        lambda many: (new_ids(many),),
+    )  # fmt: skip
 
 
 async def pause(
@@ -293,11 +307,11 @@ async def pause(
 
     Holds for all workers within some seconds, and until `resume`; what runs ends. Returns `module on shard`.
     """
-    text = _reason(reason)
+    _check_reason(reason)
 
     async def begin(store: Store) -> str:
         pausing = Pausing(store.schema)
-        await pausing.begin(store.pool, kind, text)
+        await pausing.begin(store.pool, kind, reason)
         for _ in range(MAX_CHANGED // BATCH):  # the rest is the workers'
             if await pausing.set_aside(store.pool) < BATCH:
                 break
@@ -327,22 +341,9 @@ async def resume(
 # -- pieces --------------------------------------------------------------------------------------------
 
 
-def _in(wanted: Wanted, states: Sequence[str]) -> Wanted:
-    return Wanted(
-        ids=wanted.ids, modules=wanted.modules, states=states, kinds=wanted.kinds,
-        older=wanted.older, younger=wanted.younger, key=wanted.key,
-    )  # fmt: skip
-
-
-def _check_limit(limit: int) -> None:
-    if not 1 <= limit <= MAX_CHANGED:
-        raise JobError(f"limit must be 1 to {MAX_CHANGED}, got {limit}")
-
-
-def _reason(reason: str) -> str:
+def _check_reason(reason: str) -> None:
     if len(reason) > MAX_REASON_CHARS:
         raise JobError(f"a reason has at most {MAX_REASON_CHARS} characters, got {len(reason)}")
-    return reason
 
 
 def _stores(databases: Collection[Database], wanted: Wanted) -> list[Store]:
@@ -375,11 +376,9 @@ async def _everywhere(databases: Collection[Database], wanted: Wanted, ask: Any)
             task.cancel()
 
 
-def _parameters(
-    wanted: Wanted, states: Collection[str] | None, after: UUID | None, limit: int
-) -> tuple[Any, ...]:
+def _parameters(wanted: Wanted, states: Collection[str], after: UUID | None, limit: int) -> tuple[Any, ...]:
     return (
-        list(wanted.ids) or None, None if states is None else list(states), list(wanted.kinds) or None,
+        list(wanted.ids) or None, list(states), list(wanted.kinds) or None,
         wanted.older, wanted.younger, wanted.key, after, limit,
     )  # fmt: skip
 
@@ -396,31 +395,39 @@ async def _listed(
 
 
 async def _change(
-    databases: Collection[Database], wanted: Wanted, limit: int, text: Any, more: Any
+    databases: Collection[Database],
+    wanted: Wanted,
+    states: Collection[str],
+    chosen: Sequence[JobRow],
+    text: Callable[[Texts, str], str],
+    more: Callable[[int], tuple[Any, ...]],
 ) -> list[Changed]:
-    """Shard after shard, a batch at a time, until `limit` jobs were changed."""
-    _check_limit(limit)
+    """Change the chosen jobs, shard after shard, a batch at a time; one that has become something else since
+    is left as it is. `text`: the statement for jobs of a state."""
     changed: list[Changed] = []
     for store in _stores(databases, wanted):
-        after: UUID | None = None
-        while (left := min(limit - len(changed), BATCH)) > 0:
-            sql, states = text(Texts(store.schema)), list(wanted.states) or None
+        texts, ids = Texts(store.schema), dict[str, list[UUID]]()
+        for row in chosen:
+            if (row.module, row.shard) == (store.module, store.shard):
+                ids.setdefault(text(texts, row.state), []).append(row.id)
+        for sql, batch in ((sql, some) for sql, found in ids.items() for some in _batches(found)):
+            parameters = _parameters(replace(wanted, ids=batch), wanted.among(states), None, len(batch))
             try:
-                rows = await store.pool.fetch(sql, *_parameters(wanted, states, after, left), *more(left))
+                rows = await store.pool.fetch(sql, *parameters, *more(len(batch)))
             except asyncpg.PostgresError as error:
                 raise DatabaseError(f"jobs of {store.module} on {store.shard}: {error}") from error
-            done = [
+            changed += [
                 Changed(
                     store.module, store.shard, UUID(int=row["id"].int), row["kind"], row["version"],
                     UUID(int=row["replayed"].int) if "replayed" in row else None,
                 )
                 for row in rows
             ]  # fmt: skip
-            changed += done
-            if len(done) < left:
-                break
-            after = max(one.replayed or one.id for one in done)
-    return changed
+    return sorted(changed, key=lambda one: one.replayed or one.id)
+
+
+def _batches(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
+    return [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
 
 
 def _row(store: Store, row: Any) -> JobRow:

@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,7 @@ from springtide.errors import JobError
 
 if TYPE_CHECKING:
     from springtide.db import Database
-    from springtide.jobs.operating import Wanted
+    from springtide.jobs.operating import Changed, Wanted
     from springtide.platform import Platform
 
 __all__ = ["add_commands"]
@@ -196,38 +196,27 @@ def _show(args: argparse.Namespace) -> int:
 def _retry(args: argparse.Namespace) -> int:
     from springtide.jobs import operating
 
-    return _change(
-        args, "ready again", operating.RETRYABLE,
-        lambda databases, wanted: operating.retry(
-            databases, wanted, limit=args.limit, attempts=args.attempts
-        ),
-    )  # fmt: skip
+    return _change(args, "ready again", operating.RETRYABLE, operating.retry, attempts=args.attempts)
 
 
 def _discard(args: argparse.Namespace) -> int:
     from springtide.jobs import operating
 
-    return _change(
-        args, "discarded", operating.DISCARDABLE,
-        lambda databases, wanted: operating.discard(databases, wanted, limit=args.limit, reason=args.reason),
-    )  # fmt: skip
+    return _change(args, "discarded", operating.DISCARDABLE, operating.discard, reason=args.reason)
 
 
 def _replay(args: argparse.Namespace) -> int:
     from springtide.jobs import operating
 
-    states = operating.REPLAYABLE if args.id or args.state else {"dead"}
-    return _change(
-        args, "enqueued once more", states,
-        lambda databases, wanted: operating.replay(databases, wanted, limit=args.limit),
-    )  # fmt: skip
+    return _change(args, "enqueued once more", operating.REPLAYABLE, operating.replay)
 
 
 def _change(
     args: argparse.Namespace,
     done: str,
-    states: Any,
-    act: Callable[[list[Database], Wanted], Awaitable[list[Any]]],
+    states: Collection[str],
+    act: Callable[..., Awaitable[list[Changed]]],
+    **options: Any,
 ) -> int:
     from springtide.jobs import operating
     from springtide.ops import _jobs_showing as showing
@@ -235,15 +224,16 @@ def _change(
     wanted = _wanted(args)
     if not wanted.narrow:
         raise JobError("say which jobs: by their ids, or by --state, --kind, --key, --older or --younger")
+    options["limit"] = args.limit
     if args.dry_run:
-        rows = _on(args, lambda databases: operating.preview(databases, wanted, states, limit=args.limit))
+        rows = _on(args, lambda databases: operating.preview(databases, wanted, states, **options))
         if args.json:
             print(showing.dumped({"dry_run": True, "jobs": [asdict(row) for row in rows]}))
         else:
             print(showing.jobs(rows))
             print(f"{len(rows)} jobs would be {done}")
         return 0
-    changed = _on(args, lambda databases: act(databases, wanted))
+    changed = _on(args, lambda databases: act(databases, wanted, **options))
     if args.json:
         print(showing.dumped({"dry_run": False, "jobs": [asdict(one) for one in changed]}))
         return 0
