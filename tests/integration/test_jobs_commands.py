@@ -112,6 +112,11 @@ def test_operators_see_and_mend_the_queues() -> None:
         until(lambda: again["id"] in [row["id"] for row in listed(made, "--state", "dead")])
         assert len(changed(made, "retry", "--state", "dead", "--older", "0s")) == 2
 
+        made.call("jobs", "pause", "--module", "deeds", "--reason", "maintenance")
+        kept = made.call("jobs", "resume", "--kind", "deed.note")
+        assert "deed.note was not paused" in kept
+        assert "all jobs of deeds are paused; to resume them: springtide jobs resume --module deeds" in kept
+        made.call("jobs", "resume", "--module", "deeds")
         mistyped = made.call("jobs", "pause", "--kind", "deed.nots")
         assert "paused deed.nots of deeds" in mistyped
         assert "no queue here knows jobs of kind deed.nots (did you mean deed.note?)" in mistyped

@@ -28,7 +28,8 @@ from springtide.db import Database, ShardMap
 from springtide.errors import JobError, JobFailed
 from springtide.jobs import Handler, Run, Upcast, checking, job, look, operating, result
 from springtide.jobs._store import Ending, Store
-from springtide.jobs.operating import Wanted
+from springtide.jobs.operating import KindRow, Wanted
+from springtide.ops import _jobs_showing as showing
 from springtide.signals import JobsMeasured
 
 Urls = tuple[str, str]
@@ -329,6 +330,21 @@ async def test_a_paused_module_begins_nothing(database: Database, database_urls:
         await reach(database, "paused")
         await operating.resume([database], module="deeds")
         await reach(database, "done")
+
+
+async def test_a_pause_is_shown_where_no_job_is(database: Database) -> None:
+    """Of a whole module on a line of its own, of a kind on that of the kind; both until they are resumed."""
+    await operating.pause([database], module="deeds", reason="maintenance")
+    await operating.pause([database], kind="deed.do")
+    whole, of_kind = await operating.overview([database], Wanted())
+    assert (whole.module, whole.kind, whole.counts, of_kind.kind) == ("deeds", None, {}, "deed.do")
+    assert whole.paused is not None and (whole.paused.kind, whole.paused.reason) == (None, "maintenance")
+    assert "deeds   all kinds" in (shown := showing.kinds([whole, of_kind])) and "maintenance" in shown
+    await operating.resume([database], module="deeds")
+    (row,) = await operating.overview([database], Wanted())
+    assert row == KindRow("deeds", "deed.do", {}, 0.0, row.paused)
+    await operating.resume([database], kind="deed.do")
+    assert await operating.overview([database], Wanted()) == []
 
 
 async def test_a_delayed_job_keeps_its_time_through_a_pause(lone: Database) -> None:

@@ -146,11 +146,11 @@ class Page:
 class KindRow:
     """How many jobs of a kind there are per state, over all shards; `age`: of the oldest due one.
 
-    Counts are of at most `jobs.MEASURED` rows per shard and state.
+    Counts are of at most `jobs.MEASURED` rows per shard and state. `kind` None: the whole module is paused.
     """
 
     module: str
-    kind: str
+    kind: str | None
     counts: Mapping[str, int] = field(default_factory=dict)
     age: float = 0.0
     paused: Pause | None = None
@@ -206,7 +206,8 @@ async def show(databases: Collection[Database], id: UUID) -> JobDetails | None:
 
 
 async def overview(databases: Collection[Database], wanted: Wanted) -> list[KindRow]:
-    """Per module and kind how many jobs there are in each state; kinds without jobs that are paused, too."""
+    """Per module and kind how many jobs there are in each state; kinds without jobs that are paused, too, and
+    modules that are."""
 
     async def count(store: Store) -> tuple[str, list[Any], list[Pause]]:
         return (
@@ -215,10 +216,10 @@ async def overview(databases: Collection[Database], wanted: Wanted) -> list[Kind
             await Pausing(store.schema).look(store.pool),
         )
 
-    rows: dict[tuple[str, str], KindRow] = {}
+    rows: dict[tuple[str, str | None], KindRow] = {}
     for module, found, pauses in await _everywhere(databases, wanted, count):
         by_kind = {one.kind: one for one in pauses}
-        for kind in {*(entry.kind for entry in found), *(one.kind for one in pauses if one.kind)}:
+        for kind in {*(entry.kind for entry in found), *by_kind}:
             rows.setdefault(
                 (module, kind), KindRow(module, kind, {}, 0.0, by_kind.get(None) or by_kind.get(kind))
             )
@@ -231,7 +232,7 @@ async def overview(databases: Collection[Database], wanted: Wanted) -> list[Kind
             age = max(known.age, entry.age)
             rows[module, entry.kind] = KindRow(module, entry.kind, counts, age, known.paused)
     chosen = [row for row in rows.values() if not wanted.kinds or row.kind in wanted.kinds]
-    return sorted(chosen, key=lambda row: (row.module, row.kind))
+    return sorted(chosen, key=lambda row: (row.module, row.kind or ""))
 
 
 # -- stepping in ---------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def kinds(rows: Sequence[KindRow]) -> str:
             whole = "module paused" if row.paused.kind is None else "paused"
             note = f"{whole} since {row.paused.since:%Y-%m-%d %H:%M} UTC"
             note += f": {row.paused.reason}" if row.paused.reason else ""
-        cells.append((row.module, row.kind, *counts, _span(row.age) if row.age else "", note))
+        cells.append((row.module, row.kind or "all kinds", *counts, _span(row.age) if row.age else "", note))
     return _table(cells)
 
 

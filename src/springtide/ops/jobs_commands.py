@@ -265,7 +265,18 @@ def _resume(args: argparse.Namespace) -> int:
     from springtide.jobs import operating
 
     options = _pausable(args)
-    _say(args, "resumed", _on(args, lambda databases: operating.resume(databases, **options)))
+
+    async def end(databases: list[Database]) -> tuple[list[str], list[str]]:
+        where = await operating.resume(databases, **options)
+        wanted = operating.Wanted(modules=[args.module] if args.module else ())
+        kept = [row.module for row in await operating.overview(databases, wanted) if row.kind is None]
+        return where, kept
+
+    where, kept = _on(args, end)
+    _say(args, "resumed", where)
+    for module in kept if args.kind else ():
+        how = f"springtide jobs resume --module {module}"
+        print(f"springtide: all jobs of {module} are paused; to resume them: {how}", file=sys.stderr)
     return 0
 
 
@@ -295,7 +306,7 @@ async def _unknown(
     if kind is None or kind in known:
         return None
     wanted = operating.Wanted(modules=[module] if module else ())
-    known |= {row.kind for row in await operating.overview(databases, wanted) if row.counts}
+    known |= {row.kind for row in await operating.overview(databases, wanted) if row.kind and row.counts}
     if kind in known:
         return None
     guess = nearest(kind, sorted(known))
