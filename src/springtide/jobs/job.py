@@ -204,7 +204,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return bool(await tx.fetch(enter_sql(tx.database.schema), tx.bucket, self.id, part))
 
     async def progress(self, value: Any) -> None:
-        """Keep how far this run is, any value that JSON has; `springtide.jobs.look` shows it meanwhile.
+        """Keep how far this run is, any value that JSON has; `springtide.jobs.look` shows it until the job is
+        done or discarded.
 
         Raises JobLost when the job is not this run's any more, JobError for what cannot be kept.
         """

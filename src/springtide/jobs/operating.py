@@ -126,7 +126,8 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDetails:
-    """One job in full. `payload` is what its JSON says, or the text of what is not JSON."""
+    """One job in full. `payload` is what its JSON says, or the text of what is not JSON; `progress` is None
+    once it is done or discarded."""
 
     row: JobRow
     payload: Any

@@ -25,7 +25,8 @@ FIRST_PAUSE, MAX_PAUSE = 0.02, 1.0
 class JobStatus:
     """A job now. `state`: ready, running, held, limited, paused, parked, dead, done or discarded.
 
-    `progress` is what its run reported last, `error` why the last run failed, `result` what it returned.
+    `progress` is what its run reported last, None once it is done or discarded; `error` why the last run
+    failed, `result` what it returned.
     """
 
     state: str
