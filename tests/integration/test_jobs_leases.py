@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
 import pytest
+from tests._pooler import PoolerServer
 from tests.jobs_support import (
     DO,
     DO_ONCE,
@@ -356,7 +358,9 @@ async def test_a_worker_survives_storms_of_start_stop_and_cancel(
 async def test_bell_and_listener_survive_storms(database_urls: Urls) -> None:
     await stress(Bell, storms=4)
     await stress(
-        lambda: Listener(lambda: database_urls[0], cluster="main", heard=lambda _: None), storms=4, pause=0.05
+        lambda: Listener(lambda: database_urls[0], cluster="main", heard=lambda _: None, poll=1.0),
+        storms=4,
+        pause=0.05,
     )
 
 
@@ -389,7 +393,7 @@ async def test_a_listener_that_loses_its_connection_listens_again(
 ) -> None:
     """Killed by the server, it connects again and reports everything as new."""
     heard: list[str | None] = []
-    listener = Listener(lambda: database_urls[0], cluster="main", heard=heard.append)
+    listener = Listener(lambda: database_urls[0], cluster="main", heard=heard.append, poll=1.0)
     await listener.start()
     try:
         await until(lambda: heard == [None])
@@ -409,7 +413,7 @@ async def test_a_silent_connection_is_found_out(database_urls: Urls, postgres: P
     heard: list[str | None] = []
     async with FaultProxy(target=postgres.port) as proxy:
         url = database_urls[0].replace(f":{postgres.port}/", f":{proxy.port}/")
-        listener = Listener(lambda: url, cluster="main", heard=heard.append, probe=0.2)
+        listener = Listener(lambda: url, cluster="main", heard=heard.append, poll=1.0, probe=0.2)
         await listener.start()
         try:
             await until(lambda: heard == [None])
@@ -421,10 +425,61 @@ async def test_a_silent_connection_is_found_out(database_urls: Urls, postgres: P
             await listener.stop()
 
 
+@pytest.mark.needs("pgbouncer")
+@pytest.mark.parametrize("sessions", [1, 4])
+async def test_behind_a_transaction_pooler_a_listener_says_that_it_hears_nothing(
+    database_urls: Urls,
+    own_pooler: Callable[..., PoolerServer],
+    caplog: pytest.LogCaptureFixture,
+    sessions: int,
+) -> None:
+    """Once, however often it connects, by shard and address, and without the password; also where the one
+    session of the server listens and is the one that tells."""
+    pooler = own_pooler({"main": database_urls[0]}, server_connections=sessions)
+    url, heard = pooler.url("main"), list[str | None]()
+    listener = Listener(lambda: url, cluster="main", heard=heard.append, poll=2.5, probe=0.2)
+    await listener.start()
+    try:
+        await until(lambda: warnings(caplog))
+        pooler.stop()
+        pooler.start()
+        await until(lambda: len(heard) > 1)
+    finally:
+        await listener.stop()
+    (warning,) = warnings(caplog)
+    assert "outbox listener main" in warning
+    assert f"{urlsplit(url).hostname}:{urlsplit(url).port}" in warning
+    assert "poll every 2.5 s" in warning
+    assert str(urlsplit(url).password) not in warning
+
+
+async def test_at_the_server_itself_a_listener_warns_of_nothing(
+    database_urls: Urls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even where it is asked whether it hears."""
+    heard: list[str | None] = []
+    listener = Listener(lambda: database_urls[0], cluster="main", heard=heard.append, poll=1.0)
+    await listener.start()
+    try:
+        await until(lambda: heard)
+        raw = await asyncpg.connect(database_urls[0])
+        try:
+            assert await listener._try(raw, database_urls[0])
+        finally:
+            await raw.close()
+    finally:
+        await listener.stop()
+    assert not warnings(caplog)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+
+
 async def test_many_commits_are_few_notifications(database: Database, database_urls: Urls) -> None:
     """Rings are coalesced, and none is sent within a producer's transaction."""
     heard: list[str | None] = []
-    listener = Listener(lambda: database_urls[0], cluster="main", heard=heard.append)
+    listener = Listener(lambda: database_urls[0], cluster="main", heard=heard.append, poll=1.0)
     bell = Bell(spacing=0.05)
     await bell.start()
     await listener.start()

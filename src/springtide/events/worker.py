@@ -108,6 +108,7 @@ class EventWorker:
                 functools.partial(dsns.__getitem__, shard),
                 cluster=shard,
                 heard=_heard(dispatcher, shard),
+                poll=poll,
                 clock=clock,
                 sink=sink,
             )

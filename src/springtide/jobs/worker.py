@@ -141,6 +141,7 @@ class Worker:
                 functools.partial(dsns.__getitem__, shard),
                 cluster=shard,
                 heard=_heard(dispatcher, shard),
+                poll=poll,
                 clock=clock,
                 sink=sink,
             )
