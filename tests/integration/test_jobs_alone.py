@@ -401,6 +401,7 @@ async def test_notify_wakes_a_worker_at_once_and_only_by_a_commit(url: str, way:
                     raise Undone
             async with way(url) as (connection, _):
                 await loud.enqueue(connection, Greet(2), delay=300.0)
+                await loud.enqueue_many(connection, [Greet(2)], run_at=datetime.now(UTC) + timedelta(days=1))
             async with way(url) as (connection, _):
                 await loud.enqueue(connection, Greet(3))
             await until(lambda: doer.done == [3])

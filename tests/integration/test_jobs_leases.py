@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -375,6 +376,34 @@ async def test_a_commit_wakes_the_worker(database: Database, database_urls: Urls
         for number in range(5):
             await add(database, str(number))
             await until(lambda: len(doer.calls) == number + 1)  # noqa: B023 - awaited at once
+
+
+async def test_what_is_not_due_yet_rings_nothing(database: Database, database_urls: Urls) -> None:
+    """Not by a time and not by a delay, of one job and of many; what is due at once does."""
+    rung = list[str]()
+    listener = await asyncpg.connect(database_urls[0])
+    key = next(key for key in map(str, range(100)) if database.shards.shard_of(key) == "main")
+    bell = Bell()
+    database.enqueue = Enqueuer(bell=bell)
+    await bell.start()
+    try:
+        await listener.add_listener("springtide_outbox", lambda *heard: rung.append("bell"))
+        for later in ({"run_at": datetime.now(UTC) + timedelta(days=1)}, {"delay": 60.0}):
+            async with database.write(key) as tx:
+                await tx.enqueue(Deed(key), **later)
+            async with database.write(key) as tx:
+                await tx.enqueue_many([Deed(key)], **later)
+            await until(lambda: not bell._sending)
+            await listener.execute("NOTIFY springtide_outbox")
+            await until(lambda: rung)
+            assert rung == ["bell"]  # the test's own, and what had been rung would have come before
+            rung.clear()
+        async with database.write(key) as tx:
+            await tx.enqueue_many([Deed(key)], run_at=datetime.now(UTC))
+        await until(lambda: rung)
+    finally:
+        await bell.stop()
+        await listener.close()
 
 
 async def test_without_the_bell_workers_poll(database_urls: Urls, tmp_path: Path) -> None:

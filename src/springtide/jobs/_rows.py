@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -22,12 +22,15 @@ from springtide.jobs.job import JobKind, kind_of
 from springtide.outbox.envelope import Envelope
 from springtide.outbox.kinds import check_key
 
-__all__ = ["MANY", "MAX_PAYLOAD_BYTES", "accept", "new_ids", "row", "rows"]
+__all__ = ["MANY", "MAX_PAYLOAD_BYTES", "SOON", "accept", "due_in", "new_ids", "row", "rows"]
 
 MAX_PAYLOAD_BYTES = 65_536
 MAX_SECONDS = 10 * 366 * 86_400.0
 MANY = 2000
 """Jobs that one statement adds at most."""
+
+SOON = 0.05
+"""Seconds until a job is due for which the bell is not rung."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -128,6 +131,11 @@ def rows(
             )
 
     return chunks()
+
+
+def due_in(delay: float | None, run_at: datetime | None) -> float:
+    """Seconds until what `rows` makes is due, by the clock of this machine: a hint."""
+    return (run_at - datetime.now(UTC)).total_seconds() if run_at is not None else delay or 0.0
 
 
 def _encoded(job: Any) -> bytes:

@@ -30,7 +30,7 @@ from springtide.db.pool import Pool
 from springtide.errors import JobError, MigrationError, QueueOverloaded
 from springtide.jobs._ages import Ages
 from springtide.jobs._foreign import Foreign, foreign
-from springtide.jobs._rows import accept, row, rows
+from springtide.jobs._rows import SOON, accept, due_in, row, rows
 from springtide.jobs._statements import insert_many_sql, insert_sql
 from springtide.jobs.enqueue import Enqueuer
 from springtide.jobs.job import Handler, JobKind
@@ -45,9 +45,6 @@ __all__ = ["Jobs"]
 SHARD = "main"
 
 NOTIFY = "SELECT pg_notify($1::text, $2::text)"
-
-SOON = 0.05
-"""Seconds until a job is due for which the bell is not rung."""
 
 
 class Jobs:
@@ -123,8 +120,8 @@ class Jobs:
         )  # fmt: skip
         transaction = await foreign(connection)
         await self._admit(transaction, [spec])
-        ((id, due_in),) = await transaction.fetch(self._insert, values)
-        if self.notify and due_in < SOON:
+        ((id, seconds),) = await transaction.fetch(self._insert, values)
+        if self.notify and seconds < SOON:
             await transaction.fetch(NOTIFY, (CHANNEL, self.name))
         return UUID(str(id))
 
@@ -156,7 +153,7 @@ class Jobs:
         for ids, values in chunks:
             await transaction.fetch(self._insert_many, values)
             added += ids
-        if self.notify and added and (delay or 0.0) < SOON:
+        if self.notify and added and due_in(delay, run_at) < SOON:
             await transaction.fetch(NOTIFY, (CHANNEL, self.name))
         return added
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from springtide.context import Priority
-from springtide.jobs._rows import MAX_PAYLOAD_BYTES, accept, row, rows
+from springtide.jobs._rows import MAX_PAYLOAD_BYTES, SOON, accept, due_in, row, rows
 from springtide.jobs._statements import insert_many_sql, insert_sql
 from springtide.jobs.job import JobKind
 from springtide.outbox.bell import Bell
@@ -99,7 +99,7 @@ class Enqueuer:
             await tx.execute(sql, *values)
             added += ids
         if added:
-            self._ring(tx, delay or 0.0)
+            self._ring(tx, due_in(delay, run_at))
         return added
 
     def _admit(self, tx: WriteTransaction, kinds: Collection[JobKind]) -> None:
@@ -111,9 +111,9 @@ class Enqueuer:
         """Wake workers when `tx` has committed: it has brought jobs forward."""
         self._ring(tx, 0.0)
 
-    def _ring(self, tx: WriteTransaction, due_in: float) -> None:
+    def _ring(self, tx: WriteTransaction, seconds: float) -> None:
         bell = self._bell
-        if bell is not None and due_in < 0.05:
+        if bell is not None and seconds < SOON:
             pool, schema = tx.database.pools[tx.shard], tx.database.schema
             tx.on_commit(lambda: bell.ring(pool, schema))
 
