@@ -327,8 +327,6 @@ async def test_what_cannot_run_is_refused_before_anything_is_sent(url: str) -> N
     """No handler, wrong options: the transaction goes on."""
     with pytest.raises(JobError, match=r"two handlers for work\.greet/1"):
         Jobs("work", [HANDLERS[0], HANDLERS[0]])
-    with pytest.raises(ValueError, match="a name in SQL"):
-        Jobs("no schema", HANDLERS)
     async with by_asyncpg(url) as (connection, _):
         with pytest.raises(JobError, match=r"no handler for work.strange/1 .* list one in Jobs"):
             await JOBS.enqueue(connection, Strange(1))
@@ -533,6 +531,41 @@ async def test_slots_that_are_none_are_refused_by_name() -> None:
         with pytest.raises(JobError, match=f"worker of work: slots must be {rule}"):
             async with made.working("postgresql://127.0.0.1:1/work", slots=slots):  # type: ignore[arg-type]
                 pytest.fail("a worker without slots has started")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no schema",
+        "Work",
+        "",
+        "9lives",
+        "a" * 64,
+        "public",
+        "springtide",
+        "information_schema",
+        "pg_x",
+        "select",
+        7,
+    ],
+)
+def test_a_name_that_no_schema_of_its_own_has_is_refused(name: str) -> None:
+    """Where the jobs are declared, before anything is made in somebody else's schema or by a migration."""
+    with pytest.raises(JobError, match=f"name of Jobs.*, got {name!r}"):
+        Jobs(name, HANDLERS)
+
+
+async def test_no_reserved_word_is_a_name(database_url: str) -> None:
+    """None of those that the server says it has."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        words = await connection.fetch("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')")
+    finally:
+        await connection.close()
+    assert len(words) > 90
+    for (word,) in words:
+        with pytest.raises(JobError, match=f"reserved words, got '{word}'"):
+            Jobs(word, HANDLERS)
 
 
 def test_what_nobody_can_slow_is_said() -> None:

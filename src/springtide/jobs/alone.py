@@ -26,6 +26,7 @@ from uuid import UUID
 from springtide.clock import Clock, SystemClock
 from springtide.context import Priority
 from springtide.db import Database, Key, Migrator, ShardMap, bucket_of
+from springtide.db._names import identifier
 from springtide.db.pool import Pool
 from springtide.errors import JobError, MigrationError, QueueOverloaded
 from springtide.jobs._ages import Ages
@@ -44,6 +45,8 @@ __all__ = ["Jobs"]
 
 SHARD = "main"
 
+TAKEN = ("public", "springtide", "information_schema")
+
 NOTIFY = "SELECT pg_notify($1::text, $2::text)"
 
 
@@ -58,8 +61,8 @@ class Jobs:
     Kinds with overload="refuse" are refused when their queue is too old (`pressure.py`). Once a second an
     `enqueue` of such a kind reads the ages, in the caller's transaction.
 
-    Raises JobError when two handlers take the same kind and version, and for overload="slow": that waits
-    after the commit, which nobody sees here.
+    Raises JobError for a name that a schema of its own cannot have, when two handlers take the same kind and
+    version, and for overload="slow": that waits after the commit, which nobody sees here.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class Jobs:
                     " not see yours: use overload='refuse', or leave out max_age"
                 )
         self.handlers = tuple(handlers)
-        self.name = Migrator(name, None, {}).name  # refuses what is no name of a schema
+        self.name = _schema(name)
         self.notify = notify
         self._names = frozenset(names)
         self._insert, self._insert_many = insert_sql(self.name), insert_many_sql(self.name)
@@ -267,3 +270,17 @@ class Jobs:
 
     def _migrator(self, pool: Pool) -> Migrator:
         return Migrator(self.name, None, {SHARD: pool})
+
+
+def _schema(name: str) -> str:
+    """`name`, when nobody but Jobs has a schema of it."""
+    try:
+        identifier(name)
+    except ValueError as error:
+        raise JobError(f"name of Jobs: {error}") from error
+    if name in TAKEN or name.startswith("pg_"):
+        raise JobError(
+            f"name of Jobs must be that of a schema of its own, none of {', '.join(TAKEN)} and not pg_...,"
+            f" got {name!r}"
+        )
+    return name
