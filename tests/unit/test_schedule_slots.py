@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -166,6 +167,11 @@ def _broken(slot: datetime) -> Report:
     raise ValueError("no day")
 
 
+class Maker:
+    def __call__(self, slot: datetime) -> Report:
+        return _of_slot(slot)
+
+
 class NoJob(msgspec.Struct, frozen=True):
     pass
 
@@ -195,6 +201,8 @@ class NoJob(msgspec.Struct, frozen=True):
         (lambda: Schedule("n", Report(), every=60, catch_up="two"), "one of one, none, all, got 'two'"),  # type: ignore[arg-type]
         (lambda: Schedule("n", NoJob(), every=60), "schedule 'n': NoJob is not declared as a job"),
         (lambda: Schedule("n", Report, every=60), "must be a value, such as Report"),
+        (lambda: Schedule("n", partial(_of_slot), every=60), "'n': job must be .* a function with a name"),
+        (lambda: Schedule("n", Maker(), every=60), "'n': job must be .* a function with a name"),
         (lambda: Schedule("n", _broken, every=60), "no job could be made of the slot .*no day"),
     ],
 )

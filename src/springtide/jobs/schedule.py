@@ -101,6 +101,8 @@ class Schedule:
         """The job of a slot. Raises JobError."""
         if isinstance(self.job, type):
             raise JobError(f"job must be a value, such as {self.job.__name__}(), got the class")
+        if callable(self.job) and not hasattr(self.job, "__qualname__"):  # `spec` goes by it
+            raise JobError(f"job must be a job, or a function with a name (def), got {self.job!r}")
         if not callable(self.job):
             kind_of(self.job)
             return self.job
