@@ -119,6 +119,8 @@ async def test_what_cannot_be_published_is_refused_where_it_is(single: Database)
             (Told("a"), 7, "key must be a string of 1 to 500 characters without NUL, got 7"),
             (Told("a"), "\0", "without NUL"),
             (Told("a" * 70_000), None, "store what it is about"),
+            (Told(object()), None, "an event of kind fact.told cannot be stored as JSON"),  # type: ignore[arg-type]
+            (Told, None, r"an event must be a value, such as Told\(...\), got the class"),
         ):
             with pytest.raises(EventError, match=message):
                 await tx.publish(faulty, key=key)

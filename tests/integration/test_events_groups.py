@@ -38,7 +38,7 @@ from springtide.clock import SystemClock
 from springtide.db import Database
 from springtide.db.pool import Pool
 from springtide.errors import EventError, EventFailed
-from springtide.events import Delivery, Group, On, Upcast, event, operating, publish
+from springtide.events import Delivery, EventWorker, Group, On, Upcast, event, operating, publish
 from springtide.events._log import Log
 from springtide.events._route import Route
 from springtide.events._turn import Turn
@@ -779,6 +779,14 @@ def test_groups_that_cannot_work_are_refused() -> None:
     ):
         with pytest.raises(EventError, match=message):
             Group(**{"name": "ears", "handlers": [HEAR], **options})  # type: ignore[arg-type]
+    for wrong, message in (
+        ({"slots": 2.5}, "events: slots must be a whole number, got 2.5"),
+        ({"poll": "a"}, "events: poll must be a finite number of seconds, got 'a'"),
+        ({"keep": "7"}, "events: keep must be >= 0 seconds, got '7'"),
+        ({"keep_at_most": 1.0}, r"events: keep_at_most must be None or seconds >= keep, got 1\.0"),
+    ):
+        with pytest.raises(EventError, match=message):
+            EventWorker([], dsns={}, **wrong)  # type: ignore[arg-type]
     with pytest.raises(EventError, match=r"method must be async .*, got _plain"):
         On(Told, _plain)  # type: ignore[arg-type]
     with pytest.raises(EventError, match="upcasts must be of each version"):

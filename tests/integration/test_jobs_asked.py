@@ -112,11 +112,16 @@ async def test_what_cannot_run_is_refused_with_all_that_came_along(database: Dat
             await tx.enqueue(Deed)
         with pytest.raises(JobError, match="store what it is about"):
             await tx.enqueue_many([Deed("a"), Deed("a" * 70_000)])
+        with pytest.raises(JobError, match=r"a job of kind deed\.do cannot be stored as JSON"):
+            await tx.enqueue(Deed(object()))  # type: ignore[arg-type]
         for options, message in (
             ({"ordering_key": ""}, "ordering_key must be a string of 1 to 500"),
             ({"ordering_key": 7}, "ordering_key must be a string of 1 to 500 characters without NUL, got 7"),
             ({"run_at": 7.5}, "run_at must have a time zone, got 7.5"),
             ({"deadline": 0}, "deadline must be > 0 seconds"),
+            ({"deadline": "x"}, "deadline must be > 0 seconds and at most ten years, got 'x'"),
+            ({"delay": "5"}, "delay must be >= 0 seconds and at most ten years, got '5'"),
+            ({"priority": 99}, "priority must be one of Priority's CRITICAL, NORMAL, BULK, got 99"),
             ({"deadline": datetime.now(UTC).replace(tzinfo=None)}, "deadline must have a time zone"),
             ({"delay": 1, "run_at": datetime.now(UTC)}, "either delay or run_at"),
         ):
@@ -376,6 +381,10 @@ async def test_a_result_is_kept_and_waited_for(database: Database, database_urls
         await until(half)
         with pytest.raises(DeadlineExceeded, match=r"waiting for the job .* \(running\)"):
             await result(database, "a", good, 0.05)
+        with pytest.raises(JobError, match="id must be a UUID, got 'xx'"):
+            await result(database, "a", "xx", 0.05)  # type: ignore[arg-type]
+        with pytest.raises(JobError, match="timeout must be >= 0 seconds, got '5'"):
+            await result(database, "a", good, "5")  # type: ignore[arg-type]
         hurry = RequestContext(deadline=database.clock.monotonic() + 0.05)
         with activate(hurry), pytest.raises(DeadlineExceeded):
             await result(database, "a", good, 3600.0)

@@ -657,6 +657,10 @@ async def _done(database: Database, count: int) -> bool:
     ("options", "message"),
     [
         ({"slots": 0}, "slots must be >= 1, got 0"),
+        ({"slots": 2.5}, "worker: slots must be a whole number, got 2.5"),
+        ({"poll": "a"}, "worker: poll must be a finite number of seconds, got 'a'"),
+        ({"drain": "a"}, "worker: drain must be >= 0 seconds, got 'a'"),
+        ({"lease": "30"}, "worker: lease must be a finite number of seconds, got '30'"),
         ({"lease": 1.0, "heartbeat": 0.5}, "at most a third of lease, got 0.5 of 1.0"),
         ({"poll": 0.0}, "poll must be > 0 seconds, got 0.0"),
         ({"drain": -1.0}, "drain must be >= 0 seconds, got -1.0"),

@@ -63,6 +63,8 @@ def test_a_kind_is_told_by_the_class_and_by_its_instances() -> None:
         ({"kind": "mail..x"}, "got 'mail..x'"),
         ({"kind": "mail/x"}, "got 'mail/x'"),
         ({"kind": "a.b.c.d.e"}, "1 to 4 words"),
+        ({"kind": 5}, "1 to 4 words .*, got 5"),
+        ({"priority": 99}, r"job mail\.welcome: priority must be one of .*CRITICAL, NORMAL, BULK, got 99"),
         ({"version": 0}, "version must be >= 1, got 0"),
         ({"max_attempts": 0}, "max_attempts must be >= 1, got 0"),
         ({"version": "1"}, "version must be a whole number, got '1'"),
@@ -143,6 +145,7 @@ def test_a_faulty_handler_is_refused() -> None:
         ({"batch": 2.5}, r"handler of mail\.welcome/2: batch must be a whole number, got 2\.5"),
         ({"wait": 1.0}, "wait must be 0 to 5 seconds, and 0 without batch, got 1.0"),
         ({"batch": 2, "wait": 6.0}, "got 6.0"),
+        ({"batch": 2, "wait": "x"}, r"handler of mail\.welcome/2: wait must be 0 to 5 seconds.*, got 'x'"),
     ],
 )
 def test_a_faulty_option_of_a_handler_is_refused(options: dict[str, Any], message: str) -> None:

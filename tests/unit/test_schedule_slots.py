@@ -199,6 +199,10 @@ class NoJob(msgspec.Struct, frozen=True):
         (lambda: Schedule("n", Report(), cron="* * * * *", tz="../etc"), "tz must .* got '../etc'"),
         (lambda: Schedule("n", Report(), cron="* * * * *", tz="Europe"), "tz must .* got 'Europe'"),
         (lambda: Schedule("n", Report(), every=60, catch_up="two"), "one of one, none, all, got 'two'"),  # type: ignore[arg-type]
+        (lambda: Schedule("n", Report(), every="5"), "'n': every must be >= 1 second .* got '5'"),  # type: ignore[arg-type]
+        (lambda: Schedule("n", Report(), cron=5), "'n': cron must be a string, .* got 5"),  # type: ignore[arg-type]
+        (lambda: Schedule("n", Report(), cron="* * * * *", tz=5), "'n': tz must .* got 5"),  # type: ignore[arg-type]
+        (lambda: Schedule(5, Report(), every=60), "name must be lower-case .* got 5"),  # type: ignore[arg-type]
         (lambda: Schedule("n", NoJob(), every=60), "schedule 'n': NoJob is not declared as a job"),
         (lambda: Schedule("n", Report, every=60), "must be a value, such as Report"),
         (lambda: Schedule("n", partial(_of_slot), every=60), "'n': job must be .* a function with a name"),

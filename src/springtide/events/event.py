@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from springtide.errors import EventError
-from springtide.outbox.kinds import KIND, check_counts, declared, declaring
+from springtide.outbox.kinds import KIND, check_counts, declared, declaring, is_named
 
 __all__ = ["EventKind", "event", "kind_of"]
 
@@ -34,7 +34,7 @@ class EventKind:
     version: int
 
     def __post_init__(self) -> None:
-        if not KIND.fullmatch(self.kind):
+        if not is_named(KIND, self.kind):
             raise EventError(
                 "an event's kind is 1 to 4 words of lower-case letters, digits and _ with dots between,"
                 f" such as orders.placed, got {self.kind!r}"

@@ -107,6 +107,8 @@ class Publisher:
 
     def _accept(self, tx: WriteTransaction, event: Any) -> EventKind:
         spec = kind_of(event)
+        if isinstance(event, type):
+            raise EventError(f"an event must be a value, such as {event.__name__}(...), got the class")
         if self._names is not None and spec.name not in self._names:
             known = ", ".join(sorted(self._names)) or "nothing"
             raise EventError(
@@ -142,7 +144,11 @@ async def publish_many(tx: WriteTransaction, events: Sequence[Any], *, key: str 
 
 
 def _encoded(event: Any) -> bytes:
-    payload = _encode(event)
+    try:
+        payload = _encode(event)
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = kind_of(event).kind
+        raise EventError(f"an event of kind {kind} cannot be stored as JSON: {error}") from error
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise EventError(
             f"an event of kind {kind_of(event).kind} has {len(payload)} bytes, more than {MAX_PAYLOAD_BYTES}:"

@@ -25,6 +25,7 @@ from springtide.events._upkeep import Upkeep
 from springtide.events.group import Group
 from springtide.lifecycle import Group as Services
 from springtide.lifecycle import Service
+from springtide.outbox.kinds import check_counts, check_seconds, is_number
 from springtide.outbox.listener import Listener
 from springtide.signals import NullSink, Sink
 
@@ -81,16 +82,15 @@ class EventWorker:
         clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
-        if slots < 1:
-            raise EventError(f"slots must be >= 1, got {slots}")
-        for option, seconds in (("poll", poll), ("upkeep", upkeep), ("measure", measure)):
-            if not seconds > 0:
-                raise EventError(f"{option} must be > 0 seconds, got {seconds}")
+        check_counts(name, EventError, slots=slots)
+        check_seconds(name, EventError, poll=poll, upkeep=upkeep, measure=measure)
         for option, seconds in (("drain", drain), ("keep", keep)):
-            if not seconds >= 0:
-                raise EventError(f"{option} must be >= 0 seconds, got {seconds}")
-        if keep_at_most is not None and keep_at_most < keep:
-            raise EventError(f"keep_at_most must be None or >= keep, got {keep_at_most} < {keep}")
+            if not (is_number(seconds) and seconds >= 0):
+                raise EventError(f"{name}: {option} must be >= 0 seconds, got {seconds!r}")
+        if keep_at_most is not None and not (is_number(keep_at_most) and keep_at_most >= keep):
+            raise EventError(
+                f"{name}: keep_at_most must be None or seconds >= keep, got {keep_at_most!r} and {keep}"
+            )
         databases = list(dict.fromkeys([*logs, *(one.log for one in subscriptions)]))
         shards = {shard for database in databases for shard in database.pools}
         if missing := sorted(shards - set(dsns)):

@@ -20,7 +20,7 @@ from springtide.context import Priority
 from springtide.errors import JobError
 from springtide.jobs.job import JobKind, kind_of
 from springtide.outbox.envelope import Envelope
-from springtide.outbox.kinds import check_key
+from springtide.outbox.kinds import check_key, is_number, priority_of
 
 __all__ = ["MANY", "MAX_PAYLOAD_BYTES", "SOON", "accept", "due_in", "new_ids", "row", "rows"]
 
@@ -76,7 +76,7 @@ def row(
         payload,
         _context(),
         unique_key,
-        int(Priority(priority) if priority is not None else spec.priority),
+        int(spec.priority if priority is None else priority_of(f"job {spec.kind}", priority, JobError)),
         spec.max_attempts,
         run_at,
         float(delay or 0.0),
@@ -106,7 +106,7 @@ def rows(
     payloads = [_encoded(job) for job in jobs]
     limits = [_limit(spec, limit_key) for spec in specs]
     ids, context = new_ids(len(jobs)), _context()
-    wanted = None if priority is None else int(Priority(priority))
+    wanted = None if priority is None else int(priority_of("jobs", priority, JobError))
 
     def chunks() -> Iterator[tuple[list[UUID], tuple[Any, ...]]]:
         for start in range(0, len(jobs), MANY):
@@ -139,7 +139,10 @@ def due_in(delay: float | None, run_at: datetime | None) -> float:
 
 
 def _encoded(job: Any) -> bytes:
-    payload = _encode(job)
+    try:
+        payload = _encode(job)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise JobError(f"a job of kind {kind_of(job).kind} cannot be stored as JSON: {error}") from error
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise JobError(
             f"a job of kind {kind_of(job).kind} has {len(payload)} bytes, more than {MAX_PAYLOAD_BYTES}:"
@@ -160,15 +163,15 @@ def _check(
 ) -> None:
     if delay is not None and run_at is not None:
         raise JobError(f"give a job either delay or run_at, got {delay} and {run_at}")
-    if delay is not None and not 0 <= delay <= MAX_SECONDS:
-        raise JobError(f"delay must be >= 0 seconds and at most ten years, got {delay}")
+    if delay is not None and not (is_number(delay) and 0 <= delay <= MAX_SECONDS):
+        raise JobError(f"delay must be >= 0 seconds and at most ten years, got {delay!r}")
     if run_at is not None and getattr(run_at, "tzinfo", None) is None:
         raise JobError(f"run_at must have a time zone, got {run_at!r}")
     if isinstance(deadline, datetime):
         if deadline.tzinfo is None:
             raise JobError(f"deadline must have a time zone, got {deadline!r}")
-    elif deadline is not None and not 0 < deadline <= MAX_SECONDS:
-        raise JobError(f"deadline must be > 0 seconds and at most ten years, got {deadline}")
+    elif deadline is not None and not (is_number(deadline) and 0 < deadline <= MAX_SECONDS):
+        raise JobError(f"deadline must be > 0 seconds and at most ten years, got {deadline!r}")
     check_key("ordering_key", ordering_key, JobError)
 
 

@@ -35,6 +35,9 @@ from springtide.outbox.kinds import (
     check_seconds,
     declared,
     declaring,
+    is_named,
+    is_number,
+    priority_of,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ class JobKind:
     overload: Overload | None = None
 
     def __post_init__(self) -> None:
-        if not KIND.fullmatch(self.kind):
+        if not is_named(KIND, self.kind):
             raise JobError(
                 "a job's kind is 1 to 4 words of lower-case letters, digits and _ with dots between,"
                 f" such as mail.welcome, got {self.kind!r}"
@@ -153,7 +156,7 @@ def job(
         max_run=max_run,
         backoff=backoff,
         max_backoff=max_backoff,
-        priority=Priority(priority),
+        priority=priority_of(f"job {kind}", priority, JobError),
         result=result,
         concurrency=concurrency,
         rate=rate,
@@ -265,10 +268,10 @@ class Handler(Generic[S]):
             upcasts=self.upcasts,
             batch=self.batch,
         )
-        if not 0 <= self.wait <= MAX_WAIT or (self.wait and self.batch is None):
+        if not is_number(self.wait) or not 0 <= self.wait <= MAX_WAIT or (self.wait and self.batch is None):
             raise JobError(
                 f"handler of {spec.name}: wait must be 0 to {MAX_WAIT:g} seconds, and 0 without batch,"
-                f" got {self.wait}"
+                f" got {self.wait!r}"
             )
         if self.batch is not None and spec.result:
             raise JobError(

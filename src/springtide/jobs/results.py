@@ -15,6 +15,7 @@ from springtide.context import current
 from springtide.db import Database, Key, bucket_of
 from springtide.errors import DeadlineExceeded, JobError, JobFailed
 from springtide.jobs._store import Store
+from springtide.outbox.kinds import is_number
 
 __all__ = ["JobStatus", "look", "result"]
 
@@ -38,7 +39,7 @@ class JobStatus:
 
 async def look(database: Database, key: Key, id: UUID) -> JobStatus | None:
     """The job `id` that was enqueued in a write of `key`; None when nobody knows it (any more)."""
-    return await _look(Store(database, database.shards.shard_of(key)), bucket_of(key), id)
+    return await _look(Store(database, database.shards.shard_of(key)), bucket_of(key), _checked(id))
 
 
 async def result(database: Database, key: Key, id: UUID, timeout: float) -> Any:
@@ -48,8 +49,9 @@ async def result(database: Database, key: Key, id: UUID, timeout: float) -> Any:
     Raises DeadlineExceeded, JobFailed when it is a dead letter or was discarded, JobError when
     nobody knows it (any more).
     """
-    if not timeout >= 0:
-        raise JobError(f"timeout must be >= 0 seconds, got {timeout}")
+    if not (is_number(timeout) and timeout >= 0):
+        raise JobError(f"timeout must be >= 0 seconds, got {timeout!r}")
+    id = _checked(id)
     store, bucket, clock = Store(database, database.shards.shard_of(key)), bucket_of(key), database.clock
     until, pause = clock.monotonic() + timeout, FIRST_PAUSE
     context = current()
@@ -68,6 +70,13 @@ async def result(database: Database, key: Key, id: UUID, timeout: float) -> Any:
             raise DeadlineExceeded(f"waiting for the job {id} ({found.state})")
         await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.5)))  # noqa: S311 - spreads looks
         pause = min(pause * 2, MAX_PAUSE)
+
+
+def _checked(id: object) -> UUID:
+    try:
+        return UUID(str(id))
+    except ValueError as error:
+        raise JobError(f"id must be a UUID, got {id!r}") from error
 
 
 async def _look(store: Store, bucket: int, id: UUID) -> JobStatus | None:

@@ -22,6 +22,7 @@ import msgspec
 from springtide.errors import JobError
 from springtide.jobs._slots import CATCH_UP, Cron, Every, Timing
 from springtide.jobs.job import kind_of
+from springtide.outbox.kinds import is_named, is_number
 
 __all__ = ["CatchUp", "Schedule"]
 
@@ -58,7 +59,7 @@ class Schedule:
     _zone: tzinfo = field(init=False, repr=False, compare=False, default=UTC)
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not is_named(_NAME, self.name):
             raise JobError(
                 "a schedule's name must be lower-case letters, digits, _ and -, at most 48, a letter first,"
                 f" got {self.name!r}"
@@ -66,7 +67,9 @@ class Schedule:
         where = f"schedule {self.name!r}"
         if (self.cron is None) == (self.every is None):
             raise JobError(f"{where}: give either cron or every, got {self.cron!r} and {self.every!r}")
-        if self.every is not None and not 1 <= self.every <= LONGEST:
+        if self.cron is not None and not isinstance(self.cron, str):
+            raise JobError(f"{where}: cron must be a string, such as '30 3 * * *', got {self.cron!r}")
+        if self.every is not None and not (is_number(self.every) and 1 <= self.every <= LONGEST):
             raise JobError(f"{where}: every must be >= 1 second and at most a year, got {self.every!r}")
         if self.every is not None and self.tz != "UTC":
             raise JobError(f"{where}: tz is for cron, an interval has no use for {self.tz!r}")
@@ -132,7 +135,7 @@ def _zone(name: str) -> tzinfo:
         return UTC
     try:
         return ZoneInfo(name)
-    except (OSError, ValueError, LookupError) as error:  # a folder's name is an OSError, ../x a ValueError
+    except (OSError, TypeError, ValueError, LookupError) as error:  # a folder: OSError, ../x: ValueError
         raise JobError(
             f"tz must be a time zone that this machine knows, such as Europe/Berlin, got {name!r}"
         ) from error

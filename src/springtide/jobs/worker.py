@@ -27,6 +27,7 @@ from springtide.jobs._store import Store
 from springtide.jobs._upkeep import Upkeep
 from springtide.jobs.job import Handler
 from springtide.lifecycle import Group, Service
+from springtide.outbox.kinds import check_counts, check_seconds, is_number
 from springtide.outbox.listener import Listener
 from springtide.signals import NullSink, Sink
 
@@ -95,16 +96,22 @@ class Worker:
         clock: Clock | None = None,
         sink: Sink | None = None,
     ) -> None:
-        if slots < 1:
-            raise JobError(f"slots must be >= 1, got {slots}")
-        for option, seconds in (("poll", poll), ("upkeep", upkeep), ("measure", measure), ("stall", stall)):
-            if not seconds > 0:
-                raise JobError(f"{option} must be > 0 seconds, got {seconds}")
+        check_counts(name, JobError, slots=slots)
+        check_seconds(
+            name,
+            JobError,
+            poll=poll,
+            upkeep=upkeep,
+            measure=measure,
+            stall=stall,
+            lease=lease,
+            heartbeat=heartbeat,
+        )
         for option, seconds in (("drain", drain), ("park_after", park_after), ("keep_done", keep_done)):
-            if not seconds >= 0:
-                raise JobError(f"{option} must be >= 0 seconds, got {seconds}")
-        if not 0 < heartbeat * 3 <= lease:
-            raise JobError(f"heartbeat must be > 0 and at most a third of lease, got {heartbeat} of {lease}")
+            if not (is_number(seconds) and seconds >= 0):
+                raise JobError(f"{name}: {option} must be >= 0 seconds, got {seconds!r}")
+        if heartbeat * 3 > lease:
+            raise JobError(f"{name}: heartbeat must be at most a third of lease, got {heartbeat} of {lease}")
         shards = {shard for queue in queues for shard in queue.database.pools}
         if missing := sorted(shards - set(dsns)):
             raise JobError(f"a worker needs the address of each shard, none for {', '.join(missing)}")

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from springtide.context import Priority
 from springtide.errors import SpringtideError
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "declared",
     "declaring",
     "decoder",
+    "is_named",
+    "is_number",
+    "priority_of",
 ]
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -68,16 +72,35 @@ def check_counts(what: str, error: type[SpringtideError], **counts: object) -> N
             raise error(f"{what}: {key} must be >= 1, got {value}")
 
 
+def is_named(pattern: re.Pattern[str], value: object) -> bool:
+    """Whether it is a string, and all of it as `pattern` has it."""
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_seconds(
     what: str, error: type[SpringtideError], *, most: float = math.inf, **seconds: object
 ) -> None:
     """Each is a number above 0, not infinite and at most `most`."""
     for key, value in seconds.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_number(value):
             raise error(f"{what}: {key} must be a finite number of seconds, got {value!r}")
-        if not 0 < value <= most:
+        if not 0 < value <= most:  # type: ignore[operator]
             bound = f" and at most {most:g}" if most < math.inf else ""
             raise error(f"{what}: {key} must be > 0 seconds{bound}, got {value}")
+
+
+def priority_of(what: str, value: object, error: type[SpringtideError]) -> Priority:
+    """The class that `value` is, or is the number of."""
+    try:
+        return Priority(value)  # type: ignore[arg-type]
+    except ValueError as cause:
+        known = ", ".join(one.name for one in Priority)
+        raise error(f"{what}: priority must be one of Priority's {known}, got {value!r}") from cause
 
 
 def check_method(what: str, key: str, method: object, error: type[SpringtideError]) -> None:
