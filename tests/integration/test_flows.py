@@ -140,10 +140,12 @@ async def test_a_step_that_refuses_has_nothing_to_undo(database: Database, datab
         assert await effects(database, "b") == []
 
 
+@pytest.mark.parametrize("by", ["flows resume", "jobs retry"])
 async def test_what_cannot_be_undone_is_stuck_and_goes_on_when_resumed(
-    database: Database, database_urls: Urls
+    database: Database, database_urls: Urls, by: str
 ) -> None:
-    """Tried as often as declared; its dead letter stays until then, and the metrics say so."""
+    """Tried as often as declared; its dead letter stays until then, and the metrics say so. Then it is tried
+    as often again, whoever resumes it, also by its dead letter."""
     broken, heard = True, Heard()
 
     async def act(what: str, order: Order, run: StepRun) -> None:
@@ -159,9 +161,23 @@ async def test_what_cannot_be_undone_is_stuck_and_goes_on_when_resumed(
         await FlowUpkeep(flows, sink=heard).tend()
         assert sum(one.stuck for one in heard.of(FlowsMeasured)) == 1
         assert [row["state"] for row in await database.scatter("select state from deeds._job")] == ["dead"]
+
+        async def resume() -> None:
+            if by == "jobs retry":
+                assert len(await operating.retry([database], Wanted(states=["dead"]))) == 1
+                return
+            async with database.write("unsendable") as tx:
+                assert await flows.resume(tx, id)
+
+        async def stuck_again() -> Any:
+            found = await flows.look("unsendable", id)
+            assert found is not None
+            return found if [one.outcome for one in found.steps[-2:]] == ["resumed", "stuck"] else None
+
+        await resume()
+        assert (await until(stuck_again)).steps[-1].attempt == 3
         broken = False
-        async with database.write("unsendable") as tx:
-            assert await flows.resume(tx, id)
+        await resume()
         await reach(flows, "unsendable", id, "undone")
         async with database.write("unsendable") as tx:
             assert not await flows.resume(tx, id)

@@ -234,7 +234,8 @@ class At:
             )
 
     async def _hand_over(self, go: Go, run: Run) -> None:
-        """The flow is elsewhere: it may be that whoever drove it there has died, and this is its only job."""
+        """The flow is elsewhere: it may be that whoever drove it there has died, and this is its only job; or
+        that it is stuck, and somebody has retried its dead letter."""
         async with self._database.write(Bucket(go.bucket)) as tx:
             await self._moves.hand_over(tx, self._workflow, go.bucket, go.flow, run.id)
 

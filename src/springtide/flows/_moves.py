@@ -146,6 +146,12 @@ class Moves:
             await tx.execute(self._statements.set_job, row["bucket"], row["id"], row["job_id"])
         return moved
 
+    async def resume(self, tx: WriteTransaction, workflow: Workflow[Any], row: Any) -> Any | None:
+        """Undo the step again at which it is stuck, as often as the first time; its dead letter goes."""
+        if row["job_id"] is not None:
+            await tx.execute(self._statements.drop_job, row["bucket"], row["job_id"])
+        return await self.turn(tx, workflow, row, row["step"], None, outcome="resumed")
+
     async def later(
         self, tx: WriteTransaction, workflow: Workflow[Any], row: Any, seconds: float, held: UUID | None
     ) -> Any | None:
@@ -173,9 +179,15 @@ class Moves:
     async def hand_over(
         self, tx: WriteTransaction, workflow: Workflow[Any], bucket: int, id: UUID, held: UUID
     ) -> None:
-        """Whoever drove the flow, and held this job of it, does not go on: workers do, from where it is."""
+        """Whoever drove the flow, and held this job of it, does not go on: workers do, from where it is. Also
+        from where it is stuck: then this is its dead letter, which was retried."""
         row = await tx.fetch_one(self._statements.lock, bucket, id)
-        if row is None or row["job_id"] != held or row["state"] not in ("running", "undoing"):
+        if row is None or row["job_id"] != held:
+            return
+        if row["state"] == "stuck":
+            await self.resume(tx, workflow, row)
+            return
+        if row["state"] not in ("running", "undoing"):
             return
         name = workflow.steps[row["step"]].name
         name = name if row["state"] == "running" else f"{name}.undo"

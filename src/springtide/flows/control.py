@@ -214,7 +214,8 @@ class Flows:
         if row["state"] in ("undoing", "stuck", "undone"):
             return True
         workflow = self._of(row)
-        await self._drop(tx, row)
+        if row["job_id"] is not None:
+            await tx.execute(self.statements.drop_job, row["bucket"], row["job_id"])
         how: dict[str, Any] = {"outcome": "cancelled", "hold": hold}
         return await self.moves.turn(tx, workflow, row, row["step"], reason, **how) is not None
 
@@ -223,9 +224,7 @@ class Flows:
         row = await tx.fetch_one(self.statements.lock, tx.bucket, id)
         if row is None or row["state"] != "stuck":
             return False
-        await self._drop(tx, row)
-        moved = await self.moves.turn(tx, self._of(row), row, row["step"], None, outcome="resumed")
-        return moved is not None
+        return await self.moves.resume(tx, self._of(row), row) is not None
 
     async def look(self, key: Key, id: UUID) -> FlowStatus | None:
         """A flow that was started in a write of `key`, with its history; None: nobody knows it (any more)."""
@@ -295,10 +294,6 @@ class Flows:
         await tx.execute(self.statements.hasten, tx.bucket, jobs)
         if isinstance(enqueuer := self.database.enqueue, Enqueuer):
             enqueuer.ring(tx)
-
-    async def _drop(self, tx: WriteTransaction, row: Any) -> None:
-        if row["job_id"] is not None:
-            await tx.execute(self.statements.drop_job, row["bucket"], row["job_id"])
 
     def _shown(self, row: Any, steps: tuple[StepRecord, ...]) -> FlowStatus:
         workflow = self.of(row["kind"], row["version"])
