@@ -68,10 +68,11 @@ class Shop:
         return await self.happen("do send", order, run)
 
 
-QUICK: dict[str, Any] = {"max_attempts": 3, "backoff": 0.01, "max_backoff": 0.05, "undo_attempts": 3}
+QUICK: dict[str, Any] = {"max_attempts": 3, "backoff": 0.01, "max_backoff": 0.05}
+UNDONE: dict[str, Any] = {**QUICK, "undo_attempts": 3}
 
-RESERVE = Step("reserve", Shop.reserve, undo=Shop.release, effect="transactional", **QUICK)
-PAY = Step("pay", Shop.pay, undo=Shop.give_back, **QUICK)
+RESERVE = Step("reserve", Shop.reserve, undo=Shop.release, effect="transactional", **UNDONE)
+PAY = Step("pay", Shop.pay, undo=Shop.give_back, **UNDONE)
 SEND = Step("send", Shop.send, effect="transactional", **QUICK)
 
 PLACE = Workflow("shop.place", Order, [RESERVE, PAY, SEND])

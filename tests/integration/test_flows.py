@@ -492,6 +492,19 @@ def _plain(shop: Shop, order: Order, run: StepRun) -> None:
         (lambda: WaitFor("w", event="", key=str, timeout=1.0), "event must not be empty"),
         (lambda: WaitFor("w", event="e", key=str, timeout=0), "timeout must be > 0 seconds .* got 0"),
         (lambda: WaitFor("w", event="e", key=str, timeout=1, late="x"), "late must be .* got 'x'"),
+        (lambda: Step("pay", _nothing, undo_attempts=3), "undo_attempts is for undo, which is None, got 3"),
+        (
+            lambda: WaitFor("w", event="e", key=str, timeout=None, late="go_on"),
+            "'w': late is for when timeout has passed, which is None, got 'go_on'",
+        ),
+        (
+            lambda: WaitFor("w", event="e", key=str, timeout=None, payload=str),
+            "'w': payload is for then, which is None, got <class 'str'>",
+        ),
+        (
+            lambda: Workflow("a", Order, [PAY], follows=("done",)),
+            "workflow a: follows is for follow, which is None, got done",
+        ),
         (lambda: Pause("p"), "either seconds or until"),
         (lambda: Pause("p", seconds=-1), "seconds must be >= 0 .* got -1"),
     ],
@@ -505,6 +518,11 @@ async def test_what_cannot_be_started_or_sent_is_refused(database: Database) -> 
     flows = Flows(database, [PLACE])
     with pytest.raises(JobError, match="two workflows of one kind and version"):
         Flows(database, [PLACE, PLACE])
+    longer = Workflow("shop.place", Order, [PAY], version=2, keep=60.0)
+    with pytest.raises(
+        JobError, match=r"shop\.place: keep must be the same in all versions, got 2592000\.0 and 60\.0"
+    ):
+        Flows(database, [PLACE, longer])
     async with database.write("a") as tx:
         with pytest.raises(JobError, match="carries Order, got str"):
             await flows.start(tx, PLACE, "order")  # type: ignore[type-var]

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.flowing import PAY, QUICK, RESERVE, SEND, Order, Shop, begin, cancel, effects, reach, running
+from tests.flowing import PAY, RESERVE, SEND, UNDONE, Order, Shop, begin, cancel, effects, reach, running
 from tests.jobs_support import deeds, until
 
 from springtide.db import Database, bucket_of
@@ -18,7 +18,7 @@ from springtide.flows import Flows, FlowUpkeep, Moved, Pause, Step, StepRun, Wor
 
 Urls = tuple[str, str]
 
-ASKED = Step("pay", Shop.pay, undo=Shop.give_back, **{**QUICK, "max_attempts": 1})
+ASKED = Step("pay", Shop.pay, undo=Shop.give_back, **{**UNDONE, "max_attempts": 1})
 
 
 @pytest.fixture

@@ -76,8 +76,10 @@ class FlowStatus:
 
 
 class Flows:
-    """The workflows of the module whose database this is. Raises JobError when two have one name and version.
+    """The workflows of the module whose database this is. Raises JobError when two have one name and version,
+    or those of one kind are not kept for the same time.
 
+    keep:     seconds that flows of a kind stay visible after their end.
     handlers: those of the steps' jobs, for the module's worker.
     """
 
@@ -88,6 +90,14 @@ class Flows:
         self.workflows = {workflow.name: workflow for workflow in workflows}
         if len(self.workflows) < len(workflows):
             raise JobError(f"database {database.name!r} has two workflows of one kind and version")
+        self.keep: dict[str, float] = {}
+        for workflow in workflows:
+            keep = self.keep.setdefault(workflow.kind, workflow.keep)
+            if keep != workflow.keep:
+                raise JobError(
+                    f"workflow {workflow.kind}: keep must be the same in all versions,"
+                    f" got {keep} and {workflow.keep}"
+                )
         self.statements = Statements(database.schema)
         self.moves = Moves(database.name, self.statements, sink or NullSink())
         self._at = {

@@ -38,6 +38,7 @@ D = TypeVar("D", bound=msgspec.Struct)
 
 MAX_STEPS = 100
 MAX_SECONDS = 10 * 366 * 86_400.0
+UNDO_ATTEMPTS = 50
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}(\.[a-z][a-z0-9_]{0,47})?")
 _STEP = re.compile(r"[a-z][a-z0-9_]{0,47}")
@@ -119,7 +120,7 @@ class Step:
     max_run: float = field(default=60.0, kw_only=True)
     backoff: float = field(default=2.0, kw_only=True)
     max_backoff: float = field(default=3600.0, kw_only=True)
-    undo_attempts: int = field(default=50, kw_only=True)
+    undo_attempts: int = field(default=UNDO_ATTEMPTS, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_step(self.name)
@@ -128,6 +129,10 @@ class Step:
                 check_method(f"step {self.name!r}", what, function, JobError)
         check_effect(f"step {self.name!r}", self.effect, JobError)
         check_counts(f"step {self.name!r}", JobError, undo_attempts=self.undo_attempts)
+        if self.undo is None and self.undo_attempts != UNDO_ATTEMPTS:
+            raise JobError(
+                f"step {self.name!r}: undo_attempts is for undo, which is None, got {self.undo_attempts}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,12 @@ class WaitFor:
             )
         if self.late not in ("fail", "go_on"):
             raise JobError(f'step {self.name!r}: late must be "fail" or "go_on", got {self.late!r}')
+        if self.late == "go_on" and self.timeout is None:
+            raise JobError(
+                f"step {self.name!r}: late is for when timeout has passed, which is None, got {self.late!r}"
+            )
+        if self.payload is not Any and self.then is None:
+            raise JobError(f"step {self.name!r}: payload is for then, which is None, got {self.payload!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +212,7 @@ class Workflow(Generic[D]):
 
     version: raise it when steps are added, removed, renamed or put into another order, and list the old one
              beside it until its flows have ended: a flow keeps the version that it began with.
-    keep:    seconds that a flow which has ended stays visible.
+    keep:    seconds that a flow which has ended stays visible; the same in all versions of a kind.
     follow:  called in the transaction of every move, before it commits: what it writes is there if and only
              if the flow has moved. So rows of the module say where the flow is. What it raises undoes the
              move; keep it short. The start is no move: who starts a flow has its transaction.
@@ -234,6 +245,10 @@ class Workflow(Generic[D]):
         if unknown := sorted(set(self.follows or ()).difference(STATES)):
             raise JobError(
                 f"workflow {self.kind}: follows must be of {', '.join(STATES)}, got {', '.join(unknown)}"
+            )
+        if self.follows is not None and self.follow is None:
+            raise JobError(
+                f"workflow {self.kind}: follows is for follow, which is None, got {', '.join(self.follows)}"
             )
         config = getattr(self.data, "__struct_config__", None)
         if config is None or not config.frozen:

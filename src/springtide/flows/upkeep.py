@@ -129,9 +129,8 @@ class FlowUpkeep:
 
     async def _forget(self) -> None:
         statements = self._flows.statements
-        keep = {workflow.kind: workflow.keep for workflow in self._flows.workflows.values()}
         for pool in self._flows.database.pools.values():
-            for kind, seconds in keep.items():
+            for kind, seconds in self._flows.keep.items():
                 for _ in range(MAX_ROUNDS):
                     if int((await pool.execute(statements.forget, kind, seconds)).split()[-1]) == 0:
                         break
