@@ -127,6 +127,47 @@ async def test_flows_without_a_platform(
     assert await scope["work"](made.database("shop"), dsns, [names["PLACE"]], service, waits)
 
 
+def write_app(folder: Path, urls: tuple[str, str]) -> None:
+    """What the command line needs besides the module."""
+    (folder / "app.py").write_text(
+        "import shop\nmodules = [shop.module(None)]\nasync def app(a, b, c): ...\n"
+    )
+    (folder / "springtide.toml").write_text(
+        'name = "shop"\napp = "app:app"\nmodules = "app:modules"\n'
+        f'[nodes.db]\nkind = "postgres"\nurl = "{urls[0]}"\n'
+        f'[nodes.other]\nkind = "postgres"\nurl = "{urls[1]}"\n'
+        '[clusters.main]\nprimary = "db"\n[clusters.second]\nprimary = "other"\n'
+        '[databases.default]\nshards = ["main", "second"]\n'
+    )
+
+
+async def called(folder: Path, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "springtide.ops.cli", *arguments]
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+async def test_the_check_before_a_deploy_reads_what_flows_carry(
+    shop: tuple[Platform, Bank, dict[str, Any]], database_urls: tuple[str, str], tmp_path: Path
+) -> None:
+    """A field without a default keeps the deploy while a flow has not ended; one with a default does not."""
+    made, _, names = shop
+    service: Any = made.service(names["Shop"])
+    await service.place(1, 500)
+    write_app(tmp_path, database_urls)
+    code, text = await called(tmp_path, "jobs", "check")
+    assert code == 0 and "1 flows go on" in text and "can run them all" in text
+    module = (tmp_path / "shop.py").read_text()
+    for field, expected in (("street: str = ''", 0), ("street: str", 3)):
+        changed = module.replace("    cents: int\n", f"    cents: int\n    {field}\n", 1)
+        (tmp_path / "shop.py").write_text(changed.replace('    parcel: str = ""\n', "", 1))
+        code, text = await called(tmp_path, "jobs", "check")
+        assert code == expected
+        assert ("unreadable flow" in text) == (code == 3)
+
+
 async def test_operators_see_and_move_flows(
     shop: tuple[Platform, Bank, dict[str, Any]], database_urls: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -135,23 +176,10 @@ async def test_operators_see_and_move_flows(
     made, _, names = shop
     service: Any = made.service(names["Shop"])
     id = await service.place(1, 500)
-    (tmp_path / "app.py").write_text(
-        "import shop\nmodules = [shop.module(None)]\nasync def app(a, b, c): ...\n"
-    )
-    (tmp_path / "springtide.toml").write_text(
-        'name = "shop"\napp = "app:app"\nmodules = "app:modules"\n'
-        f'[nodes.db]\nkind = "postgres"\nurl = "{database_urls[0]}"\n'
-        f'[nodes.other]\nkind = "postgres"\nurl = "{database_urls[1]}"\n'
-        '[clusters.main]\nprimary = "db"\n[clusters.second]\nprimary = "other"\n'
-        '[databases.default]\nshards = ["main", "second"]\n'
-    )
+    write_app(tmp_path, database_urls)
 
     async def said(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "springtide.ops.cli", "flows", *arguments]
-        done = await asyncio.to_thread(
-            subprocess.run, command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-        )
-        return done.returncode, done.stdout + done.stderr
+        return await called(tmp_path, "flows", *arguments)
 
     code, text = await said("ls")
     assert code == 0 and text.splitlines()[1].split()[:6] == [

@@ -140,6 +140,15 @@ class Statements:
         self.measure = f"""
             SELECT kind, state, count(*) AS flows FROM {flow} WHERE ended_at IS NULL GROUP BY kind, state
         """
+        self.versions = f"""
+            SELECT kind, version, state, count(*) AS flows FROM {flow} WHERE ended_at IS NULL
+            GROUP BY kind, version, state ORDER BY kind, version, state
+        """
+        self.data = f"""
+            SELECT bucket, id, state, data AS payload FROM {flow}
+            WHERE kind = $1 AND version = $2 AND ended_at IS NULL AND (bucket, id) > ($3::smallint, $4::uuid)
+            ORDER BY bucket, id LIMIT $5
+        """
         self.list = f"""
             SELECT {COLUMNS} FROM {flow}
             WHERE ($1::text IS NULL OR kind = $1)

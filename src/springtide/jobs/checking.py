@@ -16,7 +16,7 @@ are read in pages of PAGE by the primary key, at most `payloads` of each kind an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -28,7 +28,10 @@ from springtide.jobs._operating_sql import Texts
 from springtide.jobs._run import decoder
 from springtide.jobs.job import Handler
 
-__all__ = ["DEFAULT_PAYLOADS", "Finding", "Report", "check", "verdict"]
+__all__ = [
+    "DEFAULT_PAYLOADS", "MAX_EXAMPLES", "Finding", "Report", "check", "check_payloads", "unreadable",
+    "verdict",
+]  # fmt: skip
 
 DEFAULT_PAYLOADS = 1000
 PAGE = 500
@@ -38,7 +41,8 @@ FIRST = UUID(int=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Jobs of one kind and version on one shard that cannot be run; `what` is one of the module's four.
+    """Jobs of one kind and version on one shard that cannot be run; `what` is one of the module's four. Or
+    flows that cannot go on: see `springtide.flows.checking`.
 
     jobs: how many; of those that are unreadable, as many as were found among the payloads looked at.
     dead: how many of them are dead letters.
@@ -57,11 +61,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """`queued` jobs were found, `read` payloads looked at. `ready` says whether the code may be deployed."""
+    """`queued` jobs were found and `flows` that have not ended, `read` payloads and data of flows looked at.
+    `ready` says whether the code may be deployed."""
 
     queued: int
     read: int
     findings: Sequence[Finding]
+    flows: int = 0
 
     @property
     def ready(self) -> bool:
@@ -87,8 +93,7 @@ async def check(
 
     databases: of the platform's modules, with the handlers of each.
     """
-    if payloads is not None and payloads < 0:
-        raise JobError(f"payloads must be >= 0, got {payloads}")
+    check_payloads(payloads)
     findings: list[Finding] = []
     queued = read = 0
     for database, handlers in databases.items():
@@ -105,7 +110,8 @@ async def check(
                 queued += jobs
                 what, handler = verdict(handlers, kind, version)
                 if handler is not None:
-                    seen, bad, error = await _unreadable(pool, texts, handler, kind, version, payloads)
+                    decode = decoder(handler, f"{kind}/{version}")
+                    seen, bad, error = await unreadable(pool, texts.payloads, decode, kind, version, payloads)
                     read += seen
                     if not bad:
                         continue
@@ -123,17 +129,22 @@ async def check(
     return Report(queued=queued, read=read, findings=[*findings, *gone])
 
 
-async def _unreadable(
-    pool: Any, texts: Texts, handler: Handler[Any], kind: str, version: int, most: int | None
+def check_payloads(payloads: int | None) -> None:
+    """Raises JobError."""
+    if payloads is not None and payloads < 0:
+        raise JobError(f"payloads must be >= 0, got {payloads}")
+
+
+async def unreadable(
+    pool: Any, sql: str, decode: Callable[[bytes], Any], kind: str, version: int, most: int | None
 ) -> tuple[int, dict[UUID, str], str | None]:
-    """How many payloads were read, the jobs whose payload does not decode, with the state of each, and why
-    the first does not."""
-    decode = decoder(handler, f"{kind}/{version}")
+    """How many payloads were read, the ids of those that do not decode, with the state of each, and why the
+    first does not. `sql`: a page of a kind and version, after a bucket and id."""
     bucket, last, seen, why = -1, FIRST, 0, None
     bad: dict[UUID, str] = {}
     while most is None or seen < most:
         page = PAGE if most is None else min(PAGE, most - seen)
-        rows = await pool.fetch(texts.payloads, kind, version, bucket, last, page)
+        rows = await pool.fetch(sql, kind, version, bucket, last, page)
         for row in rows:
             try:
                 decode(bytes(row["payload"]))

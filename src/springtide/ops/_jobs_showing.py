@@ -94,7 +94,7 @@ def lines(shown: dict[str, Any]) -> str:
 
 
 def report(found: Report) -> str:
-    head = f"{found.queued:,} jobs are queued, {found.read:,} payloads were read"
+    head = f"{found.queued:,} jobs are queued, {found.flows:,} flows go on, {found.read:,} payloads were read"
     if not found.findings:
         return f"{head}: this code can run them all"
     cells = [("MODULE", "SHARD", "KIND", "WHAT", "JOBS", "DEAD", "WHY")]
@@ -113,7 +113,7 @@ def report(found: Report) -> str:
                 why,
             )
         )
-    end = "only dead letters are concerned" if found.ready else "this code cannot run all that is queued"
+    end = "only dead letters are concerned" if found.ready else "this code cannot run them all"
     return f"{head}\n{_table(cells)}\n{end}"
 
 

@@ -36,7 +36,7 @@ ABSENT = 3
 """Exit code of `show` when nobody knows the job."""
 
 NOT_READY = 3
-"""Exit code of `check` when jobs wait that this code cannot run; 1 and 2 are for what went wrong."""
+"""Exit code of `check` when jobs or flows wait that this code cannot run; 1 and 2 are for what went wrong."""
 
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
@@ -87,7 +87,7 @@ def add_commands(subparsers: Any) -> None:
         command.add_argument("--kind", help="only this kind; else all of --module")
 
     check = commands.add_parser(
-        "check", help="which queued jobs this code cannot run; exit code 3 = there are some"
+        "check", help="which queued jobs and flows this code cannot run; exit code 3 = there are some"
     )
     check.add_argument(
         "--payloads", type=_number, default=None, metavar="N",
@@ -315,17 +315,27 @@ async def _unknown(
 
 
 def _check(args: argparse.Namespace) -> int:
+    from springtide.flows import checking as flows_checking
     from springtide.jobs import checking
     from springtide.ops import _jobs_showing as showing
 
     most = None if args.all else checking.DEFAULT_PAYLOADS if args.payloads is None else args.payloads
     platform = _platform(args.file)
-    queues = {
-        platform.database(module.name): platform.handlers(module)
-        for module in platform.modules
-        if module.migrations is not None
+    modules = {
+        platform.database(module.name): module for module in platform.modules if module.migrations is not None
     }
-    report = asyncio.run(_opened(platform, lambda: checking.check(queues, payloads=most)))
+
+    async def look() -> checking.Report:
+        handlers = {database: platform.handlers(module) for database, module in modules.items()}
+        workflows = {database: module.workflows for database, module in modules.items()}
+        jobs = await checking.check(handlers, payloads=most)
+        flows = await flows_checking.check(workflows, payloads=most)
+        return checking.Report(
+            queued=jobs.queued, flows=flows.flows, read=jobs.read + flows.read,
+            findings=[*jobs.findings, *flows.findings],
+        )  # fmt: skip
+
+    report = asyncio.run(_opened(platform, look))
     if args.json:
         print(showing.dumped({"ready": report.ready, **asdict(report)}))
     else:
