@@ -6,10 +6,12 @@ import argparse
 import re
 from pathlib import Path
 
+import pytest
 from tests.jobs_support import add, deeds
 
 from springtide.jobs import kind_of
-from springtide.ops import jobs_commands
+from springtide.jobs.checking import Report
+from springtide.ops import _jobs_showing, jobs_commands
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "jobs-operating.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", GUIDE, re.DOTALL)
@@ -39,3 +41,29 @@ def test_the_commands_are_those_of_the_page() -> None:
     for name, line in named.items():
         for option in re.findall(r"--[a-z-]+", line):
             assert option in commands[name]._option_string_actions, f"{name} has no {option}"
+
+
+def test_check_reads_so_many_or_all(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not both: one of them would have no effect."""
+    parser = argparse.ArgumentParser()
+    jobs_commands.add_commands(parser.add_subparsers())
+    for option in (["--payloads", "3"], ["--all"], []):
+        parser.parse_args(["jobs", "check", *option])
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["jobs", "check", "--payloads", "3", "--all"])
+    assert "argument --all: not allowed with argument --payloads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("queued", "flows", "read", "said"),
+    [
+        (0, 0, 0, "this code can run them all"),
+        (3, 1, 4, "this code can run them all"),
+        (3, 1, 2, "this code knows their kinds, and can read those"),
+        (3, 0, 0, "this code knows their kinds; whether it can read them was not looked at"),
+        (0, 1, 0, "this code knows their kinds; whether it can read them was not looked at"),
+    ],
+)
+def test_check_says_no_more_than_it_has_looked_at(queued: int, flows: int, read: int, said: str) -> None:
+    found = Report(queued=queued, flows=flows, read=read, findings=[])
+    assert _jobs_showing.report(found).endswith(f" {read} payloads were read: {said}")

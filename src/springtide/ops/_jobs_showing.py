@@ -96,7 +96,10 @@ def lines(shown: dict[str, Any]) -> str:
 def report(found: Report) -> str:
     head = f"{found.queued:,} jobs are queued, {found.flows:,} flows go on, {found.read:,} payloads were read"
     if not found.findings:
-        return f"{head}: this code can run them all"
+        if found.read >= found.queued + found.flows:
+            return f"{head}: this code can run them all"
+        seen = ", and can read those" if found.read else "; whether it can read them was not looked at"
+        return f"{head}: this code knows their kinds{seen}"
     cells = [("MODULE", "SHARD", "KIND", "WHAT", "JOBS", "DEAD", "WHY")]
     for one in found.findings:
         why = redact_text(one.error or "")

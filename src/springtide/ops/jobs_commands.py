@@ -89,11 +89,12 @@ def add_commands(subparsers: Any) -> None:
     check = commands.add_parser(
         "check", help="which queued jobs and flows this code cannot run; exit code 3 = there are some"
     )
-    check.add_argument(
+    either = check.add_mutually_exclusive_group()
+    either.add_argument(
         "--payloads", type=_number, default=None, metavar="N",
         help="read so many of each kind, version and shard (default: 1000)",
     )  # fmt: skip
-    check.add_argument("--all", action="store_true", help="read every payload")
+    either.add_argument("--all", action="store_true", help="read every payload")
     check.set_defaults(run=_check)
 
     scaling = commands.add_parser("scaling", help="how many workers the jobs need, and which kinds need them")
