@@ -29,6 +29,7 @@ from tests.jobs_support import (
     until,
     worker,
 )
+from tests.jobs_worker import Hold
 from tests.transports import Broker, begin, came, connect, fresh_name, params
 
 from springtide.context import Priority
@@ -392,35 +393,73 @@ async def test_unique_keys_are_kept_until_a_run(way: Way, database_url: str, bas
 async def test_workers_and_relays_are_killed(way: Way, database_url: str, tmp_path: Path) -> None:
     """kill -9 of processes that relay, receive and run, while jobs flow: each job has one effect, whoever
     died with it in hand."""
-    options = FAST | {"lease": 6.0, "heartbeat": 1.0, "stall": 3.0}
-    if way.broker is not None:
-        options |= {"transport": [way.broker.kind, way.broker.url(), way.name], "trust": 1.0}
     async with deeds([database_url], tmp_path / "migrations", size=8) as base:
-        processes = [await _spawn(tmp_path, database_url, options) for _ in range(2)]
+        processes = [await _spawn(way, tmp_path, database_url) for _ in range(2)]
         try:
             for number in range(120):
                 await add(base, f"slow {number}")
                 if number in (40, 80):
                     processes[0].kill()
                     await processes[0].wait()
-                    processes = [processes[1], await _spawn(tmp_path, database_url, options)]
+                    processes = [processes[1], await _spawn(way, tmp_path, database_url)]
             await done(base, 120)
             for process in processes:
                 process.terminate()
         finally:
-            for process in processes:
-                if process.returncode is None:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(30):
-                            await process.wait()
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+            await _ended(processes)
         found = await effects(base)
     assert found == sorted(f"slow {number}" for number in range(120))
 
 
-async def _spawn(folder: Path, url: str, options: dict[str, Any]) -> asyncio.subprocess.Process:
+async def test_what_kills_its_worker_is_buried_and_takes_nothing_with_it(
+    way: Way, database_url: str, tmp_path: Path
+) -> None:
+    """A job that ends its process each time is a dead letter after its attempts, which are counted though no
+    run of it has come to an end; what died with it in hand is done, with one effect each."""
+    async with deeds([database_url], tmp_path / "migrations", size=8) as base:
+        async with base.write("a") as tx:
+            await tx.enqueue(Hold("poison", "kill"))
+            await tx.enqueue_many([Deed(f"slow {number}") for number in range(30)])
+        # as many as a job has that says nothing, not the three of this one: several may die in one process
+        (pool,) = base.pools.values()
+        await pool.execute("update deeds._job set max_attempts = 15 where kind = 'deed.do'")
+        process, deaths = await _spawn(way, tmp_path, database_url), 0
+        try:
+            while not await _buried(base, 30):
+                if process.returncode is not None:
+                    deaths += 1
+                    process = await _spawn(way, tmp_path, database_url)
+                await asyncio.sleep(0.1)
+            process.terminate()
+        finally:
+            await _ended([process])
+        (dead,) = await rows(base, "state = 'dead'")
+        found = await effects(base)
+    assert dead["kind"] == "deed.hold" and dead["attempt"] == deaths == 3
+    assert found == sorted(f"slow {number}" for number in range(30))
+
+
+async def _buried(database: Database, others: int) -> bool:
+    """One is a dead letter, and the others are done."""
+    return sorted(row["state"] for row in await rows(database)) == ["dead", *["done"] * others]
+
+
+async def _ended(processes: Sequence[asyncio.subprocess.Process]) -> None:
+    """By themselves, as they were told to, or by force."""
+    for process in processes:
+        if process.returncode is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(30):
+                    await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _spawn(way: Way, folder: Path, url: str) -> asyncio.subprocess.Process:
+    options = FAST | {"lease": 6.0, "heartbeat": 1.0, "stall": 3.0}
+    if way.broker is not None:
+        options |= {"transport": [way.broker.kind, way.broker.url(), way.name], "trust": 1.0}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.jobs_worker", str(folder / "migrations"),
         msgspec.json.encode(options).decode(), url,
