@@ -273,3 +273,38 @@ def test_commands(
         run("validate", "stage4")
     with pytest.raises(ConfigurationError, match="a stage must be between 1 and 7, got stage8"):
         run("show", "stage8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "url", "message"),
+    [
+        (
+            "sqs",
+            "http://sqs:9324?region=x&visibilty=3",
+            r"\?visibilty= is not known here, only region, visibility",
+        ),
+        ("sqs", "http://sqs:9324?visibility=0", "visibility= must be 1 to 43200 whole seconds, got '0'"),
+        ("sqs", "http://sqs:9324", None),
+        ("kafka", "kafka://kafka?partitions=0", "partitions= must be 1 to 10000, got '0'"),
+        ("kafka", "kafka://kafka?partition=3", r"\?partition= .* only partitions, replicas, session"),
+        ("kafka", "kafka://one,two?partitions=3", None),
+        ("nats", "nats://nats?roots=x", r"\?roots= is not known here, only ssl_ca_certs"),
+        ("nats", "tls://nats?ssl_ca_certs=ca.crt", None),
+        ("rabbitmq", "amqp://rabbit/?heartbeat=9", r"\?heartbeat= is not known here, only ssl_ca_certs"),
+        ("rabbitmq", "amqps://rabbit/?ssl_ca_certs=", "ssl_ca_certs= must have a value"),
+        ("redis", "redis://redis/0?pool=3", r"pool"),
+        ("redis", "redis://redis/0", None),
+    ],
+)
+def test_validate_refuses_what_a_transport_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, url: str, message: str | None
+) -> None:
+    """Before anything is started: keys of a broker's URL that nobody knows, and values that cannot be."""
+    monkeypatch.chdir(tmp_path)
+    node = f'[nodes.broker]\nkind = "{kind}"\nurl = "{url}"\n'
+    Path("springtide.toml").write_text(f'{HEAD}[jobs]\ntransport = "{kind}"\n{node}')
+    if message is None:
+        assert run("validate") == 0
+    else:
+        with pytest.raises(ConfigurationError, match=rf"nodes\.broker\.url: .*{message}"):
+            run("validate")

@@ -65,6 +65,10 @@ def _diff(args: argparse.Namespace) -> int:
 def _validate(args: argparse.Namespace) -> int:
     topology = _resolve(args.topology)
     check_built(topology)
+    from springtide.jobs.transports._addresses import check_url
+
+    if (name := topology.carrier) is not None and (url := topology.nodes[name].url) is not None:
+        check_url(topology.nodes[name].kind, url, key=f"nodes.{name}.url")
     counts = {"node": topology.nodes, "cluster": topology.clusters, "database": topology.databases}
     parts = (f"{len(made)} {noun}{'' if len(made) == 1 else 's'}" for noun, made in counts.items())
     print(f"{args.topology}: valid ({', '.join(parts)})")

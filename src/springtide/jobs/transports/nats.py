@@ -24,7 +24,7 @@ import logging
 import ssl
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -35,6 +35,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from springtide.clock import Clock, SystemClock
 from springtide.errors import TransportRefused, TransportUnavailable
+from springtide.jobs.transports._addresses import authorities
 from springtide.jobs.transports._fetched import Fetched
 from springtide.jobs.transports._reconnecting import Reconnecting
 from springtide.jobs.transports.seam import Capabilities, Delivery, Message, readable
@@ -107,7 +108,7 @@ class NatsTransport:
         self.name = f"nats {self._address}"
         self._scheme = parts.scheme
         self._user, self._password = _login(parts.username), _login(parts.password)
-        self._roots = parse_qs(parts.query).get("ssl_ca_certs", [None])[-1]
+        self._roots = authorities(url, key=f"the nats node's url of {name}")
         self._tls: ssl.SSLContext | None = None
         self._platform = name
         self._fetched = Fetched(self._clock)

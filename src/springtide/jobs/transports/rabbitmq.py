@@ -23,7 +23,7 @@ import ssl
 from collections import Counter
 from collections.abc import Collection, Coroutine, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from aiormq import Channel, Connection
 from aiormq.abc import AbstractConnection, DeliveredMessage
@@ -39,6 +39,7 @@ from pamqp.commands import Basic
 
 from springtide.clock import Clock, SystemClock
 from springtide.errors import TransportRefused, TransportUnavailable
+from springtide.jobs.transports._addresses import authorities
 from springtide.jobs.transports._fetched import Fetched
 from springtide.jobs.transports._reconnecting import Reconnecting
 from springtide.jobs.transports.seam import Capabilities, Delivery, Message, readable
@@ -98,7 +99,7 @@ class RabbitTransport:
         self._clock = clock or SystemClock()
         parts = urlsplit(url)
         self.name = f"rabbitmq {parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
-        self._roots = parse_qs(parts.query).get("ssl_ca_certs", [None])[-1]
+        self._roots = authorities(url, key=f"the rabbitmq node's url of {name}")
         query = urlencode({"heartbeat": HEARTBEAT, "name": f"{name}-jobs"})
         self._url = urlunsplit(parts._replace(query=query))
         self._tls: ssl.SSLContext | None = None
