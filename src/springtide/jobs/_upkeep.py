@@ -107,7 +107,7 @@ class Upkeep:
         with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
             if not self._begun:
                 self._begun = True
-                await self._keep()
+                await self._history.tend(self._keep_done)
                 return
             await self._pause()
             await self._rescue()
