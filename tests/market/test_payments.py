@@ -208,7 +208,7 @@ async def test_cancelling_gives_back_or_prevents_the_charge(both: tuple[World, I
     await there.provider.behave(down=True)
     await there.payments.charge(never, euros(500), CARD)
     assert (await there.payments.cancel(never, "gave up")).state == "pending"
-    await there.provider.behave(delay={"seconds": 1.0})
+    await there.provider.behave(delay={"seconds": 5.0})
     charging = asyncio.create_task(there.payments.charge(late, euros(500), CARD))
     while await state(there, late) != "pending":
         await asyncio.sleep(0.01)
