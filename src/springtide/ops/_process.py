@@ -20,7 +20,6 @@ def runner() -> asyncio.Runner:
 
 def begun() -> None:
     """Call this once when everything is loaded: what is there now stays until the end, so that the collector
-    need not look through it again each time that it looks at everything (tens of milliseconds, in which
-    nothing else happens)."""
+    need not look through it again each time that it looks at everything, and nothing else happens."""
     gc.collect()
     gc.freeze()

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import msgspec
 
@@ -77,7 +77,7 @@ def is_named(pattern: re.Pattern[str], value: object) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is one, and finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -89,7 +89,7 @@ def check_seconds(
     for key, value in seconds.items():
         if not is_number(value):
             raise error(f"{what}: {key} must be a finite number of seconds, got {value!r}")
-        if not 0 < value <= most:  # type: ignore[operator]
+        if not 0 < value <= most:
             bound = f" and at most {most:g}" if most < math.inf else ""
             raise error(f"{what}: {key} must be > 0 seconds{bound}, got {value}")
 
