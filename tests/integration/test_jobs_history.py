@@ -14,7 +14,7 @@ from tests.jobs_support import DO, DO_ONCE, EFFECT, Deed, Doer, add, deeds, reac
 from tests.sharded import pools
 
 from springtide.db import Database, Migrator, ShardMap, migrate
-from springtide.errors import JobFailed
+from springtide.errors import DatabaseUnavailable, JobFailed
 from springtide.jobs import Enqueuer, Run
 from springtide.jobs._store import Store
 from springtide.outbox.days import Days
@@ -179,6 +179,32 @@ async def test_a_worker_makes_the_days_when_it_begins(database: Database, databa
             return len(await partitions(database)) > 1
 
         await until(made)
+
+
+async def test_a_worker_that_freezes_while_it_makes_a_day_stops_nobody(database: Database) -> None:
+    """Whoever uses the history waits for its lock: the server takes that from a worker that says no more."""
+    store, pool = Store(database, "main"), database.pools["main"]
+    history, run = Days(pool, "deeds", "_job_done", "finished_at"), (await claim_one(database, store)).run
+    holds, thawed = asyncio.Event(), asyncio.Event()
+
+    async def freeze(tx: Any) -> bool:
+        await history._make(datetime.now(UTC).date(), tx)
+        holds.set()
+        return await thawed.wait()
+
+    frozen = asyncio.create_task(history._alone(freeze))
+    try:
+        await holds.wait()
+        async with asyncio.timeout(60.0):
+            await store.finish([run], "w")
+    finally:
+        thawed.set()
+        (error,) = await asyncio.gather(frozen, return_exceptions=True)
+    assert isinstance(error, DatabaseUnavailable)
+    assert await partitions(database) == ["rest"]
+    assert await pool.fetch_value("select count(*) from deeds._job_done") == 1
+    await history.tend(86_400.0)
+    assert len(await partitions(database)) == 4
 
 
 async def test_retention_does_not_wait_for_readers(database: Database) -> None:

@@ -5,7 +5,8 @@ use the table nothing. Days are UTC, by the database's clock. A row whose day ha
 default partition `<table>_rest`; when its partition is made at last it moves there.
 
 Making and dropping need a lock on the whole table for a moment: one worker does it at a time, waits for the
-lock no longer than LOCK_TIMEOUT, and a later call tries again.
+lock no longer than LOCK_TIMEOUT, and a later call tries again. A worker that freezes with the lock, or is cut
+off, would stop everybody who uses the table: the server ends its session after IDLE_TIMEOUT.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ AHEAD = 3
 """Days, today among them, that have a partition."""
 
 LOCK_TIMEOUT = "100ms"
+
+IDLE_TIMEOUT = "2s"
+"""How long the server waits for the next statement of a worker that may hold the lock."""
+
+LIMITS = (
+    f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';"
+    f" SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'"
+)
 
 BATCH = 1000
 
@@ -98,7 +107,7 @@ class Days:
         """One worker at a time; whoever comes second, or gets no lock at once, leaves it to a later call."""
         try:
             async with self._pool.transaction() as tx:
-                await tx.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+                await tx.execute(LIMITS)
                 if await tx.fetch_value("SELECT pg_try_advisory_xact_lock(hashtext($1))", self._parent):
                     return await step(tx)
         except (asyncpg.LockNotAvailableError, asyncpg.DuplicateTableError, asyncpg.UndefinedTableError):
@@ -109,21 +118,17 @@ class Days:
         name = f"{self._schema}.{_name(self._table, day)}"
         begin, end = f"'{day}T00:00:00Z'", f"'{day + timedelta(days=1)}T00:00:00Z'"
         within = f"{self._column} >= {begin} AND {self._column} < {end}"
-        await tx.execute(
-            f"CREATE TABLE {name} (LIKE {self._parent} INCLUDING DEFAULTS, CONSTRAINT day CHECK ({within}))"
-        )
-        # whoever is about to use the table waits for this, and then finds the new day: a statement that had
-        # been planned without it would look for what moved where it was
-        await tx.execute(f"LOCK TABLE ONLY {self._parent} IN ACCESS EXCLUSIVE MODE")
-        move = f"""
+        # whoever is about to use the table waits for the lock, and then finds the new day: a statement that
+        # had been planned without it would look for what moved where it was
+        steps = f"""
+            CREATE TABLE {name} (LIKE {self._parent} INCLUDING DEFAULTS, CONSTRAINT day CHECK ({within}));
+            LOCK TABLE ONLY {self._parent} IN ACCESS EXCLUSIVE MODE;
             WITH gone AS (DELETE FROM {self._parent}_rest WHERE {within} RETURNING *)
-            INSERT INTO {name} SELECT * FROM gone
+            INSERT INTO {name} SELECT * FROM gone;
+            ALTER TABLE {self._parent} ATTACH PARTITION {name} FOR VALUES FROM ({begin}) TO ({end});
+            ALTER TABLE {name} DROP CONSTRAINT day
         """  # noqa: S608
-        await tx.execute(move)
-        await tx.execute(
-            f"ALTER TABLE {self._parent} ATTACH PARTITION {name} FOR VALUES FROM ({begin}) TO ({end})"
-        )
-        await tx.execute(f"ALTER TABLE {name} DROP CONSTRAINT day")
+        await tx.execute(steps)
         return True
 
     async def _drop(self, name: str, done: Done | None, tx: Any) -> bool:
