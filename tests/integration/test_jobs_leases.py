@@ -239,6 +239,22 @@ async def test_a_job_that_kills_its_workers_takes_no_others_along(database: Data
     assert await pool.fetch_value("select max(attempt) from deeds._job_done") < 15
 
 
+async def test_many_that_were_lost_together_become_ready_far_apart(database: Database) -> None:
+    """As sparsely as few do: the worker that meets the one that kills holds few others again."""
+    async with database.write("same") as tx:
+        await tx.enqueue_many([Deed("good")] * 400)
+    (shard,) = [name for name, pool in database.pools.items() if await pool.fetch("select from deeds._job")]
+    store, pool = Store(database, shard), database.pools[shard]
+    for lost, most in ((1, 0.0), (2, 20.0)):
+        assert len(await store.claim(["deed.do/1"], 400, "gone", -1.0)) == 400
+        assert len(await store.rescue(whole=True)) == 400
+        (row,) = await pool.fetch(
+            "select max(attempt) as attempt, extract(epoch from max(run_at) - min(run_at))::float8 as apart"
+            " from deeds._job"
+        )
+        assert row["attempt"] == lost and most * 0.8 <= row["apart"] <= most
+
+
 async def test_a_finishing_transaction_does_not_hold_up_other_leases(
     database: Database, database_urls: Urls
 ) -> None:

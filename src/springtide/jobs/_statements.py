@@ -44,8 +44,9 @@ HISTORY = (
 )
 """What `_job_done` keeps of a row, besides `finished_at`, `error` and `result`."""
 
-MAX_APART = 60.0
-"""Seconds within which jobs that were lost together again and again become ready, each at its own time."""
+APART, MAX_APART = 20.0, 60.0
+"""Jobs that were lost together again and again become ready each at its own time: so many a second, and all
+within so many seconds."""
 
 PATIENCE = "200ms"
 """How long one statement that ends many runs waits for a row that somebody has locked."""
@@ -359,7 +360,7 @@ class Statements:
         # What was lost together twice comes back apart: a job that kills its workers meets others each time.
         apart = f"""
             make_interval(secs => CASE WHEN j.attempt > 1
-                THEN random() * least(2.0 ^ j.attempt, {MAX_APART}) ELSE 0 END)
+                THEN random() * least(greatest(2.0 ^ j.attempt, t.lost / {APART}), {MAX_APART}) ELSE 0 END)
         """
         # By places, not by a join: a plan that hashes what has expired reads the table up to its first row,
         # past all that has ended and cannot be vacuumed.
@@ -376,7 +377,9 @@ class Statements:
                     due_at = coalesce(j.due_at, j.run_at), run_at = t.now + {apart},
                     error = 'its worker ' || coalesce(j.worker, '') || ' stopped renewing the lease',
                     worker = NULL, leased_until = NULL
-                FROM (SELECT {MARKED_NOW} AS now FROM expired LIMIT 1) AS t
+                FROM (
+                    SELECT {MARKED_NOW} AS now, (SELECT count(*) FROM expired) AS lost FROM expired LIMIT 1
+                ) AS t
                 WHERE j.ctid = ANY (ARRAY(SELECT e.ctid FROM expired AS e))
                 RETURNING j.id, j.kind, j.version, j.attempt, j.state
             )
