@@ -174,23 +174,25 @@ async def _first_reads(
 
 
 class HeldOpen:
-    """A queue in a database of its own, in which a transaction is held open since `begun`."""
+    """A queue in a database of its own, in which a transaction is held open since `begun`, and its twin, in
+    one where none is."""
 
-    def __init__(self, ours: Springtide, some: int, before: float) -> None:
-        self._ours = ours
+    def __init__(self, held: Springtide, twin: Springtide, some: int) -> None:
+        self._held = held
+        self._twin = twin
         self._some = some
-        self._before = before
         self.begun = time.monotonic()
 
     async def churn(self) -> None:
         """Some jobs more, whose entries cannot be removed."""
-        await drained(self._ours, self._some // 4, 1)
+        for ours in (self._held, self._twin):
+            await drained(ours, self._some // 4)
 
     async def slowdowns(self, seconds: float, rounds: int) -> tuple[float, float]:
-        """How much longer a drain takes than before, once the transaction is so old: of our queue, and of the
-        plain one, which begins each claim at its oldest entry. The start of the worker is part of a drain."""
+        """How much longer a drain, with the start of its worker, takes than the twin's, once the transaction
+        is so old: of our queue, and of the plain one, which begins each claim at its oldest entry."""
         await asyncio.sleep(max(self.begun + seconds - time.monotonic(), 0))
-        ours = await drained(self._ours, self._some, rounds)
+        ours = await self._slowdown(rounds)
         read = Store.read
 
         async def nothing(self: Store) -> bool:
@@ -198,30 +200,35 @@ class HeldOpen:
 
         Store.read = nothing  # type: ignore[method-assign]
         try:
-            plain = await drained(self._ours, self._some, rounds)
+            plain = await self._slowdown(rounds)
         finally:
             Store.read = read  # type: ignore[method-assign]
-        return ours / self._before - 1, plain / self._before - 1
+        return ours, plain
+
+    async def _slowdown(self, rounds: int) -> float:
+        found = []
+        for number in range(rounds):
+            first, second = (self._held, self._twin) if number % 2 else (self._twin, self._held)
+            took = {ours: await drained(ours, self._some) for ours in (first, second)}
+            found.append(took[self._held] / took[self._twin] - 1)
+        return statistics.median(found)
 
 
-async def drained(ours: Springtide, some: int, rounds: int) -> float:
-    """Seconds to drain so many jobs, the median of the rounds."""
-    seconds = []
-    for _ in range(rounds):
-        await ours.enqueue(some)
-        seconds.append(await ours.drain(some, 50))
-    return statistics.median(seconds)
+async def drained(ours: Springtide, some: int) -> float:
+    """Seconds to drain so many jobs."""
+    await ours.enqueue(some)
+    return await ours.drain(some, 50)
 
 
 @contextlib.asynccontextmanager
-async def held_open(url: str, some: int, rounds: int) -> AsyncIterator[HeldOpen]:
-    async with springtide_queue(url) as ours:
-        await drained(ours, some, 1)
-        before = await drained(ours, some, rounds)
+async def held_open(url: str, twin: str, some: int) -> AsyncIterator[HeldOpen]:
+    async with springtide_queue(url) as ours, springtide_queue(twin) as other:
+        for one in (ours, other):
+            await drained(one, some)
         connection = await asyncpg.connect(url)
         try:
             await connection.execute("begin isolation level repeatable read")
             await connection.fetch("select count(*) from bench._job")
-            yield HeldOpen(ours, some, before)
+            yield HeldOpen(ours, other, some)
         finally:
             await connection.close()

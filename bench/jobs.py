@@ -2,8 +2,9 @@
 and one Redis that writes every command to its log and syncs that each second.
 
 Every worker is one process' worth of code on uvloop; contenders take turns, a ratio is the median of the
-rounds. A drain is of no-op jobs with 50 in hand (our slots), in jobs per second. Both queues in PostgreSQL
-keep a history of what is done; `bench/_jobs_others.py` says how each of the others is set up.
+rounds. A drain is of no-op jobs with 50 in hand (our slots, PgQueuer's batch, Taskiq's tasks), in jobs per
+second; what a contender claims or fetches ahead of that is its own affair, as it comes. Both queues in
+PostgreSQL keep a history of what is done; `bench/_jobs_others.py` says how each of the others is set up.
 
 Parts, each of which can be run alone (`bench.jobs drain redis`); none: all, the held transaction beside the
 others.
@@ -24,8 +25,8 @@ others.
               a replica that is a second behind
     held      held_xmin_slowdown: how much longer a drain (of 20,000) takes when a transaction of its
               database has been held open for five minutes (--quick: as long as the other parts) while jobs
-              were enqueued and drained, over before; held_xmin_slowdown_plain: of the same queue without its
-              cursor
+              were enqueued and drained, than in a database where as much was done and none is;
+              held_xmin_slowdown_plain: of the same queue without its cursor
 """
 
 from __future__ import annotations
@@ -273,11 +274,12 @@ async def main() -> None:
         parser.error(f"PART must be one of {', '.join(PARTS)}, held; got {', '.join(sorted(strange))}")
     parts, quick = options.parts or [*PARTS, "held"], options.quick
     home = Path(tempfile.mkdtemp(prefix="springtide-bench-jobs-"))
+    home.chmod(0o755)  # otherwise root's data would go to /var/lib/springtide, and stay there
     server, broker = EmbeddedPostgres("db", home=home), RedisServer(appendonly="yes", appendfsync="everysec")
     try:
         broker.start()
         await server.start()
-        for name in ("bench", "held"):
+        for name in ("bench", "held", "twin"):
             await server.ensure_database(name)
         async with AsyncExitStack() as stack:
             url = server.url("bench")
@@ -286,7 +288,9 @@ async def main() -> None:
             held = None
             if "held" in parts:
                 some = 500 if quick else 20_000
-                held = await stack.enter_async_context(held_open(server.url("held"), some, 1 if quick else 5))
+                held = await stack.enter_async_context(
+                    held_open(server.url("held"), server.url("twin"), some)
+                )
             world = World(url, broker.url, ours, theirs, quick=quick)
             begun()  # else the collector passes all queues' code in each worker's process
             figures = await measure(world, parts, held)

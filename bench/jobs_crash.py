@@ -342,6 +342,7 @@ async def main() -> None:
         parser.error(f"TRANSPORT must be one of {', '.join(KINDS)}, got {', '.join(sorted(strange))}")
     kinds, quick = options.transports or ["redis"], options.quick
     home = Path(tempfile.mkdtemp(prefix="springtide-bench-crash-"))
+    home.chmod(0o755)  # otherwise root's data would go to /var/lib/springtide, and stay there
     folder = home / "migrations"
     folder.mkdir()
     (folder / "0001_effect.sql").write_text(SCHEMA)
