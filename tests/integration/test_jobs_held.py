@@ -109,7 +109,7 @@ async def test_the_end_of_a_run_looks_for_its_row_alone(database: Database) -> N
             (texts.turn, (KINDS, 0, "w", 30.0, store.cursor.floors, *many, [None])),
             (texts.finish_one, (*one, "w", None)),
             (texts.end, (*one, "w", "ready", None, 0.0)),
-            (texts.hand_back, (*one, "w")),
+            (texts.hand_back, (*many, "w")),
             (texts.progress, (*one, "w", "1")),
             (texts.renew, (*many, "w", 30.0)),
         ):

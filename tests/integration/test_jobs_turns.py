@@ -218,7 +218,7 @@ async def test_slots_that_become_free_during_a_claim_wait_for_half_of_them(
         await free[deed.what].wait()
 
     monkeypatch.setattr(_dispatch, "GATHER", 60.0)
-    monkeypatch.setattr(_hands, "SWIFT", 0.0)
+    monkeypatch.setattr(_room, "HORIZON", 0.0)
     await add_together(database, *"abcdefgh")
     doer = Doer(act)
     async with working(database, database_urls, [DO], doer, slots=4, **SLOW) as made:
@@ -256,8 +256,10 @@ async def test_one_free_slot_is_claimed_for_soon_enough(database: Database, data
 
 @pytest.fixture
 def under_way(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """As long as there are claims under way that also end jobs. Jobs are swift on a busy machine, too."""
-    monkeypatch.setattr(_hands, "SWIFT", 60.0)
+    """As long as there are claims under way that also end jobs. Jobs are swift on a busy machine, too, and as
+    many are ahead as run."""
+    monkeypatch.setattr(_room, "HORIZON", 600.0)
+    monkeypatch.setattr(_room, "MOST", 0)
     turn, found = Store.turn, list[None]()
 
     async def turned(*arguments: Any) -> Any:
@@ -293,6 +295,57 @@ async def test_swift_jobs_are_claimed_while_others_run(
         await reach(database, *["done"] * 500)
     assert met > 30 and 1 < most <= 10, (met, most)
     assert sorted(int(what) for what, _ in doer.calls) == list(range(500))
+
+
+async def test_the_swifter_jobs_are_the_more_are_claimed_ahead(
+    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as end within a moment, and a bound; what runs are still no more than the slots."""
+    running, most, in_hand = 0, 0, [0]
+
+    async def act(deed: Deed, run: Run) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        in_hand.append(made._dispatcher._hands.busy + made._dispatcher.room.reserved)
+        if int(deed.what) % 20 == 0:
+            await asyncio.sleep(0)
+        running -= 1
+
+    monkeypatch.setattr(_room, "HORIZON", 600.0)
+    monkeypatch.setattr(_room, "MOST", 60)
+    doer = Doer(act)
+    await add_together(database, *map(str, range(600)))
+    async with working(database, database_urls, [DO], doer, slots=5, **SLOW) as made:
+        await reach(database, *["done"] * 600)
+    assert 30 < max(in_hand) <= 60 and most <= 5
+    assert sorted(int(what) for what, _ in doer.calls) == list(range(600))
+
+
+async def test_jobs_that_come_after_a_while_are_not_taken_for_swift(
+    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is claimed that would have to go back, because jobs that ended long ago were swift."""
+    gate = asyncio.Event()
+
+    async def act(deed: Deed, run: Run) -> None:
+        if deed.what == "long":
+            await gate.wait()
+
+    monkeypatch.setattr(_room, "HORIZON", 600.0)
+    monkeypatch.setattr(_hands, "FRESH", 0.2)
+    doer, heard = Doer(act), Heard()
+    options = {**SLOW, "slots": 5, "sink": heard, "poll": 0.05}
+    async with working(database, database_urls, [DO], doer, **options) as made:
+        await add_together(database, *["swift"] * 50)
+        await reach(database, *["done"] * 50)
+        await asyncio.sleep(2 * 0.2)
+        await add_together(database, *["long"] * 50)
+        await until(lambda: made._dispatcher._hands.busy == 5)
+        await asyncio.sleep(2 * _room.KEPT)
+        assert made.running == 5 and not _returned(heard)
+        gate.set()
+        await reach(database, *["done"] * 100)
 
 
 async def test_nothing_is_claimed_ahead_of_another_shard(
@@ -378,6 +431,34 @@ async def test_what_was_claimed_ahead_goes_back_when_jobs_turn_out_long(
         assert {(row["state"], row["attempt"]) for row in await rows(database)} == {("done", 1), ("ready", 0)}
     else:
         assert sorted(int(what) for what, _ in doer.calls) == list(range(100))
+
+
+async def test_what_went_back_is_claimed_again_as_soon_as_a_slot_is_free(
+    database: Database, database_urls: Urls, monkeypatch: pytest.MonkeyPatch, under_way: list[None]
+) -> None:
+    """Also where the claim that brought it had found less than it asked for; and it went by one statement."""
+    gate, back = asyncio.Event(), list[int]()
+    hand_back = Store.hand_back
+
+    async def act(deed: Deed, run: Run) -> None:
+        if int(deed.what) >= 42:
+            await gate.wait()
+
+    async def handed_back(self: Store, runs: Any, *arguments: Any) -> Any:
+        back.append(len(runs))
+        return await hand_back(self, runs, *arguments)
+
+    monkeypatch.setattr(_room, "MOST", 20)
+    monkeypatch.setattr(Store, "hand_back", handed_back)
+    heard = Heard()
+    options = {**SLOW, "slots": 5, "sink": heard, "poll": 3600.0}
+    await add_together(database, *map(str, range(55)))
+    async with working(database, database_urls, [DO], Doer(act), **options) as made:
+        await until(lambda: made.running == made._dispatcher._hands.busy == 5 and _returned(heard) > 1)
+        gate.set()
+        await reach(database, *["done"] * 55)
+    assert sum(back) == _returned(heard) > len(back)
+    assert {row["attempt"] for row in await rows(database)} == {1}
 
 
 def _returned(heard: Heard) -> int:

@@ -12,11 +12,11 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from tests.jobs_support import DO, Doer, Heard, add, deeds, reach, until, worker, working
+from tests.jobs_support import DO, Deed, Doer, Heard, add, deeds, reach, until, worker, working
 
 from springtide.db import Database
 from springtide.errors import TransportUnavailable
-from springtide.jobs import Handler, Run, _carrier, _relay, job
+from springtide.jobs import Handler, Run, _carrier, _relay, _room, job
 from springtide.jobs._sent import Claim, Sending
 from springtide.jobs._store import Ending, Store
 from springtide.jobs.transports import Delivery, Message
@@ -247,3 +247,37 @@ async def test_a_stop_lets_what_is_being_published_be_published(
         assert own.published == 1
     finally:
         await made.stop()
+
+
+async def test_a_relay_goes_on_as_soon_as_what_it_sent_is_claimed(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is claimed while it sends: it waits for no time to pass as long as there is more to send."""
+    for name, value in (("AHEAD", 40), ("MANY", 20), ("ENOUGH", 10), ("FULL", 3600.0)):
+        monkeypatch.setattr(_relay, name, value)
+    monkeypatch.setattr(_room, "KEPT", 60.0)
+    own, doer, sent, taken, ahead = Own(), Doer(), 0, 0, [0]
+    send, claim = Sending.send, Sending.claim
+
+    async def sending(self: Sending, *arguments: Any) -> Any:
+        nonlocal sent
+        out = await send(self, *arguments)
+        sent += len(out)
+        ahead.append(sent - taken)
+        return out
+
+    async def claiming(self: Sending, *arguments: Any) -> Claim:
+        nonlocal taken
+        claimed = await claim(self, *arguments)
+        taken += len(claimed.jobs)
+        return claimed
+
+    monkeypatch.setattr(Sending, "send", sending)
+    monkeypatch.setattr(Sending, "claim", claiming)
+    async with database.write("a") as tx:
+        await tx.enqueue_many([Deed(str(number)) for number in range(600)])
+    options = {**STEADY, "poll": 3600.0, "slots": 10, "transport": own}
+    async with working(database, [database_url], [DO], doer, **options):
+        await until(lambda: len(doer.calls) == 600, seconds=120.0)
+        await reach(database, *["done"] * 600)
+    assert sent == 600 and max(ahead) <= 40

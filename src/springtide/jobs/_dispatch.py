@@ -6,7 +6,7 @@ at most (and one ahead: `_room.py`), so neither a full nor a frozen database kee
 A line is due when its bell rang, when its last claim was filled (as soon as half of the slots are free, or
 GATHER seconds later), or when its polling time has come.
 A slot is free again when the handler has ended; how it ended is written meanwhile, for at most as many runs
-as there are slots (twice as many ahead). While a transport brings jobs (`_receive.py`), nothing is claimed
+as there are slots (or jobs ahead). While a transport brings jobs (`_receive.py`), nothing is claimed
 here.
 
 Beside its claims a line moves its cursor (`_readings.py`).
@@ -96,7 +96,7 @@ class Dispatcher:
             lease=lease,
             heart=lambda: self.heart,
             changed=self._wake_up,
-            next_of_key=self._let_next,
+            let_go=self._let_go,
             clock=clock,
             sink=sink,
         )
@@ -256,10 +256,11 @@ class Dispatcher:
             self._begin_claim(line, share)
         return free
 
-    def _let_next(self, run: JobRun) -> None:
-        """Jobs that waited for this one may go; those of limited kinds by one statement per turn."""
+    def _let_go(self, run: JobRun) -> None:
+        """Jobs that waited for this one may go, or itself again; those of limited kinds by one statement per
+        turn."""
         claimed, at_once = run.claimed, run.route.kind.concurrency
-        if claimed.ordering_key is not None:
+        if claimed.ordering_key is not None or claimed.limit_key is None:
             self.ring(run.store.shard, run.store.schema)
         if claimed.limit_key is None or at_once is None:
             return
@@ -325,7 +326,7 @@ class Dispatcher:
             other.open and (other.filled or other.due_at <= now) for other in self._lines if other is not line
         )
         if alone and (room := self.room.ahead) > 0:
-            self._begin_claim(line, min(room, share), ahead=True)
+            self._begin_claim(line, min(room, self.room.most // 2), ahead=True)
             for _ in range(2):  # until it is begun, and what it has written is sent
                 await asyncio.sleep(0)
 

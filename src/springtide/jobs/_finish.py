@@ -3,7 +3,7 @@
 A run that is done waits for the statement that is under way at most; when that has ended, all that came
 meanwhile go together. The next claim takes them along if there is one at once (`take`, `turned`). What such a
 statement could not write (the row is locked, the lease was lost, the server did not answer) and every other
-ending is written alone, again and again while the lease lasts.
+ending is written alone, again and again while the lease lasts; but what is handed back goes back together.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Finisher:
         self._written = written
         self._clock = clock
         self._waiting: list[JobRun] = []
+        self._returned: list[JobRun] = []
         self._writing = self._held = False
 
     def hold(self, held: bool) -> None:
@@ -103,6 +104,14 @@ class Finisher:
             self._writing = False  # a claim has taken them
 
     def end(self, run: JobRun, ending: Ending) -> None:
+        if not ending.uncounted:
+            self._end(run, ending)
+            return
+        self._returned.append(run)
+        if len(self._returned) == 1:
+            self._spawn(self._hand_back(), f"{self.store.module} hand back")
+
+    def _end(self, run: JobRun, ending: Ending) -> None:
         task = self._spawn(self._repeat(run, ending), f"{self.store.module} end")
         task.add_done_callback(lambda done: self._ended(run, done))
 
@@ -130,6 +139,23 @@ class Finisher:
                 self.turned(runs, ids)
         finally:
             self._writing = False
+
+    async def _hand_back(self) -> None:
+        """What is handed back in one turn of the loop goes together."""
+        await asyncio.sleep(0)
+        runs, self._returned = self._returned, []
+        try:
+            deadline = self._clock.monotonic() + STATEMENT_TIMEOUT
+            with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):
+                ids = await self.store.hand_back([run.claimed.run for run in runs], self._worker)
+        except Exception as error:  # as above
+            _log.info("%s: %d jobs are handed back one by one: %r", self.store.module, len(runs), error)
+            ids = set()
+        for run in runs:
+            if run.claimed.run.id in ids:
+                self._written(run, True)
+            else:
+                self._end(run, Ending("ready", uncounted=True))
 
     async def _repeat(self, run: JobRun, ending: Ending) -> bool:
         """Again and again while the lease lasts; False when the job is not ours."""

@@ -33,15 +33,16 @@ ALONE_FROM = 3
 """The attempt from which a job of a batched kind is in a batch of its own: one that kills its worker takes no
 others to the dead letters with it."""
 
-SWIFT = 0.02
-"""Seconds within which jobs that were begun together have all ended when they count as swift."""
+FRESH = 1.0
+"""Seconds for which the pace of jobs that have ended is that of the next ones."""
 
 OVERRUN_AFTER = 0.05
 """Seconds after a claim when its jobs are first looked at for their `max_run`."""
 
 
 class Hands:
-    """`changed` is called whenever a slot became free; `next_of_key(run)` when a job may have let one go."""
+    """`changed` is called whenever a slot became free; `let_go(run)` when others
+    may be claimed because of it, or itself."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Hands:
         lease: float,
         heart: Callable[[], Heart],
         changed: Callable[[], None],
-        next_of_key: Callable[[JobRun], None],
+        let_go: Callable[[JobRun], None],
         clock: Clock,
         sink: Sink,
     ) -> None:
@@ -59,7 +60,7 @@ class Hands:
         self._lease = lease
         self._heart = heart
         self._changed = changed
-        self._next_of_key = next_of_key
+        self._let_go = let_go
         self._clock = clock
         self._sink = sink
         self._unheard = isinstance(sink, NullSink)  # of what goes well nothing is said then
@@ -68,8 +69,11 @@ class Hands:
         self._finishers: dict[JobRun, Finisher] = {}
         self._gathering: dict[tuple[Finisher, JobKind], list[JobRun]] = {}
         self._empty = detached()
-        self._begun_at, self._ended_at = 0.0, float("inf")
-        self._were_swift = False
+        self._begun = 0
+        """How many were begun since all had ended, the first of them at `_begun_at`."""
+        self._begun_at, self._ended_at = 0.0, float("-inf")
+        self._paces = 0.0, 0.0
+        """Of the two times before."""
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -80,11 +84,15 @@ class Hands:
         return len(self._runs) - len(self._ended)
 
     @property
-    def swift(self) -> bool:
-        """What was begun last has ended soon after, or the one before that, and it may still do so."""
-        if not self.busy:
-            return self._ended_at - self._begun_at < SWIFT
-        return self._were_swift and self._clock.monotonic() - self._begun_at < SWIFT
+    def pace(self) -> float:
+        """Jobs a second, from the first that was begun until all had ended: the better of the last two times;
+        less where those that run take longer; 0 where it is too long ago to say something of what comes."""
+        now = self._clock.monotonic()
+        if now - (self._begun_at if self.busy else self._ended_at) >= FRESH:
+            return 0.0
+        if self.busy:
+            return min(max(self._paces), _pace(self._begun, now - self._begun_at))
+        return max(_pace(self._begun, self._ended_at - self._begun_at), self._paces[1])
 
     @property
     def unwritten(self) -> int:
@@ -126,8 +134,10 @@ class Hands:
         """Begin what a claim that was sent at `asked` has brought; `back`: hand it back."""
         heart, now, until = self._heart(), self._clock.monotonic(), asked + self._lease
         back = back or self.draining or now > until  # somebody else may have them by now
-        if not back and not self.busy:
-            self._were_swift, self._begun_at = self.swift, now
+        if not back:
+            if not self.busy:
+                self._begin_again(now)
+            self._begun += len(claimed)
         alone = []
         for job, route in claimed:
             lease = Lease(
@@ -153,6 +163,11 @@ class Hands:
         if alone:
             self._begin(alone)
             self._watch(alone)
+
+    def _begin_again(self, now: float) -> None:
+        last = _pace(self._begun, self._ended_at - self._begun_at)
+        self._paces = (self._paces[1], last) if now - self._ended_at < FRESH else (0.0, 0.0)
+        self._begun, self._begun_at = 0, now
 
     def _begin(self, runs: Iterable[JobRun]) -> None:
         row = Row(runs, ended=self._end, rest=self._begin, empty=self._empty)
@@ -245,7 +260,9 @@ class Hands:
         _log.error("%s broke; its lease will run out", task.get_name(), exc_info=task.exception())
 
     def _end(self, run: JobRun, outcome: Outcome) -> None:
-        self._ended_at = now = self._clock.monotonic()
+        now = self._clock.monotonic()
+        if outcome[0] != "returned":
+            self._ended_at = now
         self._ended[run] = outcome, now - run.begun
         run.route.tally.end(run.asked, now, counts=outcome[0] not in ("lost", "returned"))
         self._changed()
@@ -263,8 +280,9 @@ class Hands:
         self._forget(run)
         if not held:
             outcome = "lost"
-        if run.claimed.ordering_key is not None or run.claimed.limit_key is not None:
-            self._next_of_key(run)
+        keyed = run.claimed.ordering_key is not None or run.claimed.limit_key is not None
+        if keyed or (outcome == "returned" and not self.draining):
+            self._let_go(run)
         if self._unheard and outcome == "done":
             return
         text = ending.error if ending is not None else repr(error) if error is not None else None
@@ -293,8 +311,13 @@ class Hands:
         self._heart().release(run.lease)
         del self._runs[run.lease], self._finishers[run]
         if self._ended.pop(run, None) is None:
+            self._ended_at = self._clock.monotonic()
             run.route.tally.end(run.asked, run.asked, counts=False)
         self._changed()
+
+
+def _pace(count: int, seconds: float) -> float:
+    return count / max(seconds, 1e-6)
 
 
 def _report(

@@ -33,6 +33,7 @@ from springtide.jobs._carrier import RECEIVING, Carrier
 from springtide.jobs._dispatch import Dispatcher
 from springtide.jobs._line import Line
 from springtide.jobs._sent import Sending
+from springtide.jobs._store import Claimed
 from springtide.jobs.transports.seam import Delivery, line_name
 from springtide.lifecycle import StartStop
 from springtide.signals import JobsReceived, Sink, TaskFailed
@@ -58,7 +59,7 @@ STOPPING = 5.0
 
 
 class Receiver:
-    """A lifecycle service for all lines of a worker. `took(line, count)` is called after each claim."""
+    """A lifecycle service for all lines of a worker. `took(line, jobs)` is called after each claim."""
 
     name = "jobs receiver"
 
@@ -69,7 +70,7 @@ class Receiver:
         dispatcher: Dispatcher,
         *,
         lease: float,
-        took: Callable[[Line, int], None],
+        took: Callable[[Line, Sequence[Claimed]], None],
         clock: Clock,
         sink: Sink,
     ) -> None:
@@ -137,26 +138,27 @@ class Receiver:
     async def _receive(self) -> float:
         """Once; how many seconds to rest after it."""
         self._dispatcher.freed.clear()
-        carries, free = self._carrier.carries, self._dispatcher.room.ahead
+        room, carries = self._dispatcher.room, self._carrier.carries
+        free = room.ahead
         looking = not carries and self._carrier.pause(RECEIVING) > 0
-        if free <= 0 and not looking:
+        if free < room.least and not looking:
             await self._dispatcher.freed.wait()
             return 0.0
         asked = free if carries else 1
         kept = 0 if looking else asked
-        self._dispatcher.room.reserve(kept)
+        room.reserve(kept)
         try:
             received = await self._carrier.receive(self._names(), asked, WAIT if carries else 0.0)
         except TransportUnavailable:
             return self._carrier.pause(RECEIVING)
         finally:
-            self._dispatcher.room.reserve(-kept)
+            room.reserve(-kept)
         if not received:
             return 0.0 if carries else max(self._carrier.pause(RECEIVING), 0.1)
-        if looking and self._dispatcher.room.free < len(received):
+        if looking and room.free < len(received):
             await self._carrier.give_back(received)
             return 0.0
-        self._dispatcher.room.reserve(len(received))
+        room.reserve(len(received))
         lines: dict[Line, list[Delivery]] = {}
         for delivery in received:
             lines.setdefault(self._by_name[delivery.message.line], []).append(delivery)
@@ -199,7 +201,7 @@ class Receiver:
                     )
                 back = [one for one in received if one.message.id in claim.locked]
                 self._dispatcher.room.take(line, claim.jobs, asked)
-                self._took(line, len(claim.jobs))
+                self._took(line, claim.jobs)
                 store = line.store
                 waiting = claim.waiting + len(claim.parked)
                 dropped = claim.dropped + len(received) - len(ids)

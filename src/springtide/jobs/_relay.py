@@ -30,6 +30,7 @@ from springtide.errors import SpringtideError, TransportUnavailable
 from springtide.jobs._carrier import PUBLISHING, Carrier
 from springtide.jobs._line import Line
 from springtide.jobs._sent import BATCH, Outgoing, Sending
+from springtide.jobs._store import Claimed
 from springtide.jobs.transports.seam import Message, line_name
 from springtide.lifecycle import Group, Supervised
 from springtide.signals import JobsSent, Sink
@@ -41,11 +42,12 @@ _log = logging.getLogger(__name__)
 AHEAD = 4000
 """Jobs of one priority and line that are sent and not claimed, at most (by each relay)."""
 
-MANY = 1000
-"""Jobs that one round sends at most."""
+MANY, ENOUGH = 1000, 500
+"""Jobs that one round sends at most; room for fewer is not worth one."""
 
 FULL = 0.25
-"""Seconds between two looks whether there is room again, unless this process has made some."""
+"""Seconds between two looks whether there is room again; until then it goes by what it has sent and what this
+process has claimed."""
 
 LEAVING = 2.0
 """Seconds that a batch has to be published when the relay stops."""
@@ -90,11 +92,11 @@ class Relay:
     async def stop(self) -> None:
         await self._group.stop()
 
-    def took(self, line: Line, count: int) -> None:
-        """So many jobs of a line have been claimed here."""
+    def took(self, line: Line, claimed: Sequence[Claimed]) -> None:
+        """These jobs of a line have been claimed here."""
         for one in self._lines:
             if one.line is line:
-                one.took(count)
+                one.took(claimed)
 
     def ring(self, shard: str, schema: str | None) -> None:
         """Rows of `schema` (None: of any) on `shard` may be due now."""
@@ -128,14 +130,19 @@ class _Line:
         self._clock = clock
         self._sink = sink
         self._rooms = [0, 0, 0]
-        self._taken = 0
+        self._counted_at = float("-inf")
         self._has_recalled = False
         self._publishing: asyncio.Task[None] | None = None
 
-    def took(self, count: int) -> None:
-        self._taken += count
-        if self._taken >= MANY // 2 and min(self._rooms) <= 0:
+    def took(self, claimed: Sequence[Claimed]) -> None:
+        before = list(self._rooms)
+        for job in claimed:
+            self._rooms[job.priority] = min(self._rooms[job.priority] + 1, AHEAD)
+        if any(old < ENOUGH <= new for old, new in zip(before, self._rooms, strict=True)):
             self.rung.set()
+
+    def _count_again(self) -> None:
+        self._rooms, self._counted_at = [0, 0, 0], float("-inf")
 
     async def relay(self) -> None:
         """For ever; raises what nobody expected."""
@@ -168,32 +175,38 @@ class _Line:
                     self._has_recalled = False
                 else:
                     await self._recall()
+                    self._count_again()
                     if not failing:  # nobody here receives what would be sent
                         return idle
-                if min(self._rooms) < MANY:
-                    self._taken = 0
+                if min(self._rooms) < MANY and self._clock.monotonic() - self._counted_at >= FULL:
                     self._rooms = [AHEAD - count for count in await self._sending.ahead(AHEAD)]
+                    self._counted_at = self._clock.monotonic()
                 most = 1 if failing else MANY
                 await self.line.ask()
-                out = await self._sending.send(self.line.open, self._rooms, most)
+                left = list(self._rooms)
+                out = await self._sending.send(self.line.open, left, most)
         except (SpringtideError, asyncpg.PostgresError) as error:
             _log.warning("sending jobs of %s failed: %s", self.where, error)
-            self._rooms = [0, 0, 0]
+            self._count_again()
             return idle
         for one in out:
+            left[one.priority] -= 1
             self._rooms[one.priority] -= 1
         await self._published()
         if not out:
             if failing:
                 self._carrier.nothing(self)
-            return idle if min(self._rooms) > 0 else min(idle, FULL)
+            return idle if min(left) > 0 else min(idle, FULL)
         self._sent(self.line, len(out))
         self._publishing = asyncio.get_running_loop().create_task(self._publish(out))
         if failing or len(out) < MANY:
             await self._published()
         if len(out) == most:
             return 0.0
-        return idle if min(self._rooms) > 0 else min(idle, FULL)
+        full = [room for room, rest in zip(self._rooms, left, strict=True) if rest <= 0]
+        if not full:
+            return idle
+        return 0.0 if max(full) >= ENOUGH else min(idle, FULL)
 
     async def _published(self) -> None:
         """Wait for what is being published; a stop meanwhile does not cut it short. Raises its error once."""
@@ -246,6 +259,7 @@ class _Line:
             )
         )
         if refused:
+            self._count_again()
             deadline = self._clock.monotonic() + TIMEOUT
             try:
                 with activate(RequestContext(deadline=deadline, priority=Priority.CRITICAL)):

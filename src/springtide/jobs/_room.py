@@ -4,9 +4,10 @@ A slot is taken by a job that runs, or reserved: for a claim under way, for what
 that waits for it.
 
 Ahead: handlers that only compute keep the loop busy, and the database idle; a claim keeps the database busy,
-and the loop idle. So where jobs are swift the next claim is begun before those of the last one are: at most
-as many as there are slots wait claimed for a free one. If they wait longer than KEPT, they are handed back.
-Nothing is claimed ahead of jobs with limits: those count what has not ended.
+and the loop idle; and a claim costs about as much for one job as for ten. So where jobs are swift the next
+claims are begun before those of the last one are: in all for as many jobs as end within HORIZON at the pace
+of those before them, at most MOST. Those that still wait for a slot after KEPT are handed back. Nothing is
+claimed ahead of jobs with limits: those count what has not ended.
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ from springtide.jobs._store import Claimed
 
 __all__ = ["Room"]
 
+HORIZON = 0.04
+"""Seconds."""
+
+MOST = 500
+"""Jobs; twice the slots where these are more."""
+
 KEPT, NOT_AHEAD = 0.1, 10.0
 """Seconds that a job which was claimed ahead waits for a slot before it is handed back; seconds after that in
 which nothing is claimed ahead."""
+
+CHANCE = 0.02
+"""Seconds before KEPT is over at which a timer runs that does nothing else: after a loop stood still, what
+waits has so long to begin before it goes back."""
 
 
 class Room:
@@ -56,17 +67,31 @@ class Room:
     @property
     def ahead(self) -> int:
         """How many jobs may be claimed: for the free slots, and ahead where jobs are swift."""
-        return self._left(2 * self.slots if self.swift else self.slots)
+        return self._left(self.most)
+
+    @property
+    def least(self) -> int:
+        """Fewer are not worth a claim while jobs are in hand that end soon."""
+        most = self.most
+        return max(most // 4, 1) if most > self.slots else 1
 
     @property
     def swift(self) -> bool:
         """Whether jobs may be claimed ahead."""
-        return not self._limited and self._hands.swift and self._clock.monotonic() >= self._ahead_from
+        return self.most > self.slots
 
     @property
     def kept(self) -> int:
         """How many jobs wait for a slot."""
         return sum(len(jobs) for _, jobs, _ in self._kept)
+
+    @property
+    def most(self) -> int:
+        """How many jobs may be in hand: those that run, wait for a slot or are being claimed."""
+        if self._limited or self._clock.monotonic() < self._ahead_from:
+            return self.slots
+        fit = int(self._hands.pace * HORIZON)
+        return min(fit, max(MOST, 2 * self.slots)) if fit >= 2 * self.slots else self.slots
 
     def _left(self, most: int) -> int:
         if self._draining or self._retiring or self._hands.unwritten > most:
@@ -102,7 +127,8 @@ class Room:
         self._kept.append((line, jobs, asked))
         self.begin()
         if jobs:
-            asyncio.get_running_loop().call_later(KEPT, self._give_back, line, jobs, asked)
+            later = asyncio.get_running_loop().call_later
+            later(KEPT - CHANCE, later, CHANCE, self._give_back, line, jobs, asked)
 
     def begin(self) -> None:
         """Run what waits, as far as slots are free."""

@@ -327,12 +327,18 @@ class Statements:
             RETURNING 1
         """  # noqa: S608
         self.hand_back = f"""
+            WITH back AS MATERIALIZED (
+                SELECT row.ctid FROM {named} CROSS JOIN LATERAL (
+                    SELECT j.ctid FROM {table} AS j WHERE j.bucket = n.bucket AND j.id = n.id
+                        AND j.attempt = n.attempt AND j.worker = $4 AND {running} OFFSET 0
+                ) AS row
+            )
             UPDATE {table} AS j
             SET state = 'ready', attempt = j.attempt - 1, worker = NULL, leased_until = NULL,
                 due_at = coalesce(j.due_at, j.run_at), run_at = t.now
-            FROM (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
-            WHERE j.bucket = $1 AND j.id = $2 AND {mine} AND {running}
-            RETURNING 1
+            FROM back, (SELECT {MARKED_NOW} AS now OFFSET 0) AS t
+            WHERE j.ctid = back.ctid
+            RETURNING j.id
         """  # noqa: S608
         # A row that a finishing transaction has locked is neither renewed nor lost; nor is one that this run
         # has just finished, while the answer to its COMMIT is on the way.

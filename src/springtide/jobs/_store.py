@@ -282,11 +282,19 @@ class Store:
             finished = (run.id, run.bucket, run.attempt, worker)
             return bool(await queries.fetch(self.statements.finished, *finished))
         if ending.uncounted:
-            return bool(await queries.fetch(self.statements.hand_back, *name))
+            return bool(await self.hand_back([run], worker, queries))
         held = await queries.fetch(self.statements.end, *name, ending.state, ending.error, ending.delay)
         if held and ending.state == "dead" and ordering_key is not None:
             await queries.fetch(self.statements.let_next, run.bucket, ordering_key, run.id)
         return bool(held)
+
+    async def hand_back(
+        self, runs: Sequence[RunName], worker: str, queries: Queries | None = None
+    ) -> set[UUID]:
+        """These runs are ready again, and were none: the ids of those that were this worker's and that nobody
+        touched meanwhile."""
+        rows = await (queries or self.pool).fetch(self.statements.hand_back, *_columns(runs), worker)
+        return {row["id"] for row in rows}
 
     async def report(self, run: RunName, worker: str, progress: str) -> bool:
         """Keep how far a run is, as JSON; False when it was not this worker's any more."""
