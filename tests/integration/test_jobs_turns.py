@@ -258,6 +258,7 @@ async def test_one_free_slot_is_claimed_for_soon_enough(database: Database, data
 def under_way(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """As long as there are claims under way that also end jobs. Jobs are swift on a busy machine, too, and as
     many are ahead as run."""
+    monkeypatch.setattr(_hands, "FRESH", 600.0)
     monkeypatch.setattr(_room, "HORIZON", 600.0)
     monkeypatch.setattr(_room, "MOST", 0)
     turn, found = Store.turn, list[None]()
@@ -312,6 +313,7 @@ async def test_the_swifter_jobs_are_the_more_are_claimed_ahead(
             await asyncio.sleep(0)
         running -= 1
 
+    monkeypatch.setattr(_hands, "FRESH", 600.0)
     monkeypatch.setattr(_room, "HORIZON", 600.0)
     monkeypatch.setattr(_room, "MOST", 60)
     doer = Doer(act)
